@@ -1,0 +1,78 @@
+"""shaprune: smaller, faster trained networks with cooperative game theory.
+
+Names load on first use, so that ``import shaprune`` stays fast and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shaprune.compression import compress as compress
+    from shaprune.errors import GameError as GameError
+    from shaprune.errors import InputError as InputError
+    from shaprune.errors import ShapruneError as ShapruneError
+    from shaprune.errors import ShapruneWarning as ShapruneWarning
+    from shaprune.errors import SurgeryError as SurgeryError
+    from shaprune.files import load as load
+    from shaprune.files import save as save
+    from shaprune.network.discovery import find_players as find_players
+    from shaprune.network.game import NetworkGame as NetworkGame
+    from shaprune.network.players import Players as Players
+    from shaprune.network.worths import Evaluate as Evaluate
+    from shaprune.planning import Budget as Budget
+    from shaprune.planning import Plan as Plan
+    from shaprune.planning import plan as plan
+    from shaprune.pruning import prune as prune
+    from shaprune.recovery.steps import recover as recover
+    from shaprune.scoring import Scores as Scores
+    from shaprune.scoring import score as score
+    from shaprune.values.estimate import estimate as estimate
+    from shaprune.values.game import Game as Game
+    from shaprune.values.result import Values as Values
+
+_HOMES = {
+    "Budget": "shaprune.planning",
+    "Evaluate": "shaprune.network.worths",
+    "Game": "shaprune.values.game",
+    "GameError": "shaprune.errors",
+    "InputError": "shaprune.errors",
+    "NetworkGame": "shaprune.network.game",
+    "Plan": "shaprune.planning",
+    "Players": "shaprune.network.players",
+    "Scores": "shaprune.scoring",
+    "ShapruneError": "shaprune.errors",
+    "ShapruneWarning": "shaprune.errors",
+    "SurgeryError": "shaprune.errors",
+    "Values": "shaprune.values.result",
+    "compress": "shaprune.compression",
+    "estimate": "shaprune.values.estimate",
+    "find_players": "shaprune.network.discovery",
+    "load": "shaprune.files",
+    "plan": "shaprune.planning",
+    "prune": "shaprune.pruning",
+    "recover": "shaprune.recovery.steps",
+    "save": "shaprune.files",
+    "score": "shaprune.scoring",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("shaprune")
+    if name not in _HOMES:
+        from shaprune.errors import nearest
+
+        raise AttributeError(f"shaprune has no {name!r}{nearest(name, _HOMES)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

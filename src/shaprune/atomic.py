@@ -1,0 +1,97 @@
+"""Files that are never half written: write beside, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shaprune.errors import InputError
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in one step.
+
+    Raises:
+        InputError: the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+        ) as f:
+            beside = Path(f.name)
+            f.write(text)
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: missing, unreadable, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no complete JSON file: {error}") from error
+
+
+@contextmanager
+def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a folder beside ``path``, then rename it to ``path``; on any failure nothing is left and nothing is lost.
+
+    Raises:
+        InputError: ``path`` exists (and is not empty) without ``overwrite``, or its parent cannot be written.
+    """
+    path = Path(path)
+    check_free(path, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    old = beside.with_name(beside.name + ".old")
+    try:
+        yield beside
+        beside.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+    """Check that a folder may be written at ``path``.
+
+    Raises:
+        InputError: it is a file, or a folder with something in it and ``overwrite`` is not set.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if any(path.iterdir()) and not overwrite:
+            raise InputError(f"{path} exists and is not empty; choose another folder, or overwrite it explicitly")
+    elif path.exists():
+        raise InputError(f"{path} exists and is a file; choose another folder")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Evidence: data sets, reference networks, and what benchmarks measure them with."""

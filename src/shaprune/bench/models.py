@@ -1,0 +1,131 @@
+"""Reference networks of the pruning literature, by name, untrained. ``MODELS`` is the registry."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from shaprune.bench.resnet import ResNet
+from shaprune.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A network: how to make it, the shape (C, H, W) of one input, and what it is."""
+
+    factory: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    doc: str
+
+
+def digits() -> nn.Module:
+    """The demo's network: three convolutions and two linear layers for 8x8 images."""
+    return _named(
+        conv1=nn.Conv2d(1, 32, 3, padding=1),
+        bn1=nn.BatchNorm2d(32),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(32, 64, 3, padding=1),
+        bn2=nn.BatchNorm2d(64),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),  # 8x8 -> 4x4
+        conv3=nn.Conv2d(64, 64, 3, padding=1),
+        bn3=nn.BatchNorm2d(64),
+        relu3=nn.ReLU(),
+        pool3=nn.AdaptiveAvgPool2d(2),
+        flatten=nn.Flatten(),  # (N, 64, 2, 2) -> (N, 256)
+        fc1=nn.Linear(256, 64),
+        relu4=nn.ReLU(),
+        fc2=nn.Linear(64, 10),
+    )
+
+
+def lenet5() -> nn.Module:
+    """LeNet-5 in Caffe's widths (20-50-500), with a ReLU after each convolution: 431,080 parameters."""
+    return _lenet(20, 50, (500,))
+
+
+def lenet5_reduced() -> nn.Module:
+    """The reduced LeNet-5 (10-20-100-25) of Adamczewski et al. 2024, on which exact Shapley values are feasible."""
+    return _lenet(10, 20, (100, 25))
+
+
+def lenet1() -> nn.Module:
+    """LeNet-1 (4-12, tanh, average pooling) of Munovas 2023: 3,246 parameters."""
+    return _named(
+        conv1=nn.Conv2d(1, 4, 5),  # 28x28 -> 24x24
+        tanh1=nn.Tanh(),
+        pool1=nn.AvgPool2d(2),
+        conv2=nn.Conv2d(4, 12, 5),  # 12x12 -> 8x8
+        tanh2=nn.Tanh(),
+        pool2=nn.AvgPool2d(2),
+        flatten=nn.Flatten(),  # (N, 12, 4, 4) -> (N, 192)
+        fc=nn.Linear(192, 10),
+    )
+
+
+def resnet56() -> nn.Module:
+    """ResNet-56 for CIFAR-10, option-A shortcuts: 853,018 parameters."""
+    return ResNet(9)
+
+
+def mlp() -> nn.Module:
+    """A perceptron for 8x8 images: 64-64-64-10."""
+    return _named(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(64, 64),
+        relu1=nn.ReLU(),
+        fc2=nn.Linear(64, 64),
+        relu2=nn.ReLU(),
+        fc3=nn.Linear(64, 10),
+    )
+
+
+def _lenet(n_conv1: int, n_conv2: int, hidden: tuple[int, ...]) -> nn.Module:
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(1, n_conv1, 5),  # 28x28 -> 24x24
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(n_conv1, n_conv2, 5),  # 12x12 -> 8x8
+        "relu2": nn.ReLU(),
+        "pool2": nn.MaxPool2d(2),
+        "flatten": nn.Flatten(),  # (N, n_conv2, 4, 4) -> (N, 16 * n_conv2)
+    }
+    widths = (16 * n_conv2, *hidden, 10)
+    for i in range(1, len(widths)):
+        layers[f"fc{i}"] = nn.Linear(widths[i - 1], widths[i])
+        if i < len(hidden) + 1:
+            layers[f"relu{i + 2}"] = nn.ReLU()
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _named(**layers: nn.Module) -> nn.Module:
+    """A sequence whose layers keep their names (``conv1``, not ``0``)."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _entry(factory: Callable[[], nn.Module], *input_shape: int) -> ModelEntry:
+    return ModelEntry(factory, input_shape, (factory.__doc__ or "").splitlines()[0])
+
+
+MODELS: dict[str, ModelEntry] = {
+    "digits": _entry(digits, 1, 8, 8),
+    "lenet5": _entry(lenet5, 1, 28, 28),
+    "lenet5-reduced": _entry(lenet5_reduced, 1, 28, 28),
+    "lenet1": _entry(lenet1, 1, 28, 28),
+    "resnet56": _entry(resnet56, 3, 32, 32),
+    "mlp": _entry(mlp, 1, 8, 8),
+}
+
+
+def build_model(name: str) -> nn.Module:
+    """A fresh, untrained network of the registry; its weights come from torch's global generator.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}{nearest(name, MODELS)}")
+    return MODELS[name].factory()

@@ -1,0 +1,42 @@
+"""The errors that shaprune raises: each names the thing that is wrong and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShapruneError(Exception):
+    """Base of every error that shaprune raises on purpose."""
+
+
+class InputError(ShapruneError, ValueError):
+    """What the caller handed in cannot be used: an option, a batch, a file, a budget."""
+
+
+class GameError(ShapruneError, RuntimeError):
+    """A game gave no usable worth: NaN, infinite, or of the wrong shape."""
+
+
+class SurgeryError(ShapruneError, RuntimeError):
+    """The network could not be cut, or the cut network does not run; the input model is as it was."""
+
+
+class ShapruneWarning(UserWarning):
+    """Something works, but not the way the caller may expect (slower, or with less certainty)."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return the end of an error message: the option nearest to ``name``, and all of them."""
+    known = sorted(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"{hint} Known: {shown}."
+
+
+def check_choice(what: str, name: str, options: Iterable[str]) -> None:
+    """Raise `InputError` unless ``name`` is one of ``options``."""
+    known = list(options)
+    if name not in known:
+        raise InputError(f"unknown {what} {name!r}{nearest(str(name), known)}")

@@ -1,0 +1,241 @@
+"""Players of a network: which channels can leave, and what leaves with them. Pure data, no torch.
+
+A *group* is a set of channels that are coupled across layers (the producer's filters, the batch-norm between, the
+consumers' input channels). Its players leave one by one; what one player owns in every member layer leaves together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shaprune.errors import InputError, nearest
+from shaprune.network.layers import Layer
+
+Role = Literal["out", "in", "both"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer's part in a group.
+
+    Attributes:
+        module: name of the layer in the model.
+        role: ``"out"`` produces the channels, ``"in"`` consumes them, ``"both"`` passes them on one by one (norms,
+            depthwise convolutions).
+        channels: per player of the group, the channels of this layer that it owns.
+    """
+
+    module: str
+    role: Role
+    channels: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def widths(self) -> NDArray[np.int64]:
+        """(players of the group,) number of channels that each player owns here."""
+        return np.array([len(c) for c in self.channels], dtype=np.int64)
+
+    def owners(self, width: int, offset: int, nobody: int) -> NDArray[np.int64]:
+        """(width,) which player owns each channel, counted from ``offset``; ``nobody`` where none does."""
+        result = np.full(width, nobody, dtype=np.int64)
+        for player, channels in enumerate(self.channels):
+            result[list(channels)] = offset + player
+        return result
+
+
+@dataclass(frozen=True)
+class Group:
+    """Coupled channels: ``name`` is the first producer, ``indices`` the positions of its players among all players."""
+
+    name: str
+    indices: NDArray[np.int64]
+    members: tuple[Member, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The layers at whose inputs the mask stands."""
+        return tuple(m for m in self.members if m.role == "in")
+
+    @property
+    def producers(self) -> tuple[Member, ...]:
+        """The layers whose filters are the players."""
+        return tuple(m for m in self.members if m.role == "out")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the players, such as ``conv2[17]``: the group and the first channel in its first producer."""
+        return tuple(f"{self.name}[{c[0]}]" for c in self.members[0].channels)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer whose output channels are not players, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Players:
+    """Everything that can leave a network, in a fixed order, and everything that cannot, with the reason.
+
+    Attributes:
+        groups: the groups of coupled channels, in order of execution.
+        layers: every layer that the groups touch, by name.
+        skipped: layers whose channels cannot or shall not leave.
+        model_params, model_macs: the whole dense network's parameters and multiply-adds per example.
+    """
+
+    groups: tuple[Group, ...]
+    layers: dict[str, Layer]
+    skipped: tuple[Skipped, ...]
+    model_params: int
+    model_macs: float
+
+    @property
+    def n(self) -> int:
+        """Number of players."""
+        return sum(len(g) for g in self.groups)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Player names, in player order."""
+        return tuple(name for g in self.groups for name in g.names)
+
+    @cached_property
+    def params(self) -> NDArray[np.int64]:
+        """(n,) parameters that leave when one player alone leaves the dense network."""
+        return self._each(lambda layer, n_in, n_out: layer.params(n_in, n_out)).astype(np.int64)
+
+    @cached_property
+    def macs(self) -> NDArray[np.float64]:
+        """(n,) multiply-adds per example that leave when one player alone leaves the dense network."""
+        return self._each(lambda layer, n_in, n_out: layer.macs(n_in, n_out))
+
+    def group(self, name: str) -> Group:
+        """The group of this name.
+
+        Raises:
+            InputError: unknown name, with the nearest one.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise InputError(f"no group {name!r}{nearest(name, [g.name for g in self.groups])}")
+
+    def widths(self, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+        """Channels (in, out) left in every touched layer when the players ``kept`` stay."""
+        left = {name: [layer.n_in, layer.n_out] for name, layer in self.layers.items()}
+        for group in self.groups:
+            gone = ~kept[group.indices]
+            for member in group.members:
+                lost = int(member.widths @ gone)
+                if member.role in ("in", "both"):
+                    left[member.module][0] -= lost
+                if member.role in ("out", "both"):
+                    left[member.module][1] -= lost
+        return {name: (n_in, n_out) for name, (n_in, n_out) in left.items()}
+
+    def cost(self, kept: NDArray[np.bool_]) -> tuple[int, float]:
+        """Parameters and multiply-adds per example of the network in which the players ``kept`` stay."""
+        params, macs = self.model_params, self.model_macs
+        for name, (n_in, n_out) in self.widths(kept).items():
+            layer = self.layers[name]
+            params += layer.params(n_in, n_out) - layer.params(layer.n_in, layer.n_out)
+            macs += layer.macs(n_in, n_out) - layer.macs(layer.n_in, layer.n_out)
+        return params, macs
+
+    def summary(self) -> str:
+        """A table of groups, players, costs, and what is skipped and why."""
+        rows = [("group", "players", "params/player", "macs/player", "coupled layers")]
+        for g in self.groups:
+            layers = ", ".join(f"{m.module}:{m.role}" for m in g.members)
+            i = g.indices[0]
+            rows.append((g.name, str(len(g)), f"{self.params[i]:,}", f"{self.macs[i]:,.0f}", layers))
+        wide = [max(len(r[c]) for r in rows) for c in range(4)]
+        lines = ["  ".join([r[0].ljust(wide[0]), *(r[c].rjust(wide[c]) for c in (1, 2, 3)), r[4]]) for r in rows]
+        lines.append(
+            f"{self.n} players in {len(self.groups)} groups; dense network: {self.model_params:,} parameters, "
+            f"{self.model_macs:,.0f} multiply-adds per example"
+        )
+        if self.skipped:
+            lines.append("not prunable:")
+            lines += [f"  {s.name} ({s.channels} channels): {s.reason}" for s in self.skipped]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "groups": [
+                {
+                    "name": g.name,
+                    "members": [
+                        {"module": m.module, "role": m.role, "channels": [list(c) for c in m.channels]}
+                        for m in g.members
+                    ],
+                }
+                for g in self.groups
+            ],
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "skipped": [[s.name, s.channels, s.reason] for s in self.skipped],
+            "model_params": self.model_params,
+            "model_macs": self.model_macs,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Players:
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: if a field is missing or of the wrong kind.
+        """
+        try:
+            members = [
+                (
+                    g["name"],
+                    [
+                        Member(m["module"], m["role"], tuple(tuple(int(i) for i in c) for c in m["channels"]))
+                        for m in g["members"]
+                    ],
+                )
+                for g in data["groups"]
+            ]
+            return Players(
+                groups=number_groups(members),
+                layers={name: Layer(**layer) for name, layer in data["layers"].items()},
+                skipped=tuple(Skipped(*s) for s in data["skipped"]),
+                model_params=int(data["model_params"]),
+                model_macs=float(data["model_macs"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"these are not players written by shaprune: {error!r}") from error
+
+    def _each(self, cost: Any) -> NDArray[np.float64]:
+        result = np.zeros(self.n)
+        for group in self.groups:
+            for member in group.members:
+                layer = self.layers[member.module]
+                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
+                n_out = layer.n_out - member.widths * (member.role in ("out", "both"))
+                dense = cost(layer, layer.n_in, layer.n_out)
+                result[group.indices] += [dense - cost(layer, int(a), int(b)) for a, b in zip(n_in, n_out, strict=True)]
+        return result
+
+
+def number_groups(groups: Sequence[tuple[str, Sequence[Member]]]) -> tuple[Group, ...]:
+    """Give consecutive player indices to groups of members."""
+    result, start = [], 0
+    for name, members in groups:
+        size = len(members[0].channels)
+        result.append(Group(name, np.arange(start, start + size), tuple(members)))
+        start += size
+    return tuple(result)

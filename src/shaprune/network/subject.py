@@ -1,0 +1,92 @@
+"""The dense network together with the examples it is judged on; what all games on it share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shaprune.errors import GameError, InputError, ShapruneWarning
+from shaprune.network.batches import Forward, call, collect, length, main_output, transform
+from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.cut import Cut, Whole
+from shaprune.network.masks import Edge
+from shaprune.network.trace import Trace, UntraceableError
+
+BATCH = 256  # examples per plain forward pass
+
+
+class Subject:
+    """A model, its examples on the model's device, the dense outputs, and the trace.
+
+    Attributes:
+        inputs: all inputs, batch first; targets: (N,) or None.
+        outputs: (N, ...) what the dense network answers.
+        n_examples: N.
+        whole_because: why the model is run whole, or None where only the part behind a mask is run.
+    """
+
+    def __init__(self, model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+        self.model = model
+        self.forward: Forward = forward or call
+        device = device_of(model)
+        inputs, targets = collect(data)
+        self.inputs = transform(inputs, lambda t: t.to(device))
+        self.targets = None if targets is None else targets.to(device)
+        self.n_examples = length(self.inputs)
+        with borrowed(model), torch.no_grad():
+            self.outputs = torch.cat([self._run(rows) for rows in torch.arange(self.n_examples).split(BATCH)])
+            self.trace, self.whole_because = self._traced(forward)
+        if not torch.isfinite(self.outputs).all():
+            row = int(torch.nonzero(~torch.isfinite(self.outputs).flatten(1).all(1))[0])
+            raise GameError(
+                f"the dense network's output is NaN or infinite on example {row}; check the weights and the data"
+            )
+        if self.whole_because is not None:
+            warnings.warn(
+                f"the whole model is run for every coalition, not only the part behind the mask: {self.whole_because}",
+                ShapruneWarning,
+                stacklevel=3,
+            )
+
+    def rows(self, rows: Tensor) -> Any:
+        """The inputs of some examples."""
+        return transform(self.inputs, lambda t: t.index_select(0, rows.to(t.device)) if t.ndim else t)
+
+    def runner(self, edges: Sequence[Edge]) -> Cut | Whole:
+        """What runs rows under masks at ``edges``."""
+        if self.trace is not None:
+            return Cut(self.trace, edges)
+        return Whole(self.model, edges, self.forward)
+
+    def _run(self, rows: Tensor) -> Tensor:
+        try:
+            outputs = main_output(self.forward(self.model, self.rows(rows)))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the model does not run on a batch of the data: {error}; see forward=...") from error
+        if outputs.ndim == 0 or len(outputs) != len(rows):
+            raise InputError(
+                f"the model returned shape {tuple(outputs.shape)} for {len(rows)} examples; "
+                "the first dimension must be the batch"
+            )
+        return outputs
+
+    def _traced(self, forward: Forward | None) -> tuple[Trace | None, str | None]:
+        if forward is not None:
+            return None, "forward=... is given"
+        try:
+            trace = Trace(self.model)
+            if trace.reproduces(self.rows(torch.arange(min(2, self.n_examples)))):
+                return trace, None
+            return None, "its trace does not reproduce its outputs"
+        except UntraceableError as reason:
+            return None, f"it cannot be traced ({reason})"
+        except Exception as error:
+            return None, f"its trace does not run ({type(error).__name__}: {error})"

@@ -1,0 +1,121 @@
+"""A network as a list of operations (torch.fx), so that a part of it can be run on its own."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from shaprune.network.batches import Inputs, call, tensors
+
+Env = dict[fx.Node, Any]
+Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
+
+
+class UntraceableError(Exception):
+    """Why a model cannot be taken apart; it is then run whole."""
+
+
+class Trace:
+    """The operations of a model in order, sharing its layers: weights changed in the model are changed here.
+
+    Args:
+        model: a module in eval mode.
+
+    Raises:
+        UntraceableError: torch.fx cannot follow the model's Python code.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        try:
+            self.graph = fx.Tracer().trace(model)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UntraceableError(reason) from error
+        self.model = model
+        self.nodes: list[fx.Node] = list(self.graph.nodes)
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+
+    def feed(self, inputs: Inputs) -> Env:
+        """Bind inputs to the placeholders: a dict by name, a tuple by position, a tensor to the first."""
+        holders = [n for n in self.nodes if n.op == "placeholder"]
+        given: dict[Any, Any]
+        if isinstance(inputs, dict):
+            given = inputs
+        else:
+            values = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+            given = {n.target: v for n, v in zip(holders, values, strict=False)}
+        return {n: given.get(n.target, n.args[0] if n.args else None) for n in holders}
+
+    def run_node(self, node: fx.Node, env: Env, intercept: Intercept | None = None) -> Any:
+        """Run one operation on the values in ``env``; ``intercept`` may change its positional arguments first."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        if intercept is not None:
+            args = intercept(node, args)
+        if node.op == "call_module":
+            return self.modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.model)
+        assert node.op == "output"
+        return args[0]
+
+    def reproduces(self, inputs: Inputs) -> bool:
+        """Whether running the operations gives what the model itself gives."""
+        env = self.feed(inputs)
+        for node in self.nodes:
+            if node not in env:
+                env[node] = self.run_node(node, env)
+        ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, inputs))
+        return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Segment:
+    """Some operations of a trace, run in order; values that nothing needs any more are dropped."""
+
+    def __init__(self, trace: Trace, nodes: Sequence[fx.Node], keep: Sequence[fx.Node] = ()) -> None:
+        self.trace = trace
+        self.nodes = list(nodes)
+        last_use: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:
+            for source in node.all_input_nodes:
+                last_use[source] = node
+        kept = set(keep)
+        self.dead: dict[fx.Node, list[fx.Node]] = {}
+        for source, user in last_use.items():
+            if source not in kept:
+                self.dead.setdefault(user, []).append(source)
+
+    def run(
+        self, env: Env, intercept: Intercept | None = None, watch: Callable[[fx.Node, Env], None] | None = None
+    ) -> Any:
+        """Run all operations in ``env``, which is consumed; return the value of the last."""
+        value = None
+        for node in self.nodes:
+            value = env[node] = self.trace.run_node(node, env, intercept)
+            if watch is not None:
+                watch(node, env)
+            self.forget(node, env)
+        return value
+
+    def forget(self, node: fx.Node, env: Env) -> None:
+        """Drop the values that only ``node`` and operations before it needed."""
+        for source in self.dead.get(node, ()):
+            env.pop(source, None)
+
+
+def live_bytes(values: Any) -> int:
+    """Bytes of all tensors in a nested structure."""
+    return sum(t.numel() * t.element_size() for t in tensors(values))
+
+
+def first_not_finite(node: fx.Node, value: Any) -> str | None:
+    """The name of ``node`` if its value holds NaN or infinity."""
+    bad = any(isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors(value))
+    return str(node.target if node.op == "call_module" else node.name) if bad else None

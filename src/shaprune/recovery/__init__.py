@@ -1,0 +1,1 @@
+"""Winning accuracy back after surgery: each step its own function, each optional."""

@@ -1,0 +1,116 @@
+"""Gradient training in place, for the demo's networks and for the recover step "finetune".
+
+What is minimised is in `objective`, how in `trainer`; here the model is lent to them and comes back whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shaprune.errors import InputError, check_choice
+from shaprune.network.batches import call, length, main_output, transform
+from shaprune.network.borrow import borrowed, device_of
+from shaprune.recovery.objective import LOSSES, Loss, Shuffled, mean_loss, prepare
+from shaprune.recovery.trainer import train
+
+
+def fit(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    epochs: int,
+    lr: float,
+    loss: Loss = "cross_entropy",
+    teacher: nn.Module | None = None,
+    weight_decay: float = 0.0,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    validation: Iterable[Any] | None = None,
+) -> None:
+    """Train ``model`` in place. Training flags and random states come back; on any failure the weights do too.
+
+    Args:
+        batches: read once and kept in memory; the rows are shuffled anew in every epoch.
+        epochs: passes over the data.
+        lr: the highest learning rate (AdamW, warm-up, cosine down to zero).
+        loss: ``cross_entropy`` (class indices), ``mse`` (numbers), or ``distill`` (KL to the ``teacher``'s outputs;
+            squared error where these are no class scores: float targets, or a single output).
+        teacher: the network to follow, for ``distill`` only.
+        weight_decay: AdamW's.
+        batch_size: rows per step.
+        seed: of the order of rows and of dropout.
+        device: where to train; None for where the model is. The model ends where it was.
+        validation: batches; where given, the weights of the epoch with the lowest loss on them are kept.
+
+    Raises:
+        InputError: an option out of range, no batch, nothing to train, targets that do not fit the loss or the outputs,
+            or a loss that is NaN or infinite.
+    """
+    check_choice("loss", loss, LOSSES)
+    _check_options(model, epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=batch_size)
+    if (teacher is None) == (loss == "distill"):
+        raise InputError("loss='distill' needs teacher=..., and only it does")
+    home, where = device_of(model), _device(device, device_of(model))
+    rows, kind = prepare(model, batches, loss, teacher, batch_size)
+    checks = prepare(model, validation, loss, teacher, batch_size)[0] if validation is not None else None
+    shuffled = Shuffled(rows, seed)
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def objective(batch: Any) -> Tensor:
+        return mean_loss(kind, main_output(call(model, batch[0])), batch[1])
+
+    def validate() -> float:
+        assert checks is not None
+        with borrowed(model), torch.no_grad():
+            losses = [(length(b[0]), float(objective(transform(b, lambda t: t.to(where))))) for b in checks]
+        return sum(n * value for n, value in losses) / sum(n for n, _ in losses)
+
+    with borrowed(model):
+        model.train()
+        torch.manual_seed(seed)
+        try:
+            train(
+                model,
+                shuffled,
+                objective,
+                n_batches=len(shuffled),
+                epochs=epochs,
+                lr=lr,
+                weight_decay=weight_decay,
+                device=where,
+                after_epoch=validate if checks is not None else None,
+            )
+        except BaseException:
+            model.load_state_dict(before)
+            raise
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.to(home)
+
+
+def _check_options(model: nn.Module, *, epochs: int, lr: float, weight_decay: float, batch_size: int) -> None:
+    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+        if number < 1:
+            raise InputError(f"{name} is {number}; it must be at least 1")
+    if not 0 < lr < math.inf:
+        raise InputError(f"lr is {lr}; it must be a number above 0")
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay is {weight_decay}; it must be 0 or above")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+
+
+def _device(device: str | torch.device | None, home: torch.device) -> torch.device:
+    if device is None:
+        return home
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used ({str(error).splitlines()[0]}); try 'cpu'") from error
+    return torch.device(device)

@@ -1,0 +1,105 @@
+"""What training minimises: rows of data with targets or a teacher's outputs, and the loss between them and the model's.
+
+Distillation (Hinton et al. 2015) follows the teacher's outputs at temperature 2 and needs no labels. The teacher runs
+once over the data, not once per epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shaprune.errors import InputError
+from shaprune.network.batches import Inputs, call, collect, length, main_output, transform
+from shaprune.network.borrow import borrowed, device_of
+
+Loss = Literal["cross_entropy", "mse", "distill"]
+Kind = Literal["cross_entropy", "mse", "kl"]  # what a loss comes down to on given targets
+LOSSES = ("cross_entropy", "mse", "distill")
+_TEMPERATURE = 2.0
+_IGNORED = -100  # a target that cross_entropy skips
+
+
+class Rows:
+    """Examples with what the loss compares them to, in order, in batches."""
+
+    def __init__(self, inputs: Inputs, targets: Tensor, batch_size: int) -> None:
+        self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
+        return (self.at(slice(i, i + self.batch_size)) for i in range(0, len(self.targets), self.batch_size))
+
+    def at(self, rows: slice | Tensor) -> tuple[Inputs, Tensor]:
+        return transform(self.inputs, lambda tensor: tensor[rows]), self.targets[rows]
+
+
+class Shuffled:
+    """The same rows in a new order every time; one row left over at the end sits out, as batch-norm needs two."""
+
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self.rows, self.generator = rows, torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        n, size = len(self.rows.targets), self.rows.batch_size
+        return max(1, n // size + (n % size > 1))
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
+        order = torch.randperm(len(self.rows.targets), generator=self.generator)
+        size = self.rows.batch_size
+        return (self.rows.at(order[i * size : (i + 1) * size]) for i in range(len(self)))
+
+
+def prepare(
+    model: nn.Module, batches: Iterable[Any], loss: Loss, teacher: nn.Module | None, batch_size: int
+) -> tuple[Rows, Kind]:
+    """Read the data, put the teacher's outputs in place of targets, and check that they fit the model's outputs."""
+    inputs, targets = collect(batches)
+    kind: Kind = "mse" if loss == "mse" else "cross_entropy"
+    if teacher is not None:
+        numbers = targets is not None and targets.is_floating_point()
+        rows = Rows(inputs, torch.empty(length(inputs)), batch_size)
+        targets = torch.cat([_outputs(teacher, batch) for batch, _ in rows])
+        kind = "mse" if numbers or targets.ndim < 2 or targets.shape[1] < 2 else "kl"
+    if targets is None:
+        raise InputError(f"loss={loss!r} needs targets and the batches have none; loss='distill' needs no labels")
+    outputs = _outputs(model, transform(inputs, lambda tensor: tensor[:1]))
+    if kind == "cross_entropy":
+        _check_classes(targets, outputs)
+    elif targets.shape[1:] != outputs.shape[1:]:
+        if targets[:1].numel() != outputs.numel():
+            raise InputError(
+                f"targets have shape {tuple(targets.shape[1:])} per example and the model's outputs "
+                f"{tuple(outputs.shape[1:])}; they must agree"
+            )
+        targets = targets.reshape(-1, *outputs.shape[1:])
+    return Rows(inputs, targets if kind == "cross_entropy" else targets.to(outputs.dtype), batch_size), kind
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+    with borrowed(model), torch.no_grad():
+        return main_output(call(model, transform(inputs, lambda tensor: tensor.to(device_of(model))))).cpu()
+
+
+def _check_classes(targets: Tensor, outputs: Tensor) -> None:
+    if targets.is_floating_point():
+        raise InputError(f"cross_entropy needs class indices and the targets are {targets.dtype}; use loss='mse'")
+    used = targets[targets != _IGNORED]
+    n = outputs.shape[1] if outputs.ndim > 1 else 0
+    if not used.numel() or int(used.min()) < 0 or int(used.max()) >= n:
+        span = f"{int(used.min())} to {int(used.max())}" if used.numel() else "none"
+        raise InputError(f"labels go from {span} and the model has {n} outputs; they must be 0 to {n - 1}")
+
+
+def mean_loss(kind: Kind, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss over the rows of a batch (and over positions, where outputs have any)."""
+    if kind == "cross_entropy":
+        return F.cross_entropy(outputs, targets)
+    if kind == "mse":
+        return F.mse_loss(outputs, targets)
+    student = F.log_softmax(outputs / _TEMPERATURE, dim=1)
+    teacher = F.log_softmax(targets / _TEMPERATURE, dim=1)
+    return (teacher.exp() * (teacher - student)).sum(1).mean() * _TEMPERATURE**2

@@ -1,0 +1,134 @@
+"""Lightning, and nothing else: the one file that imports it. It trains quietly and leaves no trace of itself."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shaprune.errors import InputError
+
+_WARM_UP = 0.1  # share of the steps
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[Any],
+    objective: Callable[[Any], Tensor],
+    *,
+    n_batches: int,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    device: torch.device,
+    after_epoch: Callable[[], float] | None = None,
+) -> None:
+    """Minimise ``objective(batch)`` over the parameters of ``model`` with AdamW, warm-up and cosine.
+
+    Args:
+        batches: iterated once per epoch.
+        n_batches: how many each iteration yields.
+        after_epoch: a number per epoch; where given, the weights of the epoch with the lowest are kept.
+
+    Raises:
+        InputError: the loss, or that number, is NaN or infinite: the message names the epoch.
+    """
+    with quiet():
+        import lightning.pytorch as pl
+        from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+        best, best_state = math.inf, None
+        total = epochs * n_batches
+
+        def rate(step: int) -> float:
+            warm_up = max(1, round(_WARM_UP * total))
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+
+        class Task(pl.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def training_step(self, batch: Any, index: int) -> Tensor:
+                return _finite(objective(batch), "loss", self.current_epoch, lr)
+
+            def on_train_epoch_end(self) -> None:
+                nonlocal best, best_state
+                if after_epoch is None:
+                    return
+                score = float(_finite(torch.tensor(after_epoch()), "validation loss", self.current_epoch, lr))
+                if score < best:
+                    best, best_state = score, copy.deepcopy(model.state_dict())
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+                scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+        trainer = pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            max_epochs=epochs,
+            plugins=[LightningEnvironment()],  # one process here, also inside a cluster's job
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with interruptible():
+            trainer.fit(Task(), train_dataloaders=batches)
+    if best_state is not None:
+        model.load_state_dict(best_state)
+
+
+def _finite(loss: Tensor, what: str, epoch: int, lr: float) -> Tensor:
+    if not bool(torch.isfinite(loss)):
+        raise InputError(
+            f"the {what} is {float(loss)} in epoch {epoch + 1}; "
+            f"lower lr (now {lr:g}), or look for NaN in the data and the weights"
+        )
+    return loss
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's log messages below an error, and all warnings, are dropped until the end of the block."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import lightning.pytorch  # noqa: F401  # sets its loggers' levels when first imported
+
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C stays KeyboardInterrupt: Lightning turns it into SystemExit and ignores the signal from then on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)

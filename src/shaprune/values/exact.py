@@ -1,0 +1,90 @@
+"""Exact values by enumeration of all coalitions (Shapley 1953; Adamczewski et al. 2024, Eq. 3).
+
+2^n evaluations per example. All worths are asked for in order of the binary code of the coalition, in chunks.
+"""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+
+from shaprune.errors import InputError
+from shaprune.values.game import Game
+from shaprune.values.result import Values
+from shaprune.values.window import window
+
+MAX_PLAYERS = 20
+CHUNK = 1 << 14  # coalitions asked for at once
+
+
+def exact(game: Game, *, sizes: tuple[float, float] = (0.0, 1.0), max_evaluations: int | None = None) -> Values:
+    """Return exact values of a game of up to 20 players.
+
+    Args:
+        game: the game.
+        sizes: window of coalition sizes, as fractions of the players; (0, 1) is the Shapley value.
+        max_evaluations: refuse, before any work, if more evaluations than this are needed.
+
+    Raises:
+        InputError: above 20 players, or above ``max_evaluations``, with the cost.
+    """
+    n = game.n_players
+    n_evaluations = cost_of_enumeration(game, sizes)
+    span = window(n, sizes)
+    if max_evaluations is not None and n_evaluations > max_evaluations:
+        raise InputError(
+            f"exact values need {n_evaluations} evaluations and max_evaluations is {max_evaluations}; "
+            "raise it, or use method='permutation'"
+        )
+    codes = np.arange(1 << n, dtype=np.uint32)
+    size = np.bitwise_count(codes).astype(np.int64)
+    inside = codes[(size >= span.low) & (size <= span.high)]
+    worths = np.zeros(1 << n)
+    players = np.arange(n, dtype=np.uint32)
+    for start in range(0, len(inside), CHUNK):
+        chunk = inside[start : start + CHUNK]
+        worths[chunk] = game((chunk[:, None] >> players & 1).astype(bool))
+    coefficient = np.zeros(n + 1)  # of v(S + i) - v(S), by |S|
+    for s in range(span.low, span.high):
+        coefficient[s] = 1 / (span.steps * comb(n - 1, s))
+    weight = coefficient[size]
+    value = np.empty(n)
+    for i in range(n):  # axis 1 says whether player i is in: [without, with]
+        v, w = worths.reshape(-1, 2, 1 << i), weight.reshape(-1, 2, 1 << i)
+        value[i] = (w[:, 0] * (v[:, 1] - v[:, 0])).sum()
+    worth_all = float(worths[-1]) if span.high == n else None
+    worth_none = float(worths[0]) if span.low == 0 else None
+    gap = None
+    if span.whole and worth_all is not None and worth_none is not None:
+        gap = float(value.sum() - (worth_all - worth_none))
+    return Values(
+        value=value,
+        stderr=np.zeros(n),
+        n_evaluations=n_evaluations,
+        method="exact",
+        efficiency_gap=gap,
+        stopped_by="enumerated",
+        worth_all=worth_all,
+        worth_none=worth_none,
+        counts=np.full(n, len(inside), dtype=np.int64),
+        options={"sizes": list(sizes)},
+    )
+
+
+def cost_of_enumeration(game: Game, sizes: tuple[float, float] = (0.0, 1.0)) -> int:
+    """Evaluations that `exact` pays.
+
+    Raises:
+        InputError: above 20 players, with the cost.
+    """
+    n = game.n_players
+    span = window(n, sizes)
+    cost = sum(comb(n, size) for size in range(span.low, span.high + 1)) * game.n_examples
+    if n > MAX_PLAYERS:
+        raise InputError(
+            f"exact values of {n} players need 2^{n} coalitions, {cost:.2e} evaluations "
+            f"with {game.n_examples} example(s); "
+            f"the limit is {MAX_PLAYERS} players: use method='permutation'"
+        )
+    return cost

@@ -1,0 +1,107 @@
+"""The result of an estimate: frozen, in player order, with its price and its doubt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shaprune.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What each player contributes to the worth of a game.
+
+    Attributes:
+        value: (n,) float64, worth per player, in player order. Higher = more worth keeping.
+        stderr: (n,) float64, standard error of ``value``; 0 where the value is exact, inf where fewer than two samples
+            were taken.
+        n_evaluations: (coalition, example) rows paid for these values.
+        method: the estimator, e.g. ``"permutation"``.
+        efficiency_gap: sum of the values minus (v(all) - v(none)); None where the concept promises no such sum
+            (size-restricted values).
+        stopped_by: the rule that ended the estimate: ``"max_evaluations"``, ``"enumerated"``, or what ``stop``
+        returned. worth_all: worth of the full coalition over the examples that were used; None where no walk met it.
+        worth_none: worth of the empty coalition, likewise.
+        counts: (n,) int64, number of independent samples behind each value.
+        options: the estimator's options, JSON types only.
+    """
+
+    value: NDArray[np.float64]
+    stderr: NDArray[np.float64]
+    n_evaluations: int
+    method: str
+    efficiency_gap: float | None
+    stopped_by: str
+    worth_all: float | None
+    worth_none: float | None
+    counts: NDArray[np.int64]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for array in (self.value, self.stderr, self.counts):
+            array.setflags(write=False)
+
+    @property
+    def n(self) -> int:
+        """Number of players."""
+        return len(self.value)
+
+    def ranking(self) -> NDArray[np.int64]:
+        """Players from the least to the most valuable; ties in player order."""
+        return np.argsort(self.value, kind="stable")
+
+    def part(self, players: NDArray[np.int64]) -> Values:
+        """The values of some players of the same game; price and worths stay those of the whole game."""
+        return replace(
+            self,
+            value=self.value[players],
+            stderr=self.stderr[players],
+            counts=self.counts[players],
+            efficiency_gap=None,
+            options={**self.options, "part_of": self.n},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "value": self.value.tolist(),
+            "stderr": [x if np.isfinite(x) else None for x in self.stderr.tolist()],
+            "n_evaluations": self.n_evaluations,
+            "method": self.method,
+            "efficiency_gap": self.efficiency_gap,
+            "stopped_by": self.stopped_by,
+            "worth_all": self.worth_all,
+            "worth_none": self.worth_none,
+            "counts": self.counts.tolist(),
+            "options": self.options,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Values:
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: if a field is missing or the lengths differ.
+        """
+        try:
+            values = Values(
+                value=np.asarray(data["value"], dtype=np.float64),
+                stderr=np.asarray([np.inf if x is None else x for x in data["stderr"]], dtype=np.float64),
+                n_evaluations=int(data["n_evaluations"]),
+                method=str(data["method"]),
+                efficiency_gap=data["efficiency_gap"],
+                stopped_by=str(data["stopped_by"]),
+                worth_all=data["worth_all"],
+                worth_none=data["worth_none"],
+                counts=np.asarray(data["counts"], dtype=np.int64),
+                options=dict(data["options"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"these are not values written by shaprune: {error!r}") from error
+        if not values.value.shape == values.stderr.shape == values.counts.shape:
+            raise InputError("these values are damaged: value, stderr and counts differ in length")
+        return values

@@ -1,0 +1,182 @@
+"""Measurements against numbers worked out by hand."""
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Untouched
+from networks import NETWORKS
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shaprune.errors import InputError
+from shaprune.measure import Latency, accuracy, count, latency, size_bytes
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.calls: list[tuple[bool, bool, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append((self.training, torch.is_grad_enabled(), torch.get_num_threads()))
+        time.sleep(self.seconds)
+        return x
+
+
+class Raises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(1)
+        raise RuntimeError("the model's own error")
+
+
+# --- accuracy ---
+
+
+def test_accuracy_counts_examples_not_batches() -> None:
+    model = nn.Identity()
+    one, two = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    batches = [(one, torch.tensor([0])), (two, torch.tensor([1, 0, 1]))]  # right, right, wrong, wrong
+    assert accuracy(model, batches) == 0.5
+    assert accuracy(model, (batch for batch in batches)) == 0.5
+
+
+def test_accuracy_is_measured_in_eval_mode_and_the_model_comes_back(untouched: Untouched) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.9), nn.Linear(6, 3))
+    model[1].eval()  # mixed flags
+    x, y = torch.randn(50, 4), torch.randint(3, (50,))
+    statistics = model[1].running_mean.clone()
+    with untouched(model):
+        first = accuracy(model, [(x, y)])
+    assert first == accuracy(model, [(x[:20], y[:20]), (x[20:], y[20:])])
+    assert model.training
+    assert torch.equal(model[1].running_mean, statistics)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no example"),
+        ([torch.zeros(2, 3)], "a batch has no targets"),
+        ([(torch.zeros(2, 3), torch.zeros(2))], "targets of type torch.float32"),
+        ([(torch.zeros(2), torch.zeros(2).long())], r"returned shape \(2,\)"),
+        ([(torch.zeros(2, 3), torch.zeros(3).long())], r"for 3 targets"),
+    ],
+)
+def test_accuracy_refuses(batches: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        accuracy(nn.Identity(), batches)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model: accuracy(model, [(torch.zeros(2, 2), torch.zeros(2).long())]),
+        lambda model: latency({"model": model}, torch.zeros(2, 2), rounds=1),
+        lambda model: count(model, torch.zeros(2, 2)),
+    ],
+)
+def test_a_model_that_raises_comes_back_untouched(measure: Callable[[nn.Module], object], untouched: Untouched) -> None:
+    model = Raises()
+    with untouched(model), pytest.raises(RuntimeError, match="the model's own error"):
+        measure(model)
+
+
+# --- latency ---
+
+
+def test_latency_tells_slow_from_fast_and_restores_everything(untouched: Untouched) -> None:
+    slow, fast = Slow(0.006), Slow(0.001)
+    with untouched(slow, fast):
+        measured = latency({"slow": slow, "fast": fast}, torch.zeros(1), rounds=3, threads=1)
+    assert list(measured) == ["slow", "fast"]
+    assert measured["slow"].median_ms > 6
+    assert 1 < measured["fast"].median_ms < measured["slow"].median_ms
+    for result in measured.values():
+        assert isinstance(result, Latency)
+        assert result.low_ms <= result.median_ms <= result.high_ms
+    assert set(slow.calls + fast.calls) == {(False, False, 1)}  # eval, no gradients, one thread
+
+
+def test_latency_interleaves_the_models() -> None:
+    order: list[str] = []
+
+    class Noted(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.021)  # long enough to run once per round
+            order.append(self.name)
+            return x
+
+    latency({"a": Noted("a"), "b": Noted("b")}, torch.zeros(1), rounds=4)
+    switches = sum(x != y for x, y in pairwise(order))
+    assert switches >= 4  # not all of one, then all of the other
+    assert order.count("a") == order.count("b")
+
+
+def test_latency_takes_tuples_and_dicts() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    for inputs in ((torch.ones(1), torch.ones(1)), {"x": torch.ones(1), "y": torch.ones(1)}):
+        assert latency({"two": Two()}, inputs, rounds=1)["two"].median_ms > 0
+
+
+def test_latency_refuses() -> None:
+    with pytest.raises(InputError, match="at least one model"):
+        latency({}, torch.zeros(1))
+    with pytest.raises(InputError, match="rounds is 0"):
+        latency({"a": nn.Identity()}, torch.zeros(1), rounds=0)
+    with pytest.raises(InputError, match="threads is 0"):
+        latency({"a": nn.Identity()}, torch.zeros(1), threads=0)
+
+
+# --- size and counts ---
+
+
+def test_size_is_that_of_the_file(tmp_path: Path) -> None:
+    model = NETWORKS["plain"][0]()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert size_bytes(model) == (tmp_path / "model.safetensors").stat().st_size
+    assert size_bytes(model.to(memory_format=torch.channels_last)) == size_bytes(model)
+
+
+def test_shared_tensors_count_once() -> None:
+    free, tied = (nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100)) for _ in range(2))
+    tied[1].weight = tied[0].weight
+    assert 0 <= size_bytes(free) - size_bytes(tied) - 4 * 100 * 100 < 200  # the weight, and its entry in the header
+
+
+def test_counts_by_hand(untouched: Untouched) -> None:
+    layers = [
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 8, 8), 6 * 2 * 9 + 6, 64 * 6 * 2 * 9),
+        (nn.Conv2d(3, 5, 3, stride=2, bias=False), (3, 9, 9), 5 * 27, 16 * 5 * 27),
+        (nn.Conv1d(2, 3, 5), (2, 12), 3 * 10 + 3, 8 * 3 * 10),
+        (nn.ConvTranspose2d(4, 2, 2, stride=2), (4, 3, 3), 4 * 2 * 4 + 2, 9 * 4 * 2 * 4),
+        (nn.Linear(7, 3), (7,), 24, 21),
+        (nn.Linear(7, 3), (5, 7), 24, 5 * 21),  # at each of five positions
+        (nn.BatchNorm2d(4), (4, 8, 8), 8, 0),
+    ]
+    for layer, shape, parameters, macs in layers:
+        for n in (1, 3):
+            x = torch.randn(n, *shape)
+            with untouched(layer):
+                assert count(layer, x) == (parameters, macs)
+
+
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    layer = nn.Linear(4, 4)
+    assert count(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 4)) == (20, 32)
