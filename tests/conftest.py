@@ -26,6 +26,15 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small networks on one thread: where other processes hold the cores, waiting for a second takes 20 times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def untouched() -> Untouched:
     """A block after which models' training flags, hooks, and the random and global states are as before."""

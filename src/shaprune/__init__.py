@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shaprune.planning import plan as plan
     from shaprune.pruning import prune as prune
     from shaprune.recovery.steps import recover as recover
-    from shaprune.scoring import Scores as Scores
+    from shaprune.scores import Scores as Scores
     from shaprune.scoring import score as score
     from shaprune.values.estimate import estimate as estimate
     from shaprune.values.game import Game as Game
@@ -41,7 +41,7 @@ _HOMES = {
     "NetworkGame": "shaprune.network.game",
     "Plan": "shaprune.planning",
     "Players": "shaprune.network.players",
-    "Scores": "shaprune.scoring",
+    "Scores": "shaprune.scores",
     "ShapruneError": "shaprune.errors",
     "ShapruneWarning": "shaprune.errors",
     "SurgeryError": "shaprune.errors",

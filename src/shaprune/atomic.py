@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,17 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
             raise InputError(f"{path} exists and is not empty; choose another folder, or overwrite it explicitly")
     elif path.exists():
         raise InputError(f"{path} exists and is a file; choose another folder")
+
+
+def foreign(folder: str | Path, files: Collection[str]) -> str | None:
+    """Return something in ``folder`` that is none of ``files`` (paths inside it), or None: then it may be replaced."""
+    folder = Path(folder)
+    parents = {parent.as_posix() for file in files for parent in Path(file).parents}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).as_posix()
+        if path.is_symlink() or inside not in (parents if path.is_dir() else files):
+            return inside
+    return None
 
 
 def _umask() -> int:

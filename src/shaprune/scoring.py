@@ -2,106 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from shaprune.atomic import read_json, write_text
-from shaprune.errors import InputError, ShapruneError
+from shaprune.errors import ShapruneError
 from shaprune.network.batches import Forward
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.players import Players
 from shaprune.network.subject import Subject
 from shaprune.network.worths import Evaluate, RowWorth, Worth
-from shaprune.planning import check_schema
+from shaprune.scores import Scores
 from shaprune.values.estimate import estimate, expected_evaluations
 from shaprune.values.game import ObservedGame
 from shaprune.values.permutation import StoppingRule
 from shaprune.values.result import Values
 
-SCHEMA = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Scores(Mapping[str, Values]):
-    """Values by group name.
-
-    Attributes:
-        players: the players that were scored.
-        by_group: values of each group, in player order.
-        worth: name of the worth.
-        seconds: wall time of the whole scoring.
-    """
-
-    players: Players
-    by_group: dict[str, Values]
-    worth: str
-    seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())
-
-    def __getitem__(self, name: str) -> Values:
-        self.players.group(name)  # names the nearest where there is none
-        return self.by_group[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.by_group
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.by_group)
-
-    def __len__(self) -> int:
-        return len(self.by_group)
-
-    @property
-    def n_evaluations(self) -> int:
-        """(coalition, example) rows paid in all."""
-        return sum(v.n_evaluations for v in self.by_group.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return {
-            "schema": SCHEMA,
-            "kind": "values",
-            "worth": self.worth,
-            "seconds": self.seconds,
-            "notes": list(self.notes),
-            "values": {name: v.to_json() for name, v in self.by_group.items()},
-            "players": self.players.to_json(),
-        }
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Scores:
-        """Inverse of `to_json`.
-
-        Raises:
-            InputError: not values, a newer schema, or a missing field.
-        """
-        check_schema(data, "values", SCHEMA)
-        try:
-            by_group = {name: Values.from_json(v) for name, v in data["values"].items()}
-            players = Players.from_json(data["players"])
-            return Scores(players, by_group, str(data["worth"]), float(data["seconds"]), tuple(data["notes"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"these values are damaged: {error!r} is missing or of the wrong kind") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the values, with their players, as JSON."""
-        write_text(path, json.dumps(self.to_json()))
-
-    @staticmethod
-    def load(path: str | Path) -> Scores:
-        """Read values that `save` wrote."""
-        return Scores.from_json(read_json(path))
+__all__ = ["Scores", "score"]
 
 
 def score(

@@ -1,25 +1,22 @@
 """The part of a network behind a mask: everything before it does not depend on the coalition and is computed once.
 
 `Cut` takes a trace apart at the consumers of the masked groups. `Whole` is the same interface for models that cannot be
-traced. `FirstLinear` makes coalitions cheap where one linear layer reads the mask: its output is a sum of one
-contribution per player, so players are added instead of recomputed.
+traced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, length, main_output, transform
+from shaprune.network.batches import Forward, Inputs, length, main_output
+from shaprune.network.firstlinear import first_linear
 from shaprune.network.masks import Edge, masked
+from shaprune.network.state import Fixed, State, batch_first, unfix
 from shaprune.network.trace import Env, Segment, Trace, first_not_finite, live_bytes
-
-State = Any  # what the rest of a network needs of an example, batch first
 
 
 class Whole:
@@ -86,18 +83,18 @@ class Cut:
         front = _ancestors(self.inlets)
         self.prefix = Segment(trace, [n for n in trace.nodes if n in front and n.op != "placeholder"], self.inlets)
         self.suffix = Segment(trace, [n for n in trace.nodes if n in rest])
-        self.first_linear = _first_linear(trace, consumers, self.edges, self.suffix)
+        self.first_linear = first_linear(trace, consumers, self.edges, self.suffix)
 
     def prepare(self, inputs: Inputs) -> State:
         """Values at the cut for a batch of inputs; what does not depend on the example is kept as it is."""
         rows = length(inputs)
         env = self.trace.feed(inputs)
         self.prefix.run(env)
-        return {n: env[n] if _batch_first(env[n], rows) else _Fixed(env[n]) for n in self.inlets}
+        return {n: env[n] if batch_first(env[n], rows) else Fixed(env[n]) for n in self.inlets}
 
     def run(self, state: State, mask: Tensor) -> Tensor:
         """Outputs of the rows ``state`` under ``mask`` (rows, n)."""
-        return main_output(self.suffix.run(_unfix(state), self._intercept(mask)))
+        return main_output(self.suffix.run(unfix(state), self._intercept(mask)))
 
     def row_bytes(self, state: State, mask: Tensor) -> int:
         """Most memory that one row takes at any moment."""
@@ -107,7 +104,7 @@ class Cut:
             nonlocal peak
             peak = max(peak, live_bytes(env))
 
-        self.suffix.run(_unfix(state), self._intercept(mask), watch)
+        self.suffix.run(unfix(state), self._intercept(mask), watch)
         return max(1, peak // len(mask))
 
     def culprit(self, state: State, mask: Tensor) -> str | None:
@@ -119,7 +116,7 @@ class Cut:
             if name is not None:
                 found.append(name)
 
-        self.suffix.run(_unfix(state), self._intercept(mask), watch)
+        self.suffix.run(unfix(state), self._intercept(mask), watch)
         return found[0] if found else None
 
     def _intercept(self, mask: Tensor) -> Any:
@@ -128,95 +125,6 @@ class Cut:
             return args if edge is None else (edge.apply(args[0], mask), *args[1:])
 
         return intercept
-
-
-@dataclass(frozen=True, eq=False)
-class FirstLinear:
-    """A linear layer (or plain convolution) as the only reader of a mask.
-
-    Attributes:
-        node: the layer's operation; source: what it reads.
-        weight: (n, out, channels per player, *kernel) weights of each player's channels.
-        columns: (n * channels per player,) the players' channels in player order.
-        others: channels that no player owns.
-        rest: what follows the layer.
-    """
-
-    layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-    node: fx.Node
-    source: fx.Node
-    weight: Tensor
-    columns: Tensor
-    others: Tensor
-    rest: Segment
-
-    def contributions(self, state: State) -> tuple[Tensor, Tensor]:
-        """What each player adds to the layer's output, and what is there without any player.
-
-        Returns:
-            (E, n, out, ...) contributions and (E, out, ...) base, channels second (last for linear layers on 3-D inputs
-            are moved there and back in `finish`).
-        """
-        x = state[self.source]
-        n, out, per_player = self.weight.shape[:3]
-        if isinstance(self.layer, nn.Linear):
-            shape = x.shape[1:-1]
-            x = x.movedim(-1, 1).reshape(len(x), x.shape[-1], -1)  # (E, features, P)
-            ours = x[:, self.columns].view(len(x), n, per_player, -1)
-            parts = torch.einsum("encp,noc->enop", ours, self.weight)
-            base = torch.einsum("ecp,oc->eop", x[:, self.others], self.layer.weight[:, self.others])
-            if self.layer.bias is not None:
-                base = base + self.layer.bias[:, None]
-            return parts.reshape(len(x), n, out, *shape), base.reshape(len(x), out, *shape)
-        conv = _CONVOLUTIONS[x.ndim - 2]
-        options: dict[str, Any] = {
-            "stride": self.layer.stride,
-            "padding": self.layer.padding,
-            "dilation": self.layer.dilation,
-        }
-        parts = conv(x[:, self.columns], self.weight.flatten(0, 1), None, groups=n, **options)
-        parts = parts.view(len(x), n, out, *parts.shape[2:])
-        if len(self.others):
-            base = conv(x[:, self.others], self.layer.weight[:, self.others], self.layer.bias, **options)
-        else:
-            base = torch.zeros_like(parts[:, 0])
-            if self.layer.bias is not None:
-                base += self.layer.bias.view(1, -1, *[1] * (base.ndim - 2))
-        return parts, base
-
-    def finish(self, state: State, output: Tensor) -> Tensor:
-        """Run what follows the layer, given its ``output`` (rows, out, ...)."""
-        env = _unfix({n: value for n, value in state.items() if n is not self.source or n in self.needed})
-        env[self.node] = output.movedim(1, -1) if isinstance(self.layer, nn.Linear) else output
-        return main_output(self.rest.run(env))
-
-    @property
-    def needed(self) -> set[fx.Node]:
-        """Inlets that what follows the layer reads."""
-        return {source for node in self.rest.nodes for source in node.all_input_nodes}
-
-
-_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@dataclass(frozen=True, eq=False)
-class _Fixed:
-    """A value at the cut that is the same for every example."""
-
-    value: Any
-
-
-def _unfix(state: dict[fx.Node, Any]) -> Env:
-    return {n: v.value if isinstance(v, _Fixed) else v for n, v in state.items()}
-
-
-def _batch_first(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
-
-
-def gather(state: State, rows: Tensor) -> State:
-    """Rows of a state; an example may be taken several times."""
-    return transform(state, lambda t: t.index_select(0, rows) if t.ndim else t)
 
 
 def _descendants(trace: Trace, sources: Sequence[fx.Node]) -> set[fx.Node]:
@@ -258,30 +166,3 @@ def _is_shape(node: fx.Node) -> bool:
         return True
     name = getattr(node.target, "__name__", "")
     return name in ("getitem", "mul", "add", "sub", "floordiv", "truediv") and all(map(_is_shape, node.all_input_nodes))
-
-
-def _first_linear(
-    trace: Trace, consumers: Sequence[fx.Node], edges: dict[str, Edge], suffix: Segment
-) -> FirstLinear | None:
-    """The incremental form, where one plain linear layer or convolution reads the mask and players own alike."""
-    if len(consumers) != 1 or len(consumers[0].args) != 1 or consumers[0].kwargs:
-        return None
-    node = consumers[0]
-    layer, edge = trace.modules[str(node.target)], edges[str(node.target)]
-    source = node.args[0]
-    plain = type(layer) is nn.Linear or (
-        type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros"
-    )
-    hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
-    if not plain or hooked or not isinstance(source, fx.Node) or source in suffix.nodes:
-        return None
-    n = edge.n_players
-    owned = [torch.nonzero(edge.owners == player).flatten() for player in range(n + 1)]
-    per_player = {len(channels) for channels in owned[:-1]}
-    if len(per_player) != 1 or 0 in per_player:
-        return None
-    columns = torch.cat(owned[:-1])
-    weight = layer.weight.detach()[:, columns]
-    weight = weight.reshape(len(weight), n, -1, *weight.shape[2:]).transpose(0, 1).contiguous()
-    rest = Segment(trace, [x for x in suffix.nodes if x is not node])
-    return FirstLinear(layer, node, source, weight, columns, owned[-1], rest)

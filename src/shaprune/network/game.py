@@ -6,28 +6,33 @@ network after surgery. Rows of a batch carry their own coalition and their own e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError
 from shaprune.network.batches import Forward
 from shaprune.network.borrow import borrowed, device_of
-from shaprune.network.cut import Cut, FirstLinear, State, Whole, gather
+from shaprune.network.cut import Cut, Whole
+from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.masks import edges_of, masked
 from shaprune.network.players import Group, Players
+from shaprune.network.state import State, gather, join
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
 from shaprune.network.trace import live_bytes
 from shaprune.network.worths import Evaluate, RowWorth, Worth, check_targets, rows_worth, worth_of
-from shaprune.values.game import Coalitions, Examples, Game, Orders, Worths, chain, describe
+from shaprune.values.game import Coalitions, Examples, Game, Orders, Worths, describe
 
 MAX_MEMORY = 1 << 30  # bytes
-WORKING_SET = 1 << 26  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
+WORKING_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
+WALKS = 64  # walks at once where the bound allows: each step of a walk is one small operation over all of them
 
 
 class NetworkGame(Game):
@@ -118,7 +123,7 @@ class NetworkGame(Game):
         with borrowed(self.model), torch.no_grad():
             cost = self.row_bytes * (steps + 1) + self.part_bytes
             players = torch.from_numpy(np.ascontiguousarray(orders)).to(self.device)
-            parts = [self._walk(first, players[part], rows) for part, rows in self._parts(examples, cost)]
+            parts = [self._walk(first, players[part], rows) for part, rows in self._parts(examples, cost, WALKS)]
             return torch.cat(parts).double().cpu().numpy()
 
     # -- rows -----------------------------------------------------------------------------------------------------
@@ -126,8 +131,7 @@ class NetworkGame(Game):
     def _rows(self, masks: Tensor, examples: Tensor) -> Tensor:
         """Worth of rows, each with its own coalition and example."""
         state = self._state(examples)
-        outputs = self.runner.run(state, masks)
-        return self._worth(outputs, examples, masks, state)
+        return self._worth(self.runner.run(state, masks), examples, lambda row: masks[row])
 
     def _means(self, masks: Tensor) -> Worths:
         """Mean worth over all examples of each coalition (R, n)."""
@@ -138,73 +142,69 @@ class NetworkGame(Game):
         height = max(1, per_batch // width)
         for examples in torch.arange(self.n_examples, device=self.device).split(height):
             state = self._state(examples)
-            parts = base = None
-            if first is not None:
-                parts, base = first.contributions(state)
+            parts = None if first is None else first.contributions(state)
             for start in range(0, len(masks), width):
                 block = masks[start : start + width]
                 rows = torch.arange(len(examples), device=self.device).repeat_interleave(len(block))
-                if first is not None and parts is not None and base is not None:
-                    sums = torch.matmul(block, parts.flatten(2)).view(len(rows), *base.shape[1:])
-                    sums.view(len(examples), len(block), *base.shape[1:]).add_(base[:, None])
-                    outputs = first.finish(gather(state, rows), sums)
+                if first is not None and parts is not None:
+                    sums = torch.matmul(_with_base(block), parts.flatten(2)).view(len(rows), *parts.shape[2:])
+                    outputs = first.finish(gather(first.leftover(state), rows), sums)
                 else:
                     outputs = self.runner.run(gather(state, rows), block.repeat(len(examples), 1))
-                worths = self._worth(outputs, examples[rows], block.repeat(len(examples), 1), None)
+                worths = self._worth(outputs, examples[rows], partial(_cyclic, block))
                 total[start : start + width] += worths.view(len(examples), -1).sum(0, dtype=torch.float64)
         return (total / self.n_examples).cpu().numpy()
 
     def _walk(self, first: FirstLinear, orders: Tensor, examples: Tensor) -> Tensor:
         """Worths along walks, (W, m) -> (W, m + 1): players are added to the first linear layer from the end."""
         state = self._state(examples)
-        parts, base = first.contributions(state)
+        parts = first.contributions(state)
         walks, steps = orders.shape
         every = torch.arange(walks, device=self.device)
-        staying = torch.ones(walks, self.n_players, device=self.device).scatter_(1, orders, 0.0)
-        sums = parts.new_empty((steps + 1, *base.shape))
+        sums = parts.new_empty((steps + 1, walks, *parts.shape[2:]))
+        sums[steps] = parts[:, -1]
         if steps < self.n_players:
-            base = base + torch.matmul(staying[:, None], parts.flatten(2)).view(base.shape)
-        sums[steps] = base
+            staying = _with_base(torch.ones(walks, self.n_players, device=self.device).scatter_(1, orders, 0.0))
+            sums[steps] = torch.matmul(staying[:, None], parts.flatten(2)).view(sums[steps].shape)
         for step in reversed(range(steps)):
             torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
-        del parts, base
+        del parts
         rows = every.repeat(steps + 1)
-        outputs = first.finish(gather(state, rows), sums.flatten(0, 1))
-        worths = self._worth(outputs, examples[rows], None, None, orders)
-        return worths.view(steps + 1, walks).T
+        outputs = first.finish(gather(first.leftover(state), rows), sums.flatten(0, 1))
 
-    def _worth(
-        self, outputs: Tensor, examples: Tensor, masks: Tensor | None, state: State | None, orders: Tensor | None = None
-    ) -> Tensor:
-        """Worth of each row; a row that is not finite is an error that names the coalition and the layer."""
+        def kept(row: int) -> Tensor:
+            order = orders[row % walks, : row // walks]
+            return torch.ones(self.n_players, device=self.device).index_fill_(0, order, 0.0)
+
+        return self._worth(outputs, examples[rows], kept).view(steps + 1, walks).T
+
+    def _worth(self, outputs: Tensor, examples: Tensor, mask_of: Callable[[int], Tensor]) -> Tensor:
+        """Worth of each row; one that is not finite is an error that names the coalition and the layer."""
         worths = rows_worth(self.worth, outputs, self.reference.index_select(0, examples))
-        bad = ~torch.isfinite(worths)
-        bad |= ~torch.isfinite(outputs).flatten(1).all(1)
+        if torch.isfinite(worths.sum() + outputs.sum()):  # one pass: NaN and infinity survive a sum
+            return worths
+        bad = ~torch.isfinite(worths) | ~torch.isfinite(outputs).flatten(1).all(1)
         if not bad.any():
             return worths
         row = int(torch.nonzero(bad)[0])
-        if masks is None:
-            assert orders is not None
-            walk, step = row % len(orders), row // len(orders)
-            kept = chain(orders[walk : walk + 1].cpu().numpy(), self.n_players)[0, step]
-        else:
-            kept = masks[row].bool().cpu().numpy()
-        mask = torch.from_numpy(kept[None]).to(self.device, torch.float32)
+        mask = mask_of(row)[None]
         layer = self.runner.culprit(self.runner.prepare(self.subject.rows(examples[row : row + 1])), mask)
-        where = (
-            f"; the first layer with NaN or infinite output is {layer!r}" if layer else f"; worth {self.worth.name!r}"
-        )
+        where = f"the first layer with NaN or infinite output is {layer!r}" if layer else f"worth {self.worth.name!r}"
         of = ", ".join(g.name for g in self.groups[:3])
-        raise GameError(f"the worth is not finite for {describe(kept)} of {of} on example {int(examples[row])}{where}")
+        kept = mask[0].bool().cpu().numpy()
+        raise GameError(
+            f"the worth is not finite for {describe(kept)} of {of} on example {int(examples[row])}; {where}"
+        )
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def _batch(self, bytes_per_row: int) -> int:
-        return max(1, min(self.max_memory // 2, WORKING_SET) // bytes_per_row)
+    def _batch(self, bytes_per_row: int, wanted: int = 1) -> int:
+        bound = self.max_memory // 2 // bytes_per_row
+        return max(1, min(bound, max(wanted, WORKING_SET // bytes_per_row)))
 
-    def _parts(self, examples: Examples, bytes_per_row: int) -> Iterator[tuple[slice, Tensor]]:
+    def _parts(self, examples: Examples, bytes_per_row: int, wanted: int = 1) -> Iterator[tuple[slice, Tensor]]:
         rows = torch.from_numpy(np.ascontiguousarray(examples, dtype=np.int64)).to(self.device)
-        size = self._batch(bytes_per_row)
+        size = self._batch(bytes_per_row, wanted)
         for start in range(0, len(rows), size):
             yield slice(start, start + size), rows[start : start + size]
 
@@ -217,7 +217,7 @@ class NetworkGame(Game):
             return gather(self.runner.prepare(self.subject.rows(unique)), back)
         if self._cache is None:
             blocks = torch.arange(self.n_examples, device=self.device).split(256)
-            self._cache = _join([self.runner.prepare(self.subject.rows(rows)) for rows in blocks])
+            self._cache = join([self.runner.prepare(self.subject.rows(rows)) for rows in blocks])
         return gather(self._cache, examples)
 
     def _evaluate(self, kept: NDArray[np.bool_]) -> float:
@@ -230,8 +230,10 @@ class NetworkGame(Game):
         return worth
 
 
-def _join(states: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
-    return {
-        key: torch.cat([s[key] for s in states]) if isinstance(value, Tensor) else value
-        for key, value in states[0].items()
-    }
+def _cyclic(block: Tensor, row: int) -> Tensor:
+    return block[row % len(block)]
+
+
+def _with_base(masks: Tensor) -> Tensor:
+    """(..., n) -> (..., n + 1): what is there without any player always counts."""
+    return F.pad(masks, (0, 1), value=1.0)

@@ -51,7 +51,8 @@ class Equations:
 
     def solve(self, start: Tensor, ridge: float) -> Tensor:
         """Weights (groups, in, out) nearest to ``start`` that explain the rows."""
-        assert self.gram is not None and self.cross is not None
+        assert self.gram is not None
+        assert self.cross is not None
         start = start.double()
         strength = ridge * self.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
         eye = torch.eye(self.gram.shape[1], dtype=torch.float64, device=self.gram.device)

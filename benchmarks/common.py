@@ -1,0 +1,91 @@
+"""What all benchmarks share: the data, trained networks, and results with machine, versions, seed and commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shaprune.bench.datasets import Dataset, load_dataset
+from shaprune.bench.models import build_model
+from shaprune.recovery.fit import fit
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("SHAPRUNE_DATA", ROOT.parent / "shared" / "data"))  # see benchmarks/README.md
+CACHE = ROOT / ".cache"
+SEED = 0
+
+
+def mnist() -> Dataset:
+    return load_dataset(f"mnist:{DATA / 'mnist'}")
+
+
+def trained(name: str, data: Dataset, *, epochs: int = 3, seed: int = SEED) -> nn.Module:
+    """A network trained with a fixed recipe; its weights are kept in the ignored cache folder."""
+    path = CACHE / f"{name}-{data.name}-{epochs}-{seed}.safetensors"
+    torch.manual_seed(seed)
+    model = build_model(name)
+    if path.exists():
+        model.load_state_dict(load_file(path))
+    else:
+        fit(model, data.train.batches(128), epochs=epochs, lr=2e-3, seed=seed)
+        CACHE.mkdir(exist_ok=True)
+        save_file(model.state_dict(), path)
+    return model.eval()
+
+
+def resnet56() -> tuple[nn.Module, Dataset]:
+    folder = DATA / "resnet56-cifar10"
+    card = json.loads((folder / "resnet56.json").read_text())
+    data = load_dataset(f"cifar10:{DATA / 'cifar10-jpeg'}", cache=CACHE, held_out=card["held_out"])
+    model = build_model("resnet56")
+    model.load_state_dict(load_file(folder / "resnet56.safetensors"))
+    return model.eval(), data
+
+
+def error(value: np.ndarray, truth: np.ndarray) -> float:
+    """Relative error ||value - truth|| / ||truth||."""
+    return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
+
+
+def write(name: str, results: dict[str, Any], started: float, *, seed: int = SEED) -> None:
+    """Write ``benchmarks/results/<name>.json`` and print it."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    document = {
+        "benchmark": name,
+        "commit": commit.stdout.strip(),
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in ("shaprune", "torch", "torch-pruning", "numpy")},
+        },
+        "results": results,
+    }
+    text = json.dumps(document, indent=1)
+    (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

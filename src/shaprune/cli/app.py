@@ -1,0 +1,49 @@
+"""The application: its commands, and ``--version``. Imports no torch, so that help answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shaprune.cli.demo import demo
+from shaprune.cli.evaluate import evaluate
+from shaprune.cli.plan import plan
+from shaprune.cli.prune import prune
+from shaprune.cli.report import report
+from shaprune.cli.score import score
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from importlib.metadata import version
+
+        print(f"shaprune {version('shaprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def shaprune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make trained PyTorch networks smaller and faster, with Shapley values.
+
+    Score what every channel contributes, plan for a budget, cut, and win the accuracy back. [bold]shaprune demo[/bold]
+    shows all of it on handwritten digits in well under a minute.
+
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage.
+    """
+
+
+for command in (demo, score, plan, prune, evaluate, report):
+    app.command(no_args_is_help=command is not demo)(command)

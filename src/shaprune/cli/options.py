@@ -1,0 +1,123 @@
+"""The commands' options, each declared once. No torch here: help and wrong usage answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shaprune.errors import check_choice
+
+# The registries' names, written out because most registries need torch; a test holds them against the registries.
+WORTHS = ("fidelity", "accuracy", "cross_entropy")
+METHODS = ("permutation", "exact")
+ALLOCATIONS = ("global", "uniform")
+STEPS = ("refit", "batchnorm", "finetune")
+ARCHITECTURES = ("digits", "lenet5", "lenet1")
+
+
+def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
+    """A callback that refuses names outside a registry and tells the nearest."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_choice(what, value, names)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+        return value
+
+    return check
+
+
+_file = {"exists": True, "dir_okay": False}
+
+# every command
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where the network runs: cpu, cuda, cuda:1.", show_default="cuda where there is one, else cpu"),
+]
+Out = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")]
+OptionalOut = Annotated[Path | None, typer.Option(help="Folder to write; it must be new or empty.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a folder that holds nothing but this command's own files.")
+]
+
+# the network and its data
+_MODEL = "A network: package.module:factory (called without arguments), or a built-in name such as lenet5."
+_WEIGHTS = "Its weights: .safetensors, or .pt (a state dict, read without running code)."
+_DATA = "digits, mnist:DIR, cifar10:DIR, folder:DIR (train/CLASS/, test/CLASS/) or package.module:factory."
+Model = Annotated[str, typer.Option(metavar="FACTORY", help=_MODEL)]
+OptionalModel = Annotated[str | None, typer.Option(metavar="FACTORY", help=_MODEL)]
+Weights = Annotated[Path | None, typer.Option(**_file, metavar="FILE", help=_WEIGHTS)]
+Data = Annotated[str, typer.Option(metavar="DATA", help=_DATA)]
+OptionalData = Annotated[str | None, typer.Option(metavar="DATA", help=_DATA)]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep decoded images here for the next run.")]
+Pruned = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, metavar="DIR", help="What `shaprune prune` wrote.")
+]
+Include = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Only groups of these layers, e.g. 'layer*.conv1'. Repeatable.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="No groups of these layers. Repeatable.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass when latency is measured.")]
+
+# values
+ScoreExamples = Annotated[
+    int, typer.Option("--examples", min=1, help="Examples to score on, from the held-out part of the data.")
+]
+CurveExamples = Annotated[
+    int, typer.Option("--examples", min=1, help="Test examples to measure the removal curves on.")
+]
+RecoverExamples = Annotated[
+    int, typer.Option("--examples", min=1, help="Training examples for refit and batchnorm; finetune takes all.")
+]
+Worth = Annotated[
+    str,
+    typer.Option(callback=one_of("worth", WORTHS), help=f"What a coalition is judged by: {', '.join(WORTHS)}."),
+]
+Method = Annotated[str, typer.Option(callback=one_of("method", METHODS), help=f"The estimator: {', '.join(METHODS)}.")]
+MaxEvaluations = Annotated[
+    int | None, typer.Option(min=1, help="Budget per game, in (coalition, example) rows.", show_default="one sweep")
+]
+Sizes = Annotated[
+    str, typer.Option(metavar="LO,HI", help="Shares of a group that a coalition keeps; 0,1 = the Shapley value.")
+]
+Antithetic = Annotated[bool, typer.Option("--antithetic", help="Walk every order also backwards.")]
+Together = Annotated[bool, typer.Option("--together", help="One game over all groups instead of one per group.")]
+ValuesFile = Annotated[Path, typer.Argument(**_file, metavar="VALUES.json", help="What `shaprune score` wrote.")]
+
+# plan and surgery
+Limits = Annotated[
+    list[str],
+    typer.Option(
+        "--budget", metavar="NAME=NUMBER", help="What may stay: macs=0.5, params=100000, players=0.6. Repeatable."
+    ),
+]
+Allocation = Annotated[
+    str, typer.Option(callback=one_of("allocation", ALLOCATIONS), help="global: one ranking; uniform: equal shares.")
+]
+MinPlayers = Annotated[int, typer.Option(min=0, help="Players that stay in every group.")]
+PlanFile = Annotated[Path, typer.Option("--plan", **_file, metavar="PLAN.json", help="What `shaprune plan` wrote.")]
+OptionalPlanFile = Annotated[
+    Path | None, typer.Option("--plan", **_file, metavar="PLAN.json", help="What `shaprune plan` wrote.")
+]
+Recover = Annotated[
+    str, typer.Option(metavar="STEPS", help=f"Steps after surgery, in order: {', '.join(STEPS)}; or none.")
+]
+
+# the demo
+DemoData = Annotated[str, typer.Option(metavar="DATA", help="digits (nothing is downloaded), or mnist:DIR.")]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        callback=one_of("architecture", ARCHITECTURES),
+        help=f"The network to train: {', '.join(ARCHITECTURES)}.",
+        show_default="digits; lenet5 for mnist",
+    ),
+]

@@ -1,0 +1,31 @@
+"""Where commands write: a new or empty folder, or one that they may replace because every file in it is their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from shaprune.atomic import check_free, foreign
+from shaprune.cli.command import usage
+from shaprune.errors import InputError
+
+MODEL_FILES = ("model.safetensors", "manifest.json")
+
+
+def check_out(out: Path, files: Collection[str], *, overwrite: bool) -> None:
+    """Refuse a folder that may not be written, before any work.
+
+    Args:
+        out: the folder.
+        files: what the command writes, as paths inside it.
+        overwrite: a folder that holds such files only may be replaced.
+    """
+    with usage("--out"):
+        check_free(out, overwrite=True)  # no file
+        if not out.is_dir() or not any(out.iterdir()):
+            return
+        strange = foreign(out, files)
+        if strange is not None:
+            raise InputError(f"{out} exists and holds {strange!r}, which is not this command's; choose another folder")
+        if not overwrite:
+            raise InputError(f"{out} exists and is not empty; choose another folder, or add --overwrite")

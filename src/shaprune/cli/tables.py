@@ -1,0 +1,87 @@
+"""Tables for people, as rich renderables. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from shaprune.report.comparison import compared
+
+if TYPE_CHECKING:
+    from shaprune.measure import Measurement
+    from shaprune.network.players import Players
+    from shaprune.scores import Scores
+
+
+def comparison_table(measurements: Mapping[str, Measurement], batch_size: int) -> Table:
+    """Networks side by side."""
+    header, *rows = compared(measurements, batch_size)
+    return _table(header, rows)
+
+
+def scores_table(scores: Scores) -> Table:
+    """One row per group."""
+    return _table(
+        ("group", "players", "mean value", "most valuable", "least valuable", "standard error", "evaluations"),
+        [
+            (
+                row["name"],
+                f"{row['players']:,}",
+                f"{row['mean']:.4g}",
+                f"{row['most_valuable']['name']} {row['most_valuable']['value']:.4g}",
+                f"{row['least_valuable']['name']} {row['least_valuable']['value']:.4g}",
+                "unknown" if row["stderr"] is None else f"{row['stderr']:.2g}",
+                f"{row['n_evaluations']:,}",
+            )
+            for row in score_rows(scores)
+        ],
+    )
+
+
+def score_rows(scores: Scores) -> list[dict[str, Any]]:
+    """What there is to say about each group's values; ``stderr`` is the mean over its players."""
+    rows = []
+    for group in scores.players.groups:
+        values = scores[group.name]
+        least, most = (int(values.ranking()[i]) for i in (0, -1))
+        stderr = float(values.stderr.mean())
+        rows.append(
+            {
+                "name": group.name,
+                "players": len(group),
+                "mean": float(values.value.mean()),
+                "most_valuable": {"name": group.names[most], "value": float(values.value[most])},
+                "least_valuable": {"name": group.names[least], "value": float(values.value[least])},
+                "stderr": stderr if np.isfinite(stderr) else None,
+                "n_evaluations": values.n_evaluations,
+                "efficiency_gap": values.efficiency_gap,
+                "stopped_by": values.stopped_by,
+            }
+        )
+    return rows
+
+
+def skipped_text(players: Players) -> str:
+    """What cannot leave, and why."""
+    if not players.skipped:
+        return "Every layer can be pruned."
+    return "Not prunable:\n" + "\n".join(f"  {s.name} ({s.channels} channels): {s.reason}" for s in players.skipped)
+
+
+def skipped_rows(players: Players) -> list[dict[str, Any]]:
+    """The same for machines."""
+    return [{"name": s.name, "channels": s.channels, "reason": s.reason} for s in players.skipped]
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """The first column to the left, numbers to the right; cells are text, never markup."""
+    table = Table(header_style="bold")
+    for i, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

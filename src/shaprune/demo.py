@@ -1,0 +1,194 @@
+"""The demo: train a small network on real digits, prune it, and show what was gained and lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+from shaprune.atomic import check_free, foreign, new_directory, write_text
+from shaprune.bench.datasets import Dataset, load_dataset
+from shaprune.bench.models import build_model
+from shaprune.compression import compress
+from shaprune.errors import InputError, check_choice
+from shaprune.files import MANIFEST, WEIGHTS, save
+from shaprune.measure import Measurement
+from shaprune.network.borrow import kept_globals
+from shaprune.planning import Budget
+from shaprune.recovery.fit import fit
+from shaprune.report.comparison import to_json
+from shaprune.report.curves import removal_curves
+from shaprune.report.page import Content, page
+
+ARTIFACTS = {
+    "report": "report.html",
+    "plan": "plan.json",
+    "values": "values.json",
+    "dense": "dense.safetensors",
+    "model": "model",
+}
+FILES = (*(name for name in ARTIFACTS.values() if name != "model"), f"model/{WEIGHTS}", f"model/{MANIFEST}")
+SCORED, CURVED, BATCH = 1_000, 2_000, 128  # examples to score on, to draw curves on, and per latency measurement
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network of the demo is trained, and on which data."""
+
+    data: str
+    epochs: int
+    lr: float
+    batch_size: int
+
+
+RECIPES = {
+    "digits": Recipe("digits", epochs=20, lr=5e-3, batch_size=64),
+    "lenet5": Recipe("mnist", epochs=2, lr=2e-3, batch_size=128),
+    "lenet1": Recipe("mnist", epochs=3, lr=1e-2, batch_size=128),
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found: ``measurements`` of ``dense``, ``raw`` (before recovery) and ``pruned`` networks."""
+
+    measurements: dict[str, Measurement]
+    seconds: dict[str, float]
+    artifacts: dict[str, Path]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of ``shaprune demo --json``."""
+        return {
+            "dense": to_json(self.measurements["dense"]),
+            "pruned": to_json(self.measurements["pruned"]),
+            "raw_accuracy": self.measurements["raw"].accuracy,
+            "seconds": self.seconds,
+            "artifacts": {name: str(path) for name, path in self.artifacts.items()},
+        }
+
+
+def choose_architecture(data: str, architecture: str | None) -> str:
+    """The network to train on ``data``: the one asked for, or the first that fits.
+
+    Raises:
+        InputError: data that the demo does not know, or a network that does not fit them.
+    """
+    kind = data.partition(":")[0]
+    fitting = [name for name, recipe in RECIPES.items() if recipe.data == kind]
+    if not fitting:
+        raise InputError(f"the demo runs on digits or mnist:DIR, not on {data!r}; for your own data use `shaprune score`")
+    if architecture is None:
+        return fitting[0]
+    check_choice("architecture", architecture, RECIPES)
+    if architecture not in fitting:
+        raise InputError(f"{architecture} is not for {kind}; choose {' or '.join(fitting)}")
+    return architecture
+
+
+def check_replaceable(out: Path) -> None:
+    """The demo replaces what an earlier demo wrote, and nothing else.
+
+    Raises:
+        InputError: ``out`` is a file, or a folder with something else in it.
+    """
+    check_free(out, overwrite=True)
+    strange = foreign(out, FILES) if out.is_dir() else None
+    if strange is not None:
+        raise InputError(f"{out} holds {strange!r}, which no demo wrote; choose another folder")
+
+
+def run_demo(
+    data: str = "digits",
+    architecture: str | None = None,
+    out: str | Path = "demo",
+    *,
+    budget: Budget | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> Demo:
+    """Train, score, plan, prune, recover, measure, and write a report, the plan, the values and both networks.
+
+    Args:
+        data: ``digits`` or ``mnist:DIR``.
+        architecture: ``digits``, ``lenet5`` or ``lenet1``; None = the first that fits the data.
+        out: the folder to write; an earlier demo in it is replaced.
+        budget: what may stay; None = half of the multiply-adds.
+        seed: seed of everything random.
+        device: where it runs.
+        say: told what is happening.
+
+    Raises:
+        InputError: unusable data, or a folder that holds something else.
+    """
+    out = Path(out)
+    name = choose_architecture(data, architecture)
+    check_replaceable(out)
+    seconds: dict[str, float] = {}
+    with kept_globals():
+        with _timed(seconds, "load"):
+            dataset = load_dataset(data)
+        say(f"training {name} on {len(dataset.train):,} images for {RECIPES[name].epochs} epochs ...")
+        with _timed(seconds, "train"):
+            dense = _train(name, dataset, seed, torch.device(device))
+        say(f"scoring, planning, pruning and recovering ({seconds['train']:.1f} s so far for the training) ...")
+        result = compress(
+            dense,
+            dataset.held_out.take(SCORED).batches(),
+            budget or Budget(macs=0.5),
+            example_inputs=dataset.held_out.inputs[:BATCH].to(device),
+            test=dataset.test.batches(),
+            seed=seed,
+        )
+        seconds |= result.seconds
+        say("drawing the report ...")
+        with _timed(seconds, "report"):
+            test = dataset.test.take(CURVED).batches()
+            curves = removal_curves(dense, result.plan.players, result.values, test, seed=seed)
+            content = Content(
+                f"{name} on {dataset.name}, pruned",
+                result.values,
+                result.plan,
+                curves,
+                result.measurements,
+                BATCH,
+                seconds,
+            )
+            html = page(content)
+        with new_directory(out, overwrite=True) as folder:
+            write_text(folder / ARTIFACTS["report"], html)
+            result.plan.save(folder / ARTIFACTS["plan"])
+            result.values.save(folder / ARTIFACTS["values"])
+            save_model(dense, str(folder / ARTIFACTS["dense"]))
+            save(result.model, result.plan, folder / ARTIFACTS["model"])
+    return Demo(result.measurements, seconds, {key: out / file for key, file in ARTIFACTS.items()})
+
+
+def _train(name: str, dataset: Dataset, seed: int, device: torch.device) -> nn.Module:
+    recipe = RECIPES[name]
+    torch.manual_seed(seed)
+    model = build_model(name).to(device)
+    fit(
+        model,
+        dataset.train.batches(),
+        epochs=recipe.epochs,
+        lr=recipe.lr,
+        weight_decay=1e-2,
+        batch_size=recipe.batch_size,
+        seed=seed,
+    )
+    return model.eval()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

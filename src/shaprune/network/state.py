@@ -1,0 +1,45 @@
+"""What the rest of a network needs of an example: values at a cut, batch first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from shaprune.network.batches import transform
+from shaprune.network.trace import Env
+
+State = Any  # inputs of the model, or a dict of values at the cut
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A value at the cut that is the same for every example."""
+
+    value: Any
+
+
+def unfix(state: dict[fx.Node, Any]) -> Env:
+    """A state as an environment to run operations in."""
+    return {n: v.value if isinstance(v, Fixed) else v for n, v in state.items()}
+
+
+def batch_first(value: Any, rows: int) -> bool:
+    """Whether a value holds one entry per row."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def gather(state: State, rows: Tensor) -> State:
+    """Rows of a state; an example may be taken several times."""
+    return transform(state, lambda t: t.index_select(0, rows) if t.ndim else t)
+
+
+def join(states: Sequence[dict[fx.Node, Any]]) -> dict[fx.Node, Any]:
+    """The states of consecutive batches as one."""
+    return {
+        key: torch.cat([s[key] for s in states]) if isinstance(value, Tensor) else value
+        for key, value in states[0].items()
+    }
