@@ -1,7 +1,7 @@
 """Exact Shapley values of a 20-channel layer: 2^20 coalitions x 1,000 MNIST images (1.05e9 evaluations).
 
-The layer is conv2 of the reduced LeNet-5 (10-20 channels); Adamczewski et al. 2024 left its exact row empty. Time and peak
-memory of the whole process are reported, and permutation estimates of the same game are judged against the exact values.
+The layer is conv2 of the reduced LeNet-5 (10-20 channels); Adamczewski et al. 2024 left its exact row empty. Time and
+peak memory of the whole process are reported, and permutation estimates of the same game are judged against it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """ResNet-56 on CIFAR-10 (JPEG): 25, 50 and 70 % of the players inside its blocks removed, raw and refitted.
 
-All 1,008 inner channels are scored with the fidelity worth, one game per block, only coalitions that keep at least half; one
-global ranking over all layers decides. Rivals in the same plan, surgery and refit: random (5 seeds), weight norm, Taylor.
-Scoring and calibration use held-out training images, never the test set. Accuracy on the same fixed 2,000 test images as a
-dense reference, and on all 10,000 for the recovered networks.
+All 1,008 inner channels are scored with the fidelity worth, one game per block, only coalitions that keep at least
+half; one global ranking over all layers decides. Rivals in the same plan, surgery and refit: random (3 seeds), weight
+norm, Taylor. Scoring and calibration use held-out training images, never the test set. Accuracy on 2,000 fixed random
+test images, and on all 10,000 for the refitted networks.
 """
 
 from __future__ import annotations

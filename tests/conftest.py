@@ -28,7 +28,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Small networks on one thread: where other processes hold the cores, waiting for a second takes 20 times as long."""
+    """Small networks on one thread: where other processes hold the cores, a second thread costs 20 times more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

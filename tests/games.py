@@ -65,7 +65,7 @@ def unanimity_values(coefficients: Mapping[frozenset[int], float], n: int) -> ND
 class TableGame(Game):
     """A mean over examples, each with its own random worth of every coalition; it notes which examples are asked for.
 
-    ``spread`` is the size of an additive part that differs from example to example, and drowns the rest where it is large.
+    ``spread`` is the size of an additive part that differs from example to example, and drowns the rest where large.
     """
 
     def __init__(self, n_players: int, n_examples: int, seed: int, spread: float = 0.0) -> None:

@@ -15,6 +15,7 @@ from shaprune.errors import GameError, InputError, ShapruneWarning
 from shaprune.network.discovery import find_players
 from shaprune.network.game import NetworkGame
 from shaprune.network.players import Players
+from shaprune.network.subject import Subject
 from shaprune.network.worths import Evaluate
 from shaprune.values.estimate import estimate
 
@@ -149,7 +150,7 @@ def test_an_unknown_worth_is_refused_with_the_nearest(plain: tuple[nn.Module, Pl
 def test_an_unknown_group_is_refused_with_the_nearest(plain: tuple[nn.Module, Players, Tensor]) -> None:
     model, players, x = plain
     for group in ("conv9", ["conv1", "conv9"]):
-        with pytest.raises(InputError, match="no group 'conv9'; did you mean 'conv[123]'"):
+        with pytest.raises(InputError, match=r"no group 'conv9'; did you mean 'conv[123]'"):
             NetworkGame(model, players, [(x, labels(4))], group=group)
 
 
@@ -221,7 +222,7 @@ def test_a_model_without_prunable_groups_says_why() -> None:
 def test_a_group_of_one_channel_is_skipped_with_the_reason() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 5)))
     players = find_players(model, torch.randn(2, 4))
-    assert [(s.name, s.reason) for s in players.skipped][0] == ("0", "it has one channel")
+    assert (players.skipped[0].name, players.skipped[0].reason) == ("0", "it has one channel")
     assert [g.name for g in players.groups] == ["2"]
 
 
@@ -265,7 +266,9 @@ def test_weights_that_are_not_finite_are_refused(bad: float, plain: tuple[nn.Mod
         model.conv2.weight[0, 0, 0, 0] = bad
     with pytest.raises(InputError, match="NaN or infinite; check the weights"):
         find_players(model, x)
-    with pytest.raises(GameError, match="the dense network's output is NaN or infinite on example 0; check the weights"):
+    with pytest.raises(
+        GameError, match="the dense network's output is NaN or infinite on example 0; check the weights"
+    ):
         NetworkGame(model, players, [(x, labels(4))])
 
 
@@ -289,9 +292,28 @@ def test_players_of_another_model_are_refused_by_the_first_layer_that_differs(
         NetworkGame(wider, players, [(x, labels(4))])
 
 
+def test_examples_gathered_on_another_model_are_refused(plain: tuple[nn.Module, Players, Tensor]) -> None:
+    model, players, x = plain
+    subject = Subject(model, [(x, labels(4))])
+    assert NetworkGame(model, players, subject).n_examples == 4
+    with pytest.raises(InputError, match="another model"):
+        NetworkGame(NETWORKS["plain"][0](), players, subject)
+
+
+def test_an_input_without_dimensions_is_an_input() -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x * scale)
+
+    model = seeded(lambda: Scaled(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)))
+    assert find_players(model, (torch.randn(2, 4), torch.tensor(2.0))).n == 6
+
+
 def test_outputs_that_lose_the_batch_are_refused(plain: tuple[nn.Module, Players, Tensor]) -> None:
     model, players, x = plain
-    with pytest.raises(InputError, match=r"returned shape \(5,\) for 4 examples; the first dimension must be the batch"):
+    with pytest.raises(
+        InputError, match=r"returned shape \(5,\) for 4 examples; the first dimension must be the batch"
+    ):
         NetworkGame(model, players, [(x, labels(4))], forward=lambda net, images: net(images).mean(0))
     with pytest.raises(InputError, match="the model returned a str without a tensor; give forward="):
         NetworkGame(model, players, [(x, labels(4))], forward=lambda net, images: "cat")
@@ -305,7 +327,8 @@ class Normalised(nn.Module):
 
     def __init__(self, traceable: bool) -> None:
         super().__init__()
-        self.first, self.second, self.share, self.last = nn.Linear(4, 6), nn.Linear(6, 8, bias=False), Share(), nn.Linear(8, 5)
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 8, bias=False)
+        self.share, self.last = Share(), nn.Linear(8, 5)
         self.traceable = traceable
 
     def forward(self, x: Tensor) -> Tensor:
@@ -342,9 +365,8 @@ def test_a_coalition_whose_output_is_nan_is_named_with_the_layer(traceable: bool
         "estimate": lambda: estimate(game),
     }[way]
     example = "2" if way in ("rows", "walk") else r"\d"
-    with pytest.raises(
-        GameError, match=rf"not finite for the empty coalition of first on example {example}.*first layer .* is '.*share.*'"
-    ):
+    words = rf"not finite for the empty coalition of first on example {example}.*first layer .* is '.*share.*'"
+    with pytest.raises(GameError, match=words):
         ask()
 
 
@@ -427,7 +449,9 @@ def test_a_worth_of_whole_numbers_or_booleans_is_a_worth(plain: tuple[nn.Module,
 
 
 @pytest.mark.parametrize("shape", [(3, 29), (3, 31), (30,), (2, 3, 30)])
-def test_coalitions_of_another_game_are_refused(plain: tuple[nn.Module, Players, Tensor], shape: tuple[int, ...]) -> None:
+def test_coalitions_of_another_game_are_refused(
+    plain: tuple[nn.Module, Players, Tensor], shape: tuple[int, ...]
+) -> None:
     model, players, x = plain
     game = NetworkGame(model, players, [(x, labels(4))])
     with pytest.raises(InputError, match=r"coalitions have shape .* this game needs \(R, 30\)"):
@@ -438,7 +462,7 @@ def test_coalitions_of_another_game_are_refused(plain: tuple[nn.Module, Players,
 def test_examples_that_there_are_not_are_refused(plain: tuple[nn.Module, Players, Tensor], examples: Any) -> None:
     model, players, x = plain
     game = NetworkGame(model, players, [(x, labels(4))])
-    with pytest.raises((InputError, IndexError), match="example|index"):
+    with pytest.raises((InputError, IndexError), match=r"example|index"):
         game(np.ones((3, 30), dtype=bool), examples)
 
 

@@ -77,7 +77,7 @@ def _assert_equal(one: Any, two: Any) -> None:
 def restless(outputs: Tensor, targets: Tensor) -> Tensor:
     """A worth that uses every generator there is and turns every global flag it finds."""
     torch.rand(3)
-    np.random.rand(3)  # noqa: NPY002
+    np.random.rand(3)
     random.random()
     torch.set_grad_enabled(not torch.is_grad_enabled())
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
@@ -113,9 +113,13 @@ def play(game: NetworkGame) -> None:
     estimate(game, max_evaluations=2 * (game.n_players + 1) * game.n_examples)
 
 
+def first_of(players: Players) -> str:
+    return players.groups[0].name
+
+
 WAYS: dict[str, Callable[[nn.Module, Players, Tensor, Worth], NetworkGame]] = {
     "taken apart": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth),
-    "one group": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, players.groups[0].name),
+    "one group": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, first_of(players)),
     "whole": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, forward=call),
     "little memory": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, max_memory=4096),
     "evaluate": lambda model, players, x, worth: NetworkGame(model, players, None, evaluation(worth, x)),
@@ -291,7 +295,7 @@ def test_the_global_generators_do_not_steer_a_game_or_an_estimate() -> None:
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         random.seed(seed)
         players = find_players(model, x)
         results.append(estimate(NetworkGame(model, players, data_of(x), restless), seed=3).value.tolist())

@@ -1,4 +1,4 @@
-"""What every estimator of the registry keeps to: its budget, its seed, its result, its doubt, and its words of refusal."""
+"""What every estimator of the registry keeps to: its budget, its seed, its result, its doubt, and its refusals."""
 
 import json
 import math

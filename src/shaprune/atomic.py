@@ -65,6 +65,9 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     try:
         yield beside
         beside.chmod(0o777 & ~_umask())
+        for file in beside.rglob("*"):  # safetensors writes files that only their owner can read
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
         if path.exists():
             path.rename(old)
         beside.rename(path)

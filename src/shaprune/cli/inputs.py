@@ -16,9 +16,9 @@ from shaprune.bench.datasets import Dataset, load_dataset
 from shaprune.bench.factories import call_factory
 from shaprune.bench.models import MODELS
 from shaprune.cli.command import usage
+from shaprune.cli.options import FOLDERS
 from shaprune.errors import InputError, nearest
-
-_FOLDERS = ("mnist", "cifar10", "folder")
+from shaprune.report.comparison import latency_setting
 
 
 def device_of(name: str | None) -> torch.device:
@@ -32,10 +32,15 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def setting_of(inputs: Tensor) -> str:
+    """Words for how latency is measured on these inputs."""
+    return latency_setting(len(inputs), str(inputs.device), torch.get_num_threads())
+
+
 def read_data(spec: str, cache: Path | None = None) -> Dataset:
-    """Load data by name; a name or folder that does not exist is wrong usage, what is in the folder is not."""
+    """Load data by name; a name that means nothing is wrong usage, a damaged folder is not."""
     kind, _, rest = spec.partition(":")
-    if kind in _FOLDERS and rest and Path(rest).expanduser().is_dir():
+    if kind in FOLDERS and rest:
         return load_dataset(spec, cache=cache)
     with usage("--data"):
         return load_dataset(spec, cache=cache)

@@ -16,6 +16,7 @@ METHODS = ("permutation", "exact")
 ALLOCATIONS = ("global", "uniform")
 STEPS = ("refit", "batchnorm", "finetune")
 ARCHITECTURES = ("digits", "lenet5", "lenet1")
+FOLDERS = ("mnist", "cifar10", "folder")  # kinds of data that live in a folder
 
 
 def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
@@ -32,6 +33,14 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None
     return check
 
 
+def _check_data(spec: str | None) -> str | None:
+    """Refuse a folder of data that does not exist; the rest is found out when the data are read."""
+    kind, _, rest = (spec or "").partition(":")
+    if kind in FOLDERS and rest and not Path(rest).expanduser().is_dir():
+        raise typer.BadParameter(f"{rest} is not a directory; {kind}:DIR names the folder that holds the data")
+    return spec
+
+
 _file = {"exists": True, "dir_okay": False}
 
 # every command
@@ -43,10 +52,13 @@ Device = Annotated[
     typer.Option(help="Where the network runs: cpu, cuda, cuda:1.", show_default="cuda where there is one, else cpu"),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")]
+ReportOut = Annotated[Path, typer.Option(help="Folder to write report.html into, or a file ending in .html.")]
 OptionalOut = Annotated[Path | None, typer.Option(help="Folder to write; it must be new or empty.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a folder that holds nothing but this command's own files.")
 ]
+UnusedSeed = Annotated[int, typer.Option("--seed", min=0, help="Without effect: a plan leaves nothing to chance.")]
+UnusedDevice = Annotated[str | None, typer.Option("--device", help="Without effect: a plan runs no network.")]
 
 # the network and its data
 _MODEL = "A network: package.module:factory (called without arguments), or a built-in name such as lenet5."
@@ -55,8 +67,8 @@ _DATA = "digits, mnist:DIR, cifar10:DIR, folder:DIR (train/CLASS/, test/CLASS/) 
 Model = Annotated[str, typer.Option(metavar="FACTORY", help=_MODEL)]
 OptionalModel = Annotated[str | None, typer.Option(metavar="FACTORY", help=_MODEL)]
 Weights = Annotated[Path | None, typer.Option(**_file, metavar="FILE", help=_WEIGHTS)]
-Data = Annotated[str, typer.Option(metavar="DATA", help=_DATA)]
-OptionalData = Annotated[str | None, typer.Option(metavar="DATA", help=_DATA)]
+Data = Annotated[str, typer.Option(metavar="DATA", callback=_check_data, help=_DATA)]
+OptionalData = Annotated[str | None, typer.Option(metavar="DATA", callback=_check_data, help=_DATA)]
 Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="Keep decoded images here for the next run.")]
 Pruned = Annotated[
     Path | None, typer.Option(exists=True, file_okay=False, metavar="DIR", help="What `shaprune prune` wrote.")
@@ -112,10 +124,13 @@ Recover = Annotated[
 ]
 
 # the demo
-DemoData = Annotated[str, typer.Option(metavar="DATA", help="digits (nothing is downloaded), or mnist:DIR.")]
+DemoData = Annotated[
+    str, typer.Option(metavar="DATA", callback=_check_data, help="digits (nothing is downloaded), or mnist:DIR.")
+]
 Architecture = Annotated[
     str | None,
     typer.Option(
+        "--arch",
         callback=one_of("architecture", ARCHITECTURES),
         help=f"The network to train: {', '.join(ARCHITECTURES)}.",
         show_default="digits; lenet5 for mnist",

@@ -29,3 +29,14 @@ def check_out(out: Path, files: Collection[str], *, overwrite: bool) -> None:
             raise InputError(f"{out} exists and holds {strange!r}, which is not this command's; choose another folder")
         if not overwrite:
             raise InputError(f"{out} exists and is not empty; choose another folder, or add --overwrite")
+
+
+def check_out_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse a file that may not be written, before any work."""
+    with usage("--out"):
+        if out.is_dir():
+            raise InputError(f"{out} is a folder; name a file or another folder")
+        if out.exists() and not overwrite:
+            raise InputError(f"{out} exists; choose another name, or add --overwrite")
+        if not out.parent.is_dir():
+            raise InputError(f"{out.parent} is no folder; make it first")

@@ -14,12 +14,13 @@ from shaprune.report.comparison import compared
 if TYPE_CHECKING:
     from shaprune.measure import Measurement
     from shaprune.network.players import Players
+    from shaprune.planning import Plan
     from shaprune.scores import Scores
 
 
-def comparison_table(measurements: Mapping[str, Measurement], batch_size: int) -> Table:
+def comparison_table(measurements: Mapping[str, Measurement], setting: str) -> Table:
     """Networks side by side."""
-    header, *rows = compared(measurements, batch_size)
+    header, *rows = compared(measurements, setting)
     return _table(header, rows)
 
 
@@ -63,6 +64,14 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """How many players of each group stay."""
+    return [
+        {"name": group.name, "players": len(group), "kept": int(plan.kept[group.indices].sum())}
+        for group in plan.players.groups
+    ]
 
 
 def skipped_text(players: Players) -> str:

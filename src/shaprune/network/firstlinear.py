@@ -57,11 +57,7 @@ class FirstLinear:
             base = torch.einsum("ecp,oc->eop", x[:, self.others], self.layer.weight[:, self.others])
             if self.layer.bias is not None:
                 base = base + self.layer.bias[:, None]
-            return (
-                torch.cat([parts, base[:, None]], 1).unflatten(3, shape)
-                if shape
-                else torch.cat([parts, base[:, None]], 1)[..., 0]
-            )
+            return torch.cat([parts, base[:, None]], 1).reshape(len(x), n + 1, out, *shape)
         conv = _CONVOLUTIONS[x.ndim - 2]
         options: dict[str, Any] = {
             "stride": self.layer.stride,

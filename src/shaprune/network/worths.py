@@ -117,7 +117,7 @@ def rows_worth(worth: Worth, outputs: Tensor, reference: Tensor) -> Tensor:
     Raises:
         GameError: the function did not return one number per row.
     """
-    with torch.no_grad():  # also puts the mode back where the function changed it
+    with torch.set_grad_enabled(torch.is_grad_enabled()):  # puts the mode back where the function changed it
         result = worth.function(outputs, reference)
     if not isinstance(result, Tensor) or result.shape != (len(outputs),):
         shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__

@@ -23,12 +23,12 @@ def to_json(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def compared(measurements: Mapping[str, Measurement], batch_size: int) -> list[Row]:
+def compared(measurements: Mapping[str, Measurement], setting: str) -> list[Row]:
     """A header, then one row per quantity, one column per network; the last column is the change, first to last.
 
     Args:
         measurements: name -> measurement, the dense network first.
-        batch_size: images per forward pass of the latency measurement.
+        setting: how latency was measured, see `latency_setting`.
     """
     networks = list(measurements.values())
     change = ("change",) if len(networks) > 1 else ()
@@ -47,11 +47,21 @@ def compared(measurements: Mapping[str, Measurement], batch_size: int) -> list[R
     ]
     for name, count in counts:
         add(name, [f"{count(n):,}" for n in networks], percent(count(first), count(last)))
-    times = [f"{n.latency.median_ms:.2f} ms ({n.latency.low_ms:.2f} to {n.latency.high_ms:.2f})" for n in networks]
-    images = f"{batch_size} image{'s' if batch_size > 1 else ''}"
-    add(f"latency, {images}", times, percent(first.latency.median_ms, last.latency.median_ms))
+    times = [n.latency for n in networks]
+    add(
+        f"latency, {setting}",
+        [f"{t.median_ms:.2f} ms" for t in times],
+        percent(times[0].median_ms, times[-1].median_ms),
+    )
+    add("its 10 to 90 % range", [f"{t.low_ms:.2f} to {t.high_ms:.2f}" for t in times], "")
     add("bytes on disk", [f"{n.bytes:,}" for n in networks], percent(first.bytes, last.bytes))
     return rows
+
+
+def latency_setting(images: int, device: str, threads: int) -> str:
+    """Words for what a latency was measured on."""
+    where = f"{threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
+    return f"{images} image{'s' if images > 1 else ''}, {where}"
 
 
 def points(before: float, after: float) -> str:

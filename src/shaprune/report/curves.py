@@ -1,13 +1,14 @@
 """Removal curves: accuracy as players leave in a given order, measured with masks, without any recovery.
 
-The orders are those of the values, of the weight norm, and random ones. As in a plan, the most valuable player of
+The orders are those of the values, of the weight norm, and random ones. Weight norms are divided by their group's
+mean: raw norms do not compare across layers, and would make a weaker rival. As in a plan, the most valuable player of
 every group leaves last, so that no layer is empty before all are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,10 @@ def removal_curves(
     """
     subject = Subject(model, test)
     game = NetworkGame(model, players, subject, "accuracy")
+    norms = {name: _scaled(v) for name, v in rank(model, players, criterion="weight_norm").items()}
     orders = {
         "values": [removal_order(players, scores)],
-        "weight norm": [removal_order(players, rank(model, players, criterion="weight_norm"))],
+        "weight norm": [removal_order(players, norms)],
         "random": [
             removal_order(players, rank(model, players, criterion="random", seed=seed + i))
             for i in range(RANDOM_ORDERS)
@@ -80,3 +82,7 @@ def removal_order(players: Players, scores: Mapping[str, Values]) -> NDArray[np.
     spared[[group.indices[scores[group.name].ranking()[-1]] for group in players.groups]] = True
     order = np.argsort(value, kind="stable")
     return np.concatenate([order[~spared[order]], order[spared[order]]])
+
+
+def _scaled(norms: Values) -> Values:
+    return replace(norms, value=norms.value / max(float(norms.value.mean()), 1e-30))

@@ -6,7 +6,7 @@ import io
 import re
 import zlib
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Stand-ins for CSS variables: matplotlib needs a colour, the page puts the variable in its place.
 _COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "muted", "rule", "kept", "gone", "norm"), 1)}
 _INK, _MUTED, _RULE, _KEPT, _GONE, _NORM = _COLOURS.values()
-_STYLE = {
+_STYLE: Any = {  # matplotlib types its keys differently from release to release
     "svg.fonttype": "none",
     "svg.hashsalt": "shaprune",
     "font.size": 10,
@@ -87,8 +87,9 @@ def _draw(
 ) -> None:
     if len(place) <= _FEW:
         size = 3.5 if len(place) <= 40 else 2.5
-        style = {"fmt": "o", "markersize": size, "elinewidth": 1, "capsize": 0}
-        axes.errorbar(place[shown], value[shown], error[shown], color=colour, **style)  # type: ignore[arg-type]
+        axes.errorbar(
+            place[shown], value[shown], error[shown], color=colour, fmt="o", markersize=size, elinewidth=1, capsize=0
+        )
         return
     axes.vlines(place[shown], (value - error)[shown], (value + error)[shown], color=colour, linewidth=0.8, alpha=0.35)
     axes.scatter(place[shown], value[shown], s=3, color=colour, linewidth=0)
@@ -105,11 +106,11 @@ def curves_figure(curves: Curves, cut: int | None, recovered: float | None, labe
     """
     share = curves.removed / curves.n_players
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.5), layout="constrained")
         axes = figure.add_subplot()
         random = curves.accuracy["random"]
         axes.fill_between(share, random.min(0), random.max(0), color=_GONE, alpha=0.2, linewidth=0)
-        axes.plot(share, random.mean(0), color=_GONE, linewidth=1.6, label=f"random (mean, range of {len(random)})")
+        axes.plot(share, random.mean(0), color=_GONE, linewidth=1.6, label=f"random ({len(random)} orders)")
         axes.plot(share, curves.accuracy["weight norm"][0], "s-", color=_NORM, markersize=3.5, label="weight norm")
         axes.plot(share, curves.accuracy["values"][0], "o-", color=_KEPT, markersize=4, label="values")
         if cut is not None:
@@ -117,11 +118,11 @@ def curves_figure(curves: Curves, cut: int | None, recovered: float | None, labe
             axes.axvline(at, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate("the plan", (at, 0.02), xytext=(4, 0), textcoords="offset points", color=_INK)
             if recovered is not None:
-                axes.plot([at], [recovered], "*", color=_INK, markersize=11, label="the plan, recovered")
+                axes.plot([at], [recovered], "*", color=_INK, markersize=10, clip_on=False, label="the plan, recovered")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlim(-0.02, 1.0)
-        axes.set_ylim(0, 1.03)
+        axes.set_ylim(0, 1.05)
         axes.set_xlabel("players removed")
         axes.set_ylabel("test accuracy")
         handles, names = axes.get_legend_handles_labels()

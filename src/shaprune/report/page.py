@@ -33,7 +33,7 @@ class Content:
         plan: who stays.
         curves: accuracy as players leave.
         measurements: name -> network, measured; the dense one first, the pruned one last.
-        batch_size: images per forward pass of the latency measurement.
+        setting: how latency was measured.
         seconds: wall time per stage.
     """
 
@@ -42,7 +42,7 @@ class Content:
     plan: Plan | None = None
     curves: Curves | None = None
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
-    batch_size: int = 1
+    setting: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -94,8 +94,9 @@ def _before_after(content: Content) -> Iterator[str]:
     plan, players = content.plan, content.scores.players
     if content.measurements:
         yield "<h2>Before and after</h2>"
-        yield _table(compared(content.measurements, content.batch_size))
-        yield _note("Latency: median over interleaved rounds on this machine, with the 10th and 90th percentile.")
+        yield _table(compared(content.measurements, content.setting))
+        raw = "Raw: right after surgery, before any recovery. " if "raw" in content.measurements else ""
+        yield _note(f"{raw}Latency: the median over interleaved rounds on this machine, in milliseconds.")
     elif plan is not None:
         cost, dense = plan.cost, {"macs": players.model_macs, "params": players.model_params, "players": players.n}
         names = {"macs": "multiply-adds", "params": "parameters", "players": "players"}
@@ -117,8 +118,8 @@ def _curves(content: Content) -> Iterator[str]:
     label = f"Test accuracy as players leave. With {half:.0%} removed: {ends}."
     yield "<h2>Accuracy as players leave</h2>"
     yield _note(
-        f"The least valuable leave first, over all layers together; masks only, no recovery; {curves.n_examples:,} test "
-        f"examples. The best of every group leaves last."
+        "The least valuable leave first, over all layers together, and the best of every group last; masks only, no "
+        f"recovery; {curves.n_examples:,} test examples. Random: mean and range. Weight norms: relative to the layer's."
     )
     yield f'<figure class="wide">{curves_figure(curves, cut, recovered, label)}</figure>'
 
@@ -147,7 +148,9 @@ def _values(content: Content) -> Iterator[str]:
 
 
 def _diagnostics(scores: Scores) -> Iterator[str]:
-    rows: list[Row] = [("group", "players", "mean value", "mean std. error", "evaluations", "efficiency gap", "ended by")]
+    rows: list[Row] = [
+        ("group", "players", "mean value", "mean std. error", "evaluations", "efficiency gap", "ended by")
+    ]
     for group in scores.players.groups:
         v = scores[group.name]
         error, gap = float(v.stderr.mean()), v.efficiency_gap
@@ -199,4 +202,6 @@ def _table(rows: Sequence[Row], kind: str = "") -> str:
         for row in rows[1:]
     ]
     name = f' class="{kind}"' if kind else ""
-    return f'<div class="table"><table{name}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return (
+        f'<div class="table"><table{name}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )

@@ -1,0 +1,69 @@
+"""``shaprune evaluate``: accuracy, size and latency, side by side."""
+
+from __future__ import annotations
+
+import json
+
+from shaprune.cli.command import Outcome, command, say
+from shaprune.cli.options import (
+    BatchSize,
+    Cache,
+    Data,
+    Debug,
+    Device,
+    Json,
+    Model,
+    OptionalOut,
+    Overwrite,
+    Pruned,
+    Seed,
+    Weights,
+)
+from shaprune.cli.outputs import check_out
+
+
+@command
+def evaluate(
+    model: Model,
+    data: Data,
+    weights: Weights = None,
+    pruned: Pruned = None,
+    batch_size: BatchSize = 128,
+    cache: Cache = None,
+    out: OptionalOut = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> Outcome:
+    """Measure a network, and a pruned one beside it, on the test part of the data; --out keeps evaluation.json.
+
+    Example: shaprune evaluate --model digits --weights demo/dense.safetensors --pruned demo/model --data digits
+    """
+    if out is not None:
+        check_out(out, ["evaluation.json"], overwrite=overwrite)
+
+    import shaprune as sp
+    from shaprune.atomic import new_directory, write_text
+    from shaprune.cli.inputs import builder, device_of, read_data, read_model, setting_of
+    from shaprune.cli.tables import comparison_table
+    from shaprune.measure import compare
+    from shaprune.report.comparison import to_json
+
+    where = device_of(device)
+    networks = {"dense": read_model(model, weights, where, seed)}
+    if pruned is not None:
+        networks["pruned"] = sp.load(pruned, build=builder(model), device=where)
+    test = read_data(data, cache).test
+    inputs = test.inputs[:batch_size].to(where)
+    say(f"measuring on {len(test):,} test examples ...")
+    measurements = compare(networks, inputs, test.batches())
+    summary = {**{name: to_json(m) for name, m in measurements.items()}, "examples": len(test)}
+    shown = [comparison_table(measurements, setting_of(inputs))]
+    if out is None:
+        return Outcome(summary, tuple(shown))
+    with new_directory(out, overwrite=overwrite) as folder:
+        write_text(folder / "evaluation.json", json.dumps(summary))
+    summary["artifacts"] = {"evaluation": str(out / "evaluation.json")}
+    return Outcome(summary, (*shown, f"-> {out / 'evaluation.json'}"))

@@ -1,0 +1,98 @@
+"""``shaprune score``: what every player contributes."""
+
+from __future__ import annotations
+
+from shaprune.cli.command import Outcome, command, say
+from shaprune.cli.options import (
+    Antithetic,
+    Cache,
+    Data,
+    Debug,
+    Device,
+    Exclude,
+    Include,
+    Json,
+    MaxEvaluations,
+    Method,
+    Model,
+    Out,
+    Overwrite,
+    ScoreExamples,
+    Seed,
+    Sizes,
+    Together,
+    Weights,
+    Worth,
+)
+from shaprune.cli.outputs import check_out
+from shaprune.cli.parse import sizes_of
+
+
+@command
+def score(
+    model: Model,
+    data: Data,
+    out: Out,
+    weights: Weights = None,
+    worth: Worth = "fidelity",
+    method: Method = "permutation",
+    max_evaluations: MaxEvaluations = None,
+    sizes: Sizes = "0.5,1.0",
+    antithetic: Antithetic = False,
+    together: Together = False,
+    examples: ScoreExamples = 1_000,
+    include: Include = None,
+    exclude: Exclude = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> Outcome:
+    """Score every channel or neuron of a trained network; writes values.json into --out.
+
+    Example: shaprune score --model digits --weights demo/dense.safetensors --data digits --out scores
+    """
+    window = sizes_of(sizes)
+    check_out(out, ["values.json"], overwrite=overwrite)
+
+    import shaprune as sp
+    from shaprune.atomic import new_directory
+    from shaprune.cli.inputs import device_of, read_data, read_model
+    from shaprune.cli.tables import score_rows, scores_table, skipped_rows, skipped_text
+
+    where = device_of(device)
+    network = read_model(model, weights, where, seed)
+    part = read_data(data, cache).held_out.take(examples)
+    players = sp.find_players(network, part.inputs[:2].to(where), include=include or None, exclude=exclude or None)
+    say(f"scoring {players.n:,} players in {len(players.groups)} groups on {len(part):,} held-out examples ...")
+    scores = sp.score(
+        network,
+        players,
+        part.batches(),
+        worth,
+        method,
+        max_evaluations=max_evaluations,
+        seed=seed,
+        antithetic=antithetic,
+        sizes=window,
+        together=together,
+    )
+    with new_directory(out, overwrite=overwrite) as folder:
+        scores.save(folder / "values.json")
+    written = out / "values.json"
+    summary = {
+        "worth": scores.worth,
+        "method": method,
+        "examples": len(part),
+        "players": players.n,
+        "n_evaluations": scores.n_evaluations,
+        "seconds": scores.seconds,
+        "groups": score_rows(scores),
+        "skipped": skipped_rows(players),
+        "notes": list(scores.notes),
+        "artifacts": {"values": str(written)},
+    }
+    told = f"{scores.n_evaluations:,} evaluations in {scores.seconds:.1f} s on {len(part):,} examples -> {written}"
+    return Outcome(summary, (scores_table(scores), skipped_text(players), told))

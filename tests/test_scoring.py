@@ -1,0 +1,156 @@
+"""Scoring: one game per group or one over all, files, and compress, which is all of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import NETWORKS
+from torch import nn
+
+import shaprune as sp
+from shaprune.measure import count
+from shaprune.network.criteria import CRITERIA, rank
+from shaprune.network.subject import Subject
+
+MAKE, EXAMPLE = NETWORKS["plain"]
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return MAKE().eval()
+
+
+@pytest.fixture
+def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(24, *EXAMPLE().shape[1:], generator=generator)
+    return [(inputs[:16], torch.arange(16) % 5), (inputs[16:], torch.arange(8) % 5)]
+
+
+def test_every_group_has_values_in_player_order(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE())
+    scores = sp.score(model, players, data, "cross_entropy", progress=False)
+    assert list(scores) == [g.name for g in players.groups]
+    for group in players.groups:
+        game = sp.NetworkGame(model, players, data, "cross_entropy", group.name)
+        alone = sp.estimate(game)
+        assert scores[group.name].value.tolist() == alone.value.tolist()
+    with pytest.raises(sp.InputError, match="did you mean 'conv1'"):
+        scores["conv11"]
+
+
+def test_scores_with_exact_values_are_the_exact_values(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE(), include="conv1")
+    exact = sp.score(model, players, data, "fidelity", "exact", progress=False)["conv1"]
+    near = sp.score(model, players, data, "fidelity", max_evaluations=24 * 9 * 100, progress=False)["conv1"]
+    assert exact.value.sum() == pytest.approx(exact.worth_all - exact.worth_none)
+    assert np.all(np.abs(near.value - exact.value) < 5 * near.stderr)
+
+
+def test_one_game_over_all_groups_is_split_by_group(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE())
+    together = sp.score(model, players, data, "fidelity", together=True, progress=False)
+    whole = sp.estimate(sp.NetworkGame(model, players, data, "fidelity"))
+    joined = np.concatenate([together[g.name].value for g in players.groups])
+    assert joined.tolist() == whole.value.tolist()
+    assert joined.sum() == pytest.approx(whole.worth_all - whole.worth_none)
+    assert together["conv1"].efficiency_gap is None
+
+
+def test_too_many_players_for_exact_are_refused_before_any_work() -> None:
+    wide = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 21), nn.ReLU(), nn.Linear(21, 2)).eval()
+    inputs, targets = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    players = sp.find_players(wide, inputs)
+    calls = []
+
+    def worth(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return outputs[:, 0]
+
+    with pytest.raises(sp.InputError, match="limit is 20 players"):
+        sp.score(wide, players, [(inputs, targets)], worth, "exact", progress=False)
+    assert not calls  # not even the small first group was scored
+
+
+def test_scores_survive_their_file_and_damage_is_named(model: nn.Module, data: list, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE())
+    scores = sp.score(model, players, data, "fidelity", progress=False)
+    path = tmp_path / "values.json"
+    scores.save(path)
+    again = sp.Scores.load(path)
+    assert {k: v.value.tolist() for k, v in again.items()} == {k: v.value.tolist() for k, v in scores.items()}
+    assert again.worth == "fidelity"
+    assert (
+        sp.plan(again.players, again, sp.Budget(macs=0.5)).removed
+        == sp.plan(players, scores, sp.Budget(macs=0.5)).removed
+    )
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in document.items() if k != "values"}))
+    with pytest.raises(sp.InputError, match="'values'"):
+        sp.Scores.load(path)
+    path.write_text(json.dumps(document | {"schema": 7}))
+    with pytest.raises(sp.InputError, match="schema 7, newer"):
+        sp.Scores.load(path)
+
+
+def test_an_error_in_a_game_names_the_group(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE(), include="conv2")
+    with pytest.raises(sp.InputError, match="conv2: max_evaluations=3"):
+        sp.score(model, players, data, "fidelity", max_evaluations=3, progress=False)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_rivals_rank_every_group_in_the_interface_of_values(criterion: str, model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE())
+    values = rank(model, players, Subject(model, data), criterion, seed=3)
+    assert {name: v.n for name, v in values.items()} == {g.name: len(g) for g in players.groups}
+    assert sp.plan(players, values, sp.Budget(macs=0.5)).cost["macs"] <= 0.5 * players.model_macs
+
+
+def test_taylor_is_the_derivative_of_the_worth_with_respect_to_the_mask(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    players = sp.find_players(model, EXAMPLE())
+    signed = rank(model, players, Subject(model, data), "taylor_signed")
+    wide = MAKE().eval()
+    group = players.groups[1]
+    consumer = wide.get_submodule(group.consumers[0].module)
+    step, player = 1e-3, 2
+    worths = []
+    for factor in (1 + step, 1 - step):  # scale what the consumer reads of one channel
+        with torch.no_grad():
+            consumer.weight.copy_(model.get_submodule(group.consumers[0].module).weight)
+            consumer.weight[:, list(group.consumers[0].channels[player])] *= factor
+            worths.append(
+                np.mean([-nn.functional.cross_entropy(wide(x), y, reduction="sum").item() for x, y in data])
+                * len(data)
+                / 24
+            )
+    assert signed[group.name].value[player] == pytest.approx((worths[0] - worths[1]) / (2 * step), rel=2e-2, abs=1e-4)
+
+
+def test_compress_does_all_of_it_and_leaves_the_model_alone(model: nn.Module, data: list, untouched) -> None:  # type: ignore[no-untyped-def,type-arg]
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    with untouched(model):
+        result = sp.compress(model, data, sp.Budget(macs=0.5), example_inputs=EXAMPLE(), test=data, progress=False)
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    dense, raw, small = (result.measurements[k] for k in ("dense", "raw", "pruned"))
+    assert small.macs == result.plan.cost["macs"] == raw.macs <= 0.5 * dense.macs
+    assert (small.parameters, small.macs) == count(result.model, EXAMPLE())
+    assert small.bytes < dense.bytes
+    assert result.values.worth == "fidelity"
+    assert set(result.seconds) == {"find_players", "score", "plan", "prune", "recover", "measure"}
+
+
+def test_compress_is_reproducible(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    a, b = (
+        sp.compress(model, data, sp.Budget(players=0.6), example_inputs=EXAMPLE(), seed=5, progress=False)
+        for _ in range(2)
+    )
+    assert a.plan.removed == b.plan.removed
+    assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def test_compress_refuses_a_bare_number_as_budget(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
+    with pytest.raises(sp.InputError, match=r"sp\.Budget\(macs=0\.5\)"):
+        sp.compress(model, data, 0.5, example_inputs=EXAMPLE())  # type: ignore[arg-type]
