@@ -17,7 +17,7 @@ from shaprune.values.result import Values
 
 
 def chain_of_two() -> Players:
-    """Linear a: 8 -> 4, b: 4 -> 6, c: 6 -> 2 with biases; players: the 4 outputs of a, the 6 of b. Costs by hand below."""
+    """Linear a: 8 -> 4, b: 4 -> 6, c: 6 -> 2 with biases; players: the 4 outputs of a and the 6 of b."""
     layers = {
         "a": Layer("linear", 8, 4, 1, 1, True, 1.0),
         "b": Layer("linear", 4, 6, 1, 1, True, 1.0),

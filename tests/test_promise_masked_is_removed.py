@@ -17,7 +17,7 @@ from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.discovery import find_players
 from shaprune.network.game import NetworkGame
 from shaprune.network.players import Players
-from shaprune.network.surgery import cut, removals
+from shaprune.network.surgery import cut, removals, width_of
 from shaprune.network.worths import Evaluate
 from shaprune.values.game import Game
 
@@ -141,7 +141,11 @@ def test_the_network_after_surgery_says_its_true_widths_and_carries_no_hook(name
     make, inputs = NETWORKS[name]
     model, x = make(), inputs()
     players = find_players(model, x)
-    for module in removed(model, players, coalitions_of(players, np.arange(players.n), seed=3)[4]).modules():
+    kept = coalitions_of(players, np.arange(players.n), seed=3)[4]
+    small = removed(model, players, kept)
+    for layer, widths in players.widths(kept).items():
+        assert width_of(small.get_submodule(layer)) == widths, layer
+    for module in small.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         if isinstance(module, nn.Linear):
@@ -391,6 +395,20 @@ class Upsampled(Between):
         return self.fc(F.relu(self.conv2(x)).mean((2, 3)))
 
 
+class Biased(nn.Module):
+    """A depthwise convolution with a bias, and one that makes two channels of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.depth = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.conv2, self.both = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 12, 3, groups=6)
+        self.fc = nn.Linear(12, N_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.depth(F.relu(self.conv1(x))))
+        return self.fc(F.relu(self.both(F.relu(self.conv2(x)))).mean((2, 3)))
+
+
 class Dense(nn.Module):
     """Batch-norm and activation behind a concatenation, as in DenseNet: every layer reads all earlier ones."""
 
@@ -499,6 +517,7 @@ HARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {
     "split and gate": (Split, IMAGES, {"conv2"}),
     "tokens": (Tokens, (4, 7, 6), {"up"}),
     "transposed, instance norm and PReLU": (Upsampled, IMAGES, {"conv1", "conv2"}),
+    "depthwise with biases": (Biased, IMAGES, {"conv1"}),
     "densely connected": (Dense, IMAGES, {"stem", "conv1", "conv2"}),
     "channel shuffle": (Shuffled, IMAGES, {"conv1"}),
     "flattened in another order": (Carried, IMAGES, {"fc1"}),

@@ -1,4 +1,4 @@
-"""Recovery: closed-form refit, batch-norm recalibration, fine-tuning; each helps, each leaves the borrowed models alone."""
+"""Recovery: refit, batch-norm recalibration, fine-tuning; each helps, and borrowed models stay as they were."""
 
 import numpy as np
 import pytest

@@ -189,14 +189,15 @@ def test_only_the_whole_window_promises_efficiency(drawn: tuple[Table, tuple[flo
 
 
 @quick
-@given(st.integers(1, 40), st.floats(0, 1), st.floats(0, 1))
-def test_a_window_holds_exactly_the_sizes_between_its_fractions(n: int, one: float, two: float) -> None:
-    low, high = sorted((round(one * n) / n, round(two * n) / n))
-    inside = [size for size in range(n + 1) if low * n - 1e-6 <= size <= high * n + 1e-6]
+@given(st.integers(1, 40), st.integers(0, 100), st.integers(0, 100))
+def test_a_window_holds_exactly_the_sizes_between_its_fractions(n: int, one: int, two: int) -> None:
+    low, high = sorted((one, two))
+    inside = [size for size in range(n + 1) if low * n <= 100 * size <= high * n]
     assume(len(inside) >= 2)
-    span = window(n, (low, high))
+    span = window(n, (low / 100, high / 100))
     assert list(range(span.low, span.high + 1)) == inside
     assert span.steps == len(inside) - 1
+    assert span.whole == ((low, high) == (0, 100) or inside == list(range(n + 1)))
 
 
 def test_every_player_of_a_sampled_walk_is_asked_for_as_often() -> None:

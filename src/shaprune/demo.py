@@ -35,28 +35,24 @@ ARTIFACTS = {
     "model": "model",
 }
 FILES = (*(name for name in ARTIFACTS.values() if name != "model"), f"model/{WEIGHTS}", f"model/{MANIFEST}")
-SCORED, CURVED, BATCH = 1_000, 2_000, 128  # examples to score on, to draw curves on, and per latency measurement
+SCORED, CURVED, BATCH = 1_000, 1_000, 128  # examples to score on, to draw curves on, and per latency measurement
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network of the demo is trained, and on which data.
-
-    ``threads``: on how many the demo runs; a network of 8x8 images gains nothing from a second one, and waits for it
-    where the machine is busy. None = as torch has it.
-    """
+    """How a network of the demo is trained, on which data, and how the budget is spread over its layers."""
 
     data: str
     epochs: int
     lr: float
     batch_size: int
-    threads: int | None = None
+    allocation: str
 
 
 RECIPES = {
-    "digits": Recipe("digits", epochs=20, lr=5e-3, batch_size=64, threads=1),
-    "lenet5": Recipe("mnist", epochs=2, lr=2e-3, batch_size=128),
-    "lenet1": Recipe("mnist", epochs=3, lr=1e-2, batch_size=128),
+    "digits": Recipe("digits", epochs=20, lr=5e-3, batch_size=64, allocation="global"),
+    "lenet5": Recipe("mnist", epochs=2, lr=2e-3, batch_size=128, allocation="uniform"),
+    "lenet1": Recipe("mnist", epochs=3, lr=1e-2, batch_size=128, allocation="uniform"),
 }
 
 
@@ -144,10 +140,10 @@ def run_demo(
     name = choose_architecture(data, architecture)
     check_replaceable(out)
     seconds: dict[str, float] = {}
-    with kept_globals(), _threads(RECIPES[name].threads):
+    with kept_globals(), _one_thread():
         with _timed(seconds, "load"):
             dataset = load_dataset(data)
-        say(f"training {name} on {len(dataset.train):,} images for {RECIPES[name].epochs} epochs ...")
+        say(f"training {name} on {len(dataset.train):,} images, epochs: {RECIPES[name].epochs} ...")
         with _timed(seconds, "train"):
             dense = _train(name, dataset, seed, torch.device(device))
         say(f"scoring, planning, pruning and recovering ({seconds['train']:.1f} s so far for the training) ...")
@@ -157,6 +153,7 @@ def run_demo(
             budget or Budget(macs=0.5),
             example_inputs=dataset.held_out.inputs[:BATCH].to(device),
             test=dataset.test.batches(),
+            allocation=RECIPES[name].allocation,
             seed=seed,
         )
         seconds |= result.seconds
@@ -194,9 +191,10 @@ def _train(name: str, dataset: Dataset, seed: int, device: torch.device) -> nn.M
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain little from a second thread, and wait long for it where the machine is busy."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -121,7 +121,7 @@ def curves_figure(curves: Curves, cut: int | None, recovered: float | None, labe
                 axes.plot([at], [recovered], "*", color=_INK, markersize=10, clip_on=False, label="the plan, recovered")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlim(-0.02, 1.0)
+        axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(0, 1.05)
         axes.set_xlabel("players removed")
         axes.set_ylabel("test accuracy")

@@ -170,7 +170,7 @@ def _diagnostics(scores: Scores) -> Iterator[str]:
     yield "<h2>How the values were estimated</h2>"
     yield _note(f"Worth: {scores.worth}. Method: {first.method}{f' ({options})' if options else ''}.")
     yield _table(rows)
-    yield _note("A gap of - : values inside a window of coalition sizes, or of a part of a game, promise no sum.")
+    yield _note("No gap (-): values inside a window of coalition sizes, or of a part of a game, promise no sum.")
     for note in scores.notes:
         yield _note(note)
 
