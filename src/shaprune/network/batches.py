@@ -110,6 +110,8 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
     if isinstance(batch, dict) and tensors(batch):
         for key in ("labels", "label", "targets", "target"):
             if key in batch:
+                if not isinstance(batch[key], Tensor):
+                    raise InputError(f"{key!r} of a batch is a {type(batch[key]).__name__}; it must be a tensor")
                 return {k: v for k, v in batch.items() if k != key}, batch[key]
         return batch, None
     shape = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
@@ -135,8 +137,9 @@ def collect(data: Iterable[Any]) -> tuple[Inputs, Tensor | None]:
     if not batches:
         raise InputError("the data holds no example; check the loader (an iterator can be read only once)")
     for inputs, targets in batches:
-        if targets is not None and len(targets) != length(inputs):
-            raise InputError(f"a batch has {length(inputs)} inputs and {len(targets)} targets; they must agree")
+        if targets is not None and targets.shape[:1] != (length(inputs),):
+            given = len(targets) if targets.ndim else "0-dimensional"
+            raise InputError(f"a batch has {length(inputs)} inputs and {given} targets; they must agree")
     labelled = [targets for _, targets in batches if targets is not None]
     if labelled and len(labelled) < len(batches):
         raise InputError("some batches have targets and some have none; give targets in all of them or in none")

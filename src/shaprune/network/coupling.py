@@ -195,6 +195,9 @@ def _members(
     for module, role in owned:
         if module not in layers:
             raise _Refused(f"{module} is no layer that can be cut")
+        width = layers[module].n_in if role == "in" else layers[module].n_out
+        if any(channel >= width for channels in owned[module, role].values() for channel in channels):
+            raise _Refused(f"torch-pruning finds more channels than the {width} of {module}")
         if (module in shared) and role != "both":
             raise _Refused(f"{module} shares its weight with {shared[module]}")
     if not any(role == "in" for _, role in owned):

@@ -7,12 +7,13 @@ traced.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, length, main_output
+from shaprune.network.batches import Forward, Inputs, main_output, transform
 from shaprune.network.firstlinear import first_linear
 from shaprune.network.masks import Edge, masked
 from shaprune.network.state import Fixed, State, batch_first, unfix
@@ -84,13 +85,20 @@ class Cut:
         self.prefix = Segment(trace, [n for n in trace.nodes if n in front and n.op != "placeholder"], self.inlets)
         self.suffix = Segment(trace, [n for n in trace.nodes if n in rest])
         self.first_linear = first_linear(trace, consumers, self.edges, self.suffix)
+        self._moving: set[fx.Node] | None = None  # inlets with one entry per example
 
     def prepare(self, inputs: Inputs) -> State:
         """Values at the cut for a batch of inputs; what does not depend on the example is kept as it is."""
-        rows = length(inputs)
+        if self._moving is None:
+            one, three = (self._at_cut(transform(inputs, partial(_first, rows=rows))) for rows in (1, 3))
+            self._moving = {n for n in self.inlets if batch_first(one[n], 1) and batch_first(three[n], 3)}
+        values = self._at_cut(inputs)
+        return {n: values[n] if n in self._moving else Fixed(values[n]) for n in self.inlets}
+
+    def _at_cut(self, inputs: Inputs) -> Env:
         env = self.trace.feed(inputs)
         self.prefix.run(env)
-        return {n: env[n] if batch_first(env[n], rows) else Fixed(env[n]) for n in self.inlets}
+        return env
 
     def run(self, state: State, mask: Tensor) -> Tensor:
         """Outputs of the rows ``state`` under ``mask`` (rows, n)."""
@@ -125,6 +133,11 @@ class Cut:
             return args if edge is None else (edge.apply(args[0], mask), *args[1:])
 
         return intercept
+
+
+def _first(tensor: Tensor, rows: int) -> Tensor:
+    """The first example, ``rows`` times."""
+    return tensor[:1].expand(rows, *tensor.shape[1:]).clone() if tensor.ndim else tensor
 
 
 def _descendants(trace: Trace, sources: Sequence[fx.Node]) -> set[fx.Node]:

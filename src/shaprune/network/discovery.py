@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, check_choice, nearest
@@ -15,7 +16,7 @@ from shaprune.network.borrow import borrowed, copied
 from shaprune.network.coupling import Candidate, candidates
 from shaprune.network.layers import Layer
 from shaprune.network.masks import edges_of, masked
-from shaprune.network.players import Member, Players, Skipped, number_groups
+from shaprune.network.players import Players, Skipped, number_groups
 from shaprune.network.surgery import cut, removals
 
 Filter = str | type[nn.Module]
@@ -46,7 +47,8 @@ def find_players(
     """
     check_choice("unit", unit, ["channel"])
     with borrowed(copied(model)) as copy:
-        inputs = example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)
+        inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+        inputs = transform(inputs, torch.clone)  # a model may write to what it is given
         _check_runs(copy, inputs)
         found, skipped, layers = candidates(copy, inputs)
         costs = _model_cost(copy, layers)
@@ -82,10 +84,11 @@ def _check_runs(copy: nn.Module, inputs: Inputs) -> None:
         raise InputError(
             f"example_inputs is a {type(inputs).__name__} without a tensor; give a tensor, a tuple or a dict"
         )
-    length(inputs)
+    if length(inputs) == 0:
+        raise InputError("example_inputs holds no example; give at least one")
     with torch.no_grad():
         try:
-            first, second = tensors(call(copy, inputs)), tensors(call(copy, inputs))
+            first, second = (tensors(call(copy, transform(inputs, torch.clone))) for _ in range(2))
         except Exception as error:
             shapes = [tuple(t.shape) for t in tensors(inputs)]
             raise InputError(f"the model does not run on example_inputs of shape {shapes}: {error}") from error
@@ -150,36 +153,56 @@ def _verify(
         return [], [(found[0], reason)]
     middle = len(found) // 2
     left, right = (_verify(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
-    accepted = left[0] + right[0]
-    if accepted and len(accepted) == len(found):  # each half agrees alone, the whole does not
-        return [], [(c, f"together with other groups {reason}") for c in found]
-    return accepted, left[1] + right[1]
+    accepted, refused = left[0] + right[0], left[1] + right[1]
+    if left[0] and right[0]:  # each side agrees alone
+        reason = _disagreement(copy, inputs, _players(accepted, layers, (), costs))
+        if reason is not None:
+            return [], refused + [(c, f"together with other groups {reason}") for c in accepted]
+    return accepted, refused
 
 
 def _disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
-    """Mask and remove two random coalitions, one per row; return what differs, None where they agree."""
-    pair = transform(inputs, lambda t: t[:2] if len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
+    """Mask and remove two random coalitions, one per row; return what differs, None where they agree.
+
+    In double precision, where rounding cannot hide an operation that mixes channels only a little.
+    """
     rng = np.random.default_rng(0)
     coalitions = rng.random((2, players.n)) < 0.5
     for group in players.groups:
         for row in coalitions:
             row[rng.choice(group.indices, 2, replace=False)] = (True, False)
-    edges = edges_of(players, players.groups, tensors(inputs)[0].device)
-    mask = torch.from_numpy(coalitions).to(tensors(inputs)[0].device, torch.float32)
+    pair = transform(inputs, lambda t: t[:2] if t.ndim and len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
+    model, limit = copy, 1e-5
     try:
+        doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
+        precise = copied(copy).double()
         with torch.no_grad():
-            with masked(copy, edges, mask):
-                by_mask = call(copy, pair)
-            by_removal = []
-            for row, kept in enumerate(coalitions):
-                small = cut(copied(copy), players, removals(players.groups, kept))
-                by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1] if t.ndim else t)))  # noqa: B023
-            for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
-                error = relative_difference(masks, cuts)
-                if not error < (1e-4 if masks.dtype in (torch.float32, torch.float64) else 5e-2):
-                    return f"masking and removing disagree (relative difference {error:.1e})"
+            call(precise, transform(doubled, torch.clone))
+        model, pair, limit = precise, doubled, 1e-9
+    except Exception:
+        pass  # a model that insists on its own precision is compared in that
+    try:
+        return _compare(model, pair, players, coalitions, limit)
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
         return f"removal breaks the network: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def _compare(
+    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
+) -> str | None:
+    device = tensors(pair)[0].device
+    mask = torch.from_numpy(coalitions).to(device, torch.float32)
+    with torch.no_grad():
+        with masked(model, edges_of(players, players.groups, device), mask):
+            by_mask = call(model, transform(pair, torch.clone))
+        by_removal = []
+        for row, kept in enumerate(coalitions):
+            small = cut(copied(model), players, removals(players.groups, kept))
+            by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1].clone() if t.ndim else t)))  # noqa: B023
+    for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
+        error = relative_difference(masks, cuts)
+        if not error < (limit if masks.dtype in (torch.float32, torch.float64) else 5e-2):
+            return f"masking and removing disagree (relative difference {error:.1e})"
     return None
 
 
@@ -189,6 +212,3 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
         return float("inf")
     scale = max(float(a.abs().max()), float(b.abs().max()), 1e-30) if a.numel() else 1.0
     return float((a - b).abs().max()) / scale if a.numel() else 0.0
-
-
-__all__ = ["Member", "find_players", "relative_difference"]

@@ -69,6 +69,8 @@ class NetworkGame(Game):
             raise InputError(f"max_memory is {max_memory}; give a number of bytes, such as 1 << 30")
         check_fits(model, players)
         wanted = [group] if isinstance(group, str) else group
+        if wanted is not None and len(set(wanted)) != max(len(wanted), 1):
+            raise InputError(f"group is {group!r}; name at least one group, and each only once")
         self.groups: Sequence[Group] = players.groups if wanted is None else [players.group(name) for name in wanted]
         self.model = model
         self.max_memory = max_memory
@@ -82,6 +84,8 @@ class NetworkGame(Game):
         if data is None:
             raise InputError("data is None; give an iterable of batches (inputs, targets)")
         self.subject = data if isinstance(data, Subject) else Subject(model, data, forward)
+        if self.subject.model is not model:
+            raise InputError("the Subject given as data belongs to another model; make one of this model")
         self.worth = worth_of(worth)
         check_targets(self.worth, self.subject.targets, self.subject.outputs)
         targets = self.subject.outputs if self.worth.reference == "dense" else self.subject.targets
@@ -106,10 +110,14 @@ class NetworkGame(Game):
         coalitions = np.asarray(coalitions, dtype=bool)
         if coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
             raise InputError(f"coalitions have shape {coalitions.shape}; this game needs (R, {self.n_players})")
+        if examples is not None and np.shape(examples) != (len(coalitions),):
+            raise InputError(f"examples have shape {np.shape(examples)}; give one for each of {len(coalitions)} rows")
         if self.whole_model is not None:
             return np.array([self._evaluate(row) for row in coalitions], dtype=np.float64)
         with borrowed(self.model), torch.no_grad():
             masks = torch.from_numpy(coalitions).to(self.device, torch.float32)
+            if not len(masks):
+                return np.empty(0)
             if examples is None:
                 return self._means(masks)
             worths = [self._rows(masks[part], rows) for part, rows in self._parts(examples, self.row_bytes)]

@@ -48,11 +48,14 @@ class Subject:
                 f"the dense network's output is NaN or infinite on example {row}; check the weights and the data"
             )
         if self.whole_because is not None:
-            warnings.warn(
-                f"the whole model is run for every coalition, not only the part behind the mask: {self.whole_because}",
-                ShapruneWarning,
-                stacklevel=3,
-            )
+            self._say_whole(self.whole_because)
+
+    def _say_whole(self, reason: str) -> None:
+        warnings.warn(
+            f"the whole model is run for every coalition, not only the part behind the mask: {reason}",
+            ShapruneWarning,
+            stacklevel=4,
+        )
 
     def rows(self, rows: Tensor) -> Any:
         """The inputs of some examples."""
@@ -61,7 +64,14 @@ class Subject:
     def runner(self, edges: Sequence[Edge]) -> Cut | Whole:
         """What runs rows under masks at ``edges``."""
         if self.trace is not None:
-            return Cut(self.trace, edges)
+            cut = Cut(self.trace, edges)
+            rows = torch.arange(min(4, self.n_examples), device=self.outputs.device)
+            everyone = torch.ones(len(rows), edges[0].n_players, device=self.outputs.device)
+            outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
+            near = 1e-4 if outputs.dtype in (torch.float32, torch.float64) else 5e-2
+            if (outputs - self.outputs[rows]).abs().max() <= near * self.outputs[rows].abs().max():
+                return cut
+            self._say_whole("the part behind the mask does not reproduce the outputs (it writes in place)")
         return Whole(self.model, edges, self.forward)
 
     def _run(self, rows: Tensor) -> Tensor:

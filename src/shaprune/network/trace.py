@@ -118,4 +118,7 @@ def live_bytes(values: Any) -> int:
 def first_not_finite(node: fx.Node, value: Any) -> str | None:
     """The name of ``node`` if its value holds NaN or infinity."""
     bad = any(isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors(value))
-    return str(node.target if node.op == "call_module" else node.name) if bad else None
+    if not bad or node.op == "call_module":
+        return str(node.target) if bad else None
+    within = list(node.meta.get("nn_module_stack", {}))  # the modules whose forward the operation stands in
+    return f"{within[-1]}.{node.name}" if within else node.name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
+from typing import Any
 
 from shaprune.errors import InputError, check_choice
 from shaprune.values.exact import cost_of_enumeration, exact
@@ -41,10 +43,13 @@ def estimate(
         GameError: a worth that is not finite.
     """
     check_choice("method", method, METHODS)
-    if max_evaluations is not None and (isinstance(max_evaluations, bool) or max_evaluations < 1):
-        raise InputError(f"max_evaluations is {max_evaluations!r}; it must be a whole number above 0")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is {seed!r}; it must be a whole number, 0 or above")
+    if not isinstance(game, Game):
+        raise InputError(
+            f"game is a {type(game).__name__}; wrap a callable with Game.from_function(function, n_players)"
+        )
+    if max_evaluations is not None:
+        max_evaluations = _whole("max_evaluations", max_evaluations, 1)
+    seed = _whole("seed", seed, 0)
     if method == "exact":
         for option, given in (("stop", stop is not None), ("antithetic", antithetic), ("per_example", not per_example)):
             if given:
@@ -59,6 +64,13 @@ def estimate(
         per_example=per_example,
         sizes=sizes,
     )
+
+
+def _whole(name: str, number: Any, least: int) -> int:
+    """``number`` as a Python int; floats, booleans and numbers below ``least`` are refused by name."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise InputError(f"{name} is {number!r}; it must be a whole number, {least} or above")
+    return int(number)
 
 
 def expected_evaluations(

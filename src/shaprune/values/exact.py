@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from math import comb
+from math import comb, log10
 
 import numpy as np
 
 from shaprune.errors import InputError
-from shaprune.values.game import Game
+from shaprune.values.game import Game, checked
 from shaprune.values.result import Values
 from shaprune.values.window import window
 
@@ -44,7 +44,8 @@ def exact(game: Game, *, sizes: tuple[float, float] = (0.0, 1.0), max_evaluation
     players = np.arange(n, dtype=np.uint32)
     for start in range(0, len(inside), CHUNK):
         chunk = inside[start : start + CHUNK]
-        worths[chunk] = game((chunk[:, None] >> players & 1).astype(bool))
+        coalitions = (chunk[:, None] >> players & 1).astype(bool)
+        worths[chunk] = checked(game(coalitions), coalitions)
     coefficient = np.zeros(n + 1)  # of v(S + i) - v(S), by |S|
     for s in range(span.low, span.high):
         coefficient[s] = 1 / (span.steps * comb(n - 1, s))
@@ -80,11 +81,12 @@ def cost_of_enumeration(game: Game, sizes: tuple[float, float] = (0.0, 1.0)) -> 
     """
     n = game.n_players
     span = window(n, sizes)
-    cost = sum(comb(n, size) for size in range(span.low, span.high + 1)) * game.n_examples
     if n > MAX_PLAYERS:
+        digits = n * log10(2) + log10(game.n_examples)  # 2^n is no float beyond 1,023 players
+        cost = f"{10 ** (digits % 1):.1f}e+{int(digits)}"
         raise InputError(
-            f"exact values of {n} players need 2^{n} coalitions, {cost:.2e} evaluations "
+            f"exact values of {n} players need 2^{n} coalitions, {cost} evaluations "
             f"with {game.n_examples} example(s); "
             f"the limit is {MAX_PLAYERS} players: use method='permutation'"
         )
-    return cost
+    return sum(comb(n, size) for size in range(span.low, span.high + 1)) * game.n_examples

@@ -58,8 +58,8 @@ class Game(ABC):
         """
         walks, steps = orders.shape
         rows = None if examples is None else np.repeat(examples, steps + 1)
-        worths = self(chain(orders, self.n_players).reshape(-1, self.n_players), rows)
-        return worths.reshape(walks, steps + 1)
+        coalitions = chain(orders, self.n_players).reshape(-1, self.n_players)
+        return checked(self(coalitions, rows), coalitions).reshape(walks, steps + 1)
 
     def name_of(self, player: int) -> str:
         """Name of a player, for messages."""
@@ -81,16 +81,7 @@ class FunctionGame(Game):
         self.n_players = n_players
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        worths = np.asarray(self.function(coalitions), dtype=np.float64)
-        if worths.shape != (len(coalitions),):
-            raise GameError(
-                f"the game's function returned shape {worths.shape} for {len(coalitions)} coalitions; "
-                f"it must return one number per row, shape ({len(coalitions)},)"
-            )
-        bad = np.flatnonzero(~np.isfinite(worths))
-        if bad.size:
-            raise GameError(f"the game's worth is {worths[bad[0]]} for {describe(coalitions[bad[0]])}")
-        return worths
+        return checked(self.function(coalitions), coalitions)
 
 
 class GameWrapper(Game):
@@ -156,3 +147,35 @@ def describe(coalition: NDArray[np.bool_]) -> str:
     word, few = ("without", removed) if removed.size <= kept.size else ("with only", kept)
     shown = ", ".join(map(str, few[:8])) + (", ..." if few.size > 8 else "")
     return f"the coalition {word} player{'s' if few.size > 1 else ''} {shown}"
+
+
+def checked(answer: Any, coalitions: Coalitions) -> Worths:
+    """Worths as a game answered them, (R,) float64.
+
+    Raises:
+        GameError: not one number per row, or NaN or infinite for some coalition, which is named.
+    """
+    worths = np.asarray(answer, dtype=np.float64)
+    if worths.shape != (len(coalitions),):
+        raise GameError(
+            f"the game returned shape {worths.shape} for {len(coalitions)} coalitions; "
+            f"it must return one number per row, shape ({len(coalitions)},)"
+        )
+    bad = np.flatnonzero(~np.isfinite(worths))
+    if bad.size:
+        raise GameError(f"the game's worth is {worths[bad[0]]} for {describe(coalitions[bad[0]])}")
+    return worths
+
+
+def checked_walks(answer: Any, orders: Orders, n_players: int) -> Worths:
+    """Worths along walks as a game answered them, (R, m + 1) float64; raises `GameError` as `checked` does."""
+    worths = np.asarray(answer, dtype=np.float64)
+    shape = (len(orders), orders.shape[1] + 1)
+    if worths.shape != shape:
+        raise GameError(f"the game's walk returned shape {worths.shape}; it must be {shape}")
+    bad = np.argwhere(~np.isfinite(worths))
+    if len(bad):
+        walk, step = bad[0]
+        kept = chain(orders[walk : walk + 1], n_players)[0, step]
+        raise GameError(f"the game's worth is {worths[walk, step]} for {describe(kept)}")
+    return worths

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError
-from shaprune.values.game import Game, Orders
+from shaprune.values.game import Game, Orders, checked_walks
 from shaprune.values.result import Values
 from shaprune.values.statistics import Statistics, empty, from_walks
 from shaprune.values.window import Window, window
@@ -92,13 +93,13 @@ def permutation(
     options = {"seed": seed, "antithetic": antithetic, "per_example": per_example, "sizes": list(sizes)}
 
     def finish(statistics: Statistics, stopped_by: str) -> Values:
-        return _finalise(statistics, span, statistics.walks * (steps + 1) * rows, stopped_by, options)
+        return _finalise(statistics, span, n_examples, statistics.walks * (steps + 1) * rows, stopped_by, options)
 
     statistics = empty(span.n)
     for chunk in _chunks(game.n_examples if per_example else None, n_samples, seed):
         orders = chunk.orders(seed, span.n, steps, antithetic)
         walkers = None if chunk.examples is None else np.repeat(chunk.examples, len(orders) // len(chunk.examples))
-        worths = game.walk(orders, walkers)
+        worths = checked_walks(game.walk(orders, walkers), orders, span.n)
         paired = chunk.samples == 2 and span.whole and n_examples > 1
         statistics = statistics + from_walks(worths, orders, span, antithetic=antithetic, paired=paired)
         if stop is not None and chunk.closes_sweep:
@@ -146,7 +147,9 @@ def _chunks(n_examples: int | None, n_samples: int | None, seed: int) -> Iterato
         done += each * len(order)
 
 
-def _finalise(statistics: Statistics, span: Window, n_evaluations: int, stopped_by: str, options: dict) -> Values:  # type: ignore[type-arg]
+def _finalise(
+    statistics: Statistics, span: Window, n_examples: int, n_evaluations: int, stopped_by: str, options: dict[str, Any]
+) -> Values:
     worth_all = statistics.first / statistics.walks if span.high == span.n else None
     worth_none = statistics.last / statistics.walks if span.low == 0 else None
     value = statistics.mean()
@@ -155,7 +158,7 @@ def _finalise(statistics: Statistics, span: Window, n_evaluations: int, stopped_
         gap = float(value.sum() - (worth_all - worth_none))
     return Values(
         value=value,
-        stderr=statistics.stderr(),
+        stderr=statistics.stderr(n_examples),
         n_evaluations=n_evaluations,
         method="permutation",
         efficiency_gap=gap,

@@ -23,8 +23,8 @@ class Values:
         method: the estimator, e.g. ``"permutation"``.
         efficiency_gap: sum of the values minus (v(all) - v(none)); None where the concept promises no such sum
             (size-restricted values).
-        stopped_by: the rule that ended the estimate: ``"max_evaluations"``, ``"enumerated"``, or what ``stop``
-        returned. worth_all: worth of the full coalition over the examples that were used; None where no walk met it.
+        stopped_by: the rule that ended the estimate: ``"max_evaluations"``, ``"enumerated"``, what ``stop`` returned.
+        worth_all: worth of the full coalition over the examples that were used; None where no walk met it.
         worth_none: worth of the empty coalition, likewise.
         counts: (n,) int64, number of independent samples behind each value.
         options: the estimator's options, JSON types only.

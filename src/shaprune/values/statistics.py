@@ -25,6 +25,9 @@ class Statistics:
 
     total: NDArray[np.float64]
     square: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    weight_square: NDArray[np.float64]
+    cross: NDArray[np.float64]
     count: NDArray[np.float64]
     within: NDArray[np.float64]
     pairs: NDArray[np.float64]
@@ -36,6 +39,9 @@ class Statistics:
         return Statistics(
             self.total + other.total,
             self.square + other.square,
+            self.weight + other.weight,
+            self.weight_square + other.weight_square,
+            self.cross + other.cross,
             self.count + other.count,
             self.within + other.within,
             self.pairs + other.pairs,
@@ -46,28 +52,34 @@ class Statistics:
 
     def mean(self) -> NDArray[np.float64]:
         """Value per player; 0 for a player that no sample has seen yet."""
-        return self.total / np.maximum(self.count, 1)
+        return self.total / np.where(self.weight > 0, self.weight, 1)
 
-    def stderr(self) -> NDArray[np.float64]:
-        """Standard error of `mean`; inf below two samples.
+    def stderr(self, n_examples: int) -> NDArray[np.float64]:
+        """Standard error of `mean` over ``n_examples`` examples; inf below two samples.
 
-        Where every player has paired samples (each example drawn at least twice) the examples are taken as given and
-        only the randomness of the orders counts. Otherwise the variance over all samples is used: it includes the
-        difference between examples, so it errs on the safe side once every example has been drawn.
+        Where each example has been drawn at least twice, the examples are taken as given and only the randomness of
+        the orders counts. Where only some of them have been drawn, twice each, the variance of the examples' means is
+        used. Otherwise it is the variance over all samples: it includes the difference between examples, so it errs on
+        the safe side.
         """
+        mean = self.mean()
         with np.errstate(divide="ignore", invalid="ignore"):
+            if np.all(self.pairs >= n_examples):
+                return np.sqrt(self.within / self.pairs / self.count)
             if np.all(self.pairs > 0):
-                variance = self.within / self.pairs
-            else:
-                variance = np.maximum(self.square - self.count * self.mean() ** 2, 0) / (self.count - 1)
-            error = np.sqrt(variance / self.count)
+                examples = self.pairs
+                spread = np.maximum((self.square - self.within) / 2 - examples * mean**2, 0)  # squares of pair means
+                return np.where(examples >= 2, np.sqrt(spread / (examples - 1) / examples), np.inf)
+            # a ratio of sums: in a window a sample may say less about one player than about another
+            spread = np.maximum(self.square - 2 * mean * self.cross + mean**2 * self.weight_square, 0)
+            error = np.sqrt(spread * self.count / (self.count - 1)) / self.weight
         return np.where(self.count >= 2, error, np.inf)
 
 
 def empty(n_players: int) -> Statistics:
     """Statistics of no samples."""
     zeros = np.zeros(n_players)
-    return Statistics(zeros, zeros, zeros, zeros, zeros, 0, 0.0, 0.0)
+    return Statistics(zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, 0, 0.0, 0.0)
 
 
 def from_walks(worths: Worths, orders: Orders, window: Window, *, antithetic: bool, paired: bool) -> Statistics:
@@ -88,9 +100,8 @@ def from_walks(worths: Worths, orders: Orders, window: Window, *, antithetic: bo
     np.put_along_axis(value, players, steps, axis=1)
     np.put_along_axis(present, players, 1.0, axis=1)
     if antithetic:
-        seen = present[0::2] + present[1::2]
-        value = (value[0::2] + value[1::2]) / np.maximum(seen, 1)
-        present = np.minimum(seen, 1)
+        value = (value[0::2] + value[1::2]) / 2
+        present = (present[0::2] + present[1::2]) / 2  # a half where one of the two walks passes outside the window
     within = pairs = np.zeros(window.n)
     if paired:
         both = present[0::2] * present[1::2]
@@ -99,7 +110,10 @@ def from_walks(worths: Worths, orders: Orders, window: Window, *, antithetic: bo
     return Statistics(
         total=value.sum(0),
         square=(value**2).sum(0),
-        count=present.sum(0),
+        weight=present.sum(0),
+        weight_square=(present**2).sum(0),
+        cross=(present * value).sum(0),
+        count=np.count_nonzero(present, axis=0).astype(np.float64),
         within=within,
         pairs=pairs,
         walks=len(orders),
