@@ -72,7 +72,8 @@ def report(
     from shaprune.report.page import Content, page
     from shaprune.scores import Scores
 
-    content = Content(out.stem, Scores.load(values), None if plan is None else Plan.load(plan))
+    title = "Pruning report" if model is None or data is None else f"{model} on {data.partition(':')[0]}"
+    content = Content(title, Scores.load(values), None if plan is None else Plan.load(plan))
     if model is not None and data is not None:
         from shaprune.cli.inputs import builder, device_of, read_data, read_model
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shaprune.report.comparison import compared
+from shaprune.report.skipped import by_reason
 
 if TYPE_CHECKING:
     from shaprune.measure import Measurement
@@ -78,7 +79,7 @@ def skipped_text(players: Players) -> str:
     """What cannot leave, and why."""
     if not players.skipped:
         return "Every layer can be pruned."
-    return "Not prunable:\n" + "\n".join(f"  {s.name} ({s.channels} channels): {s.reason}" for s in players.skipped)
+    return "Not prunable:\n" + "\n".join(f"  {', '.join(names)}: {why}" for why, names in by_reason(players).items())
 
 
 def skipped_rows(players: Players) -> list[dict[str, Any]]:

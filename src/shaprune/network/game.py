@@ -31,8 +31,8 @@ from shaprune.network.worths import Evaluate, RowWorth, Worth, check_targets, ro
 from shaprune.values.game import Coalitions, Examples, Game, Orders, Worths, describe
 
 MAX_MEMORY = 1 << 30  # bytes
-WORKING_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
-WALKS = 64  # walks at once where the bound allows: each step of a walk is one small operation over all of them
+ROWS_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
+WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
 
 
 class NetworkGame(Game):
@@ -131,7 +131,7 @@ class NetworkGame(Game):
         with borrowed(self.model), torch.no_grad():
             cost = self.row_bytes * (steps + 1) + self.part_bytes
             players = torch.from_numpy(np.ascontiguousarray(orders)).to(self.device)
-            parts = [self._walk(first, players[part], rows) for part, rows in self._parts(examples, cost, WALKS)]
+            parts = [self._walk(first, players[part], rows) for part, rows in self._parts(examples, cost, WALKS_SET)]
             return torch.cat(parts).double().cpu().numpy()
 
     # -- rows -----------------------------------------------------------------------------------------------------
@@ -206,13 +206,14 @@ class NetworkGame(Game):
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def _batch(self, bytes_per_row: int, wanted: int = 1) -> int:
-        bound = self.max_memory // 2 // bytes_per_row
-        return max(1, min(bound, max(wanted, WORKING_SET // bytes_per_row)))
+    def _batch(self, bytes_per_row: int, working_set: int = ROWS_SET) -> int:
+        return max(1, min(self.max_memory // 2, working_set) // bytes_per_row)
 
-    def _parts(self, examples: Examples, bytes_per_row: int, wanted: int = 1) -> Iterator[tuple[slice, Tensor]]:
+    def _parts(
+        self, examples: Examples, bytes_per_row: int, working_set: int = ROWS_SET
+    ) -> Iterator[tuple[slice, Tensor]]:
         rows = torch.from_numpy(np.ascontiguousarray(examples, dtype=np.int64)).to(self.device)
-        size = self._batch(bytes_per_row, wanted)
+        size = self._batch(bytes_per_row, working_set)
         for start in range(0, len(rows), size):
             yield slice(start, start + size), rows[start : start + size]
 

@@ -16,6 +16,7 @@ from shaprune.errors import InputError
 from shaprune.planning import Plan
 from shaprune.report.comparison import Row, compared, percent
 from shaprune.report.figures import curves_figure, values_figure
+from shaprune.report.skipped import by_reason
 from shaprune.scores import Scores
 
 if TYPE_CHECKING:
@@ -177,11 +178,11 @@ def _diagnostics(scores: Scores) -> Iterator[str]:
 
 def _skipped(scores: Scores) -> Iterator[str]:
     yield "<h2>What cannot leave, and why</h2>"
-    skipped = scores.players.skipped
-    if not skipped:
+    reasons = by_reason(scores.players)
+    if not reasons:
         yield _note("Nothing: every layer can be pruned.")
         return
-    yield _table([("layer", "channels", "reason"), *((s.name, f"{s.channels:,}", s.reason) for s in skipped)], "words")
+    yield _table([("reason", "layers"), *((why, ", ".join(names)) for why, names in reasons.items())], "words")
 
 
 def _footer(content: Content) -> str:

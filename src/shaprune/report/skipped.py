@@ -1,0 +1,13 @@
+"""What cannot leave, told once per reason. No torch."""
+
+from __future__ import annotations
+
+from shaprune.network.players import Players
+
+
+def by_reason(players: Players) -> dict[str, list[str]]:
+    """Reason -> the layers it holds for, with their channels, in order of execution."""
+    found: dict[str, list[str]] = {}
+    for layer in players.skipped:
+        found.setdefault(layer.reason, []).append(f"{layer.name} ({layer.channels:,} channels)")
+    return found
