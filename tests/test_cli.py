@@ -20,7 +20,7 @@ from shaprune import Plan, Scores
 from shaprune.bench.models import build_model
 from shaprune.cli import options
 from shaprune.cli.app import app
-from shaprune.demo import ARTIFACTS, RECIPES, check_replaceable
+from shaprune.demo import ARTIFACTS, check_replaceable
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS
 from shaprune.network.worths import WORTHS
@@ -112,7 +112,6 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(options.METHODS) == set(METHODS)
     assert set(options.ALLOCATIONS) == set(ALLOCATIONS)
     assert set(options.STEPS) == set(STEPS)
-    assert set(options.ARCHITECTURES) == set(RECIPES)
 
 
 # --- the demo ---

@@ -65,6 +65,14 @@ def test_global_removes_the_least_valuable_of_all_groups_and_as_few_as_the_budge
     assert plan(chain_of_two(), SCORES, Budget(players=7)).removed == ("b[0]", "b[2]", "b[4]")
 
 
+def test_global_weighs_a_value_against_what_it_costs_of_the_budget() -> None:
+    """A player of a costs 14 multiply-adds and one of b 6: at equal value a's leave first, harmful ones before all."""
+    equal = {"a": values([1.0, 1.0, 1.0, 2.5]), "b": values([1.0, 1.0, 1.0, 1.0, 1.0, -0.1])}
+    assert plan(chain_of_two(), equal, Budget(macs=0.75)).removed == ("a[0]", "b[5]")
+    assert plan(chain_of_two(), equal, Budget(macs=0.3)).removed[:3] == ("a[0]", "a[1]", "a[2]")
+    assert plan(chain_of_two(), equal, Budget(players=9)).removed == ("b[5]",)
+
+
 def test_uniform_removes_the_same_share_of_every_group() -> None:
     result = plan(chain_of_two(), SCORES, Budget(players=0.5), "uniform")
     assert result.removed == ("a[1]", "a[3]", "b[0]", "b[2]", "b[4]")
@@ -108,7 +116,7 @@ def test_any_budget_that_can_be_met_is_met_and_not_by_more_than_the_last_removal
     dense = {"macs": players.model_macs, "params": players.model_params, "players": players.n}
     result = plan(players, scores, Budget(**{what: fraction}), allocation)
     assert result.cost[what] <= fraction * dense[what]
-    for group in players.groups:
+    for group in players.groups:  # players of one group cost alike, so the less valuable leave first
         value = scores[group.name].value
         kept = result.kept[group.indices]
         assert kept.any()

@@ -16,8 +16,9 @@ from torch import nn
 from shaprune.atomic import check_free, foreign, new_directory, write_text
 from shaprune.bench.datasets import Dataset, load_dataset
 from shaprune.bench.models import build_model
+from shaprune.bench.recipes import RECIPES, choose_architecture
 from shaprune.compression import compress
-from shaprune.errors import InputError, check_choice
+from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS, save
 from shaprune.measure import Measurement
 from shaprune.network.borrow import kept_globals
@@ -36,24 +37,6 @@ ARTIFACTS = {
 }
 FILES = (*(name for name in ARTIFACTS.values() if name != "model"), f"model/{WEIGHTS}", f"model/{MANIFEST}")
 SCORED, CURVED, BATCH = 1_000, 1_000, 128  # examples to score on, to draw curves on, and per latency measurement
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network of the demo is trained, on which data, and how the budget is spread over its layers."""
-
-    data: str
-    epochs: int
-    lr: float
-    batch_size: int
-    allocation: str
-
-
-RECIPES = {
-    "digits": Recipe("digits", epochs=20, lr=5e-3, batch_size=64, allocation="global"),
-    "lenet5": Recipe("mnist", epochs=2, lr=2e-3, batch_size=128, allocation="uniform"),
-    "lenet1": Recipe("mnist", epochs=3, lr=1e-2, batch_size=128, allocation="uniform"),
-}
 
 
 @dataclass(frozen=True)
@@ -78,26 +61,6 @@ class Demo:
             "seconds": self.seconds,
             "artifacts": {name: str(path) for name, path in self.artifacts.items()},
         }
-
-
-def choose_architecture(data: str, architecture: str | None) -> str:
-    """The network to train on ``data``: the one asked for, or the first that fits.
-
-    Raises:
-        InputError: data that the demo does not know, or a network that does not fit them.
-    """
-    kind = data.partition(":")[0]
-    fitting = [name for name, recipe in RECIPES.items() if recipe.data == kind]
-    if not fitting:
-        raise InputError(
-            f"the demo runs on digits or mnist:DIR, not on {data!r}; for your own data use `shaprune score`"
-        )
-    if architecture is None:
-        return fitting[0]
-    check_choice("architecture", architecture, RECIPES)
-    if architecture not in fitting:
-        raise InputError(f"{architecture} is not for {kind}; choose {' or '.join(fitting)}")
-    return architecture
 
 
 def check_replaceable(out: Path) -> None:
@@ -153,7 +116,6 @@ def run_demo(
             budget or Budget(macs=0.5),
             example_inputs=dataset.held_out.inputs[:BATCH].to(device),
             test=dataset.test.batches(),
-            allocation=RECIPES[name].allocation,
             seed=seed,
         )
         seconds |= result.seconds

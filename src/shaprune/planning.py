@@ -170,7 +170,9 @@ def plan(
         players: the players of the dense network.
         scores: values per group name, one per player of the group.
         budget: what may stay.
-        allocation: ``"global"``: one ranking over all groups; ``"uniform"``: the same share of every group.
+        allocation: ``"global"``: one ranking over all groups, by value per unit of what the budget limits (the greedy
+            rule for knapsacks; for a budget of players that is the value itself); ``"uniform"``: the same share of
+            every group.
         min_players: players that stay in every group.
 
     Raises:
@@ -188,9 +190,10 @@ def plan(
             f"{name}: {_costs(players, dense)[name]:,.0f} <= {limit:,.0f}" for name, limit in limits.items()
         )
         raise InputError(f"the dense network already meets the budget ({met}); nothing would be removed, lower it")
-    candidates = (
-        _global(players, value, min_players) if allocation == "global" else _uniform(players, value, min_players)
-    )
+    if allocation == "global":
+        candidates = _global(players, _density(players, value, budget), min_players)
+    else:
+        candidates = _uniform(players, value, min_players)
     smallest = candidates(1 << 62)
     if not _meets(players, smallest, limits):
         reachable = _costs(players, smallest)
@@ -225,6 +228,17 @@ def _values_of(players: Players, scores: Mapping[str, Values]) -> NDArray[np.flo
             raise InputError(f"a value of group {group.name!r} is not finite; score again")
         parts.append(value)
     return np.concatenate(parts)
+
+
+def _density(players: Players, value: NDArray[np.float64], budget: Budget) -> NDArray[np.float64]:
+    """(n,) value per unit of the limited resources, each as a share of the dense network.
+
+    A player of negative value harms, so the more it costs the sooner it leaves: its value is multiplied instead.
+    """
+    each = {"macs": players.macs, "params": players.params, "players": np.ones(players.n)}
+    cost = sum(each[name] / each[name].sum() for name in budget.limits)
+    cost = cost / np.mean(cost)
+    return np.asarray(np.where(value > 0, value / cost, value * cost), dtype=np.float64)
 
 
 def _global(players: Players, value: NDArray[np.float64], min_players: int) -> Callable[[int], Kept]:

@@ -48,7 +48,7 @@ def lenet5() -> nn.Module:
 
 
 def lenet5_reduced() -> nn.Module:
-    """A reduced LeNet-5 with 10 and 20 channels, as in Adamczewski et al. 2024; the linear widths (100, 25) are ours."""
+    """A reduced LeNet-5: 10 and 20 channels as in Adamczewski et al. 2024; the linear widths (100, 25) are ours."""
     return _lenet(10, 20, (100, 25))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shaprune.bench.recipes import choose_architecture
 from shaprune.cli.command import Outcome, command, say, usage
 from shaprune.cli.options import Architecture, Debug, DemoData, Device, Json, Limits, Out, Seed
 from shaprune.cli.parse import budget_of
@@ -28,15 +29,15 @@ def demo(
     Example: shaprune demo --data mnist:data/mnist --arch lenet5 --out demo-mnist
     """
     budget = budget_of(limits)
-
-    from shaprune.cli.inputs import device_of
-    from shaprune.cli.tables import comparison_table
-    from shaprune.demo import check_replaceable, choose_architecture, run_demo
-
     with usage("--data"):
         choose_architecture(data, None)
     with usage("--arch"):
         choose_architecture(data, architecture)
+
+    from shaprune.cli.inputs import device_of
+    from shaprune.cli.tables import comparison_table
+    from shaprune.demo import check_replaceable, run_demo
+
     with usage("--out"):
         check_replaceable(out)
     done = run_demo(data, architecture, out, budget=budget, seed=seed, device=device_of(device), say=say)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from shaprune.bench.recipes import RECIPES
 from shaprune.errors import check_choice
 
 # The registries' names, written out because most registries need torch; a test holds them against the registries.
@@ -15,7 +16,6 @@ WORTHS = ("fidelity", "accuracy", "cross_entropy")
 METHODS = ("permutation", "exact")
 ALLOCATIONS = ("global", "uniform")
 STEPS = ("refit", "batchnorm", "finetune")
-ARCHITECTURES = ("digits", "lenet5", "lenet1")
 FOLDERS = ("mnist", "cifar10", "folder")  # kinds of data that live in a folder
 
 
@@ -131,8 +131,8 @@ Architecture = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        callback=one_of("architecture", ARCHITECTURES),
-        help=f"The network to train: {', '.join(ARCHITECTURES)}.",
+        callback=one_of("architecture", RECIPES),
+        help=f"The network to train: {', '.join(RECIPES)}.",
         show_default="digits; lenet5 for mnist",
     ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from shaprune.errors import InputError
 from shaprune.planning import Plan
 from shaprune.report.comparison import Row, compared, percent
 from shaprune.report.figures import curves_figure, values_figure
+from shaprune.report.markup import note, table
 from shaprune.report.skipped import by_reason
 from shaprune.scores import Scores
 
@@ -95,16 +96,16 @@ def _before_after(content: Content) -> Iterator[str]:
     plan, players = content.plan, content.scores.players
     if content.measurements:
         yield "<h2>Before and after</h2>"
-        yield _table(compared(content.measurements, content.setting))
+        yield table(compared(content.measurements, content.setting))
         raw = "Raw: right after surgery, before any recovery. " if "raw" in content.measurements else ""
-        yield _note(f"{raw}Latency: the median over interleaved rounds on this machine, in milliseconds.")
+        yield note(f"{raw}Latency: the median over interleaved rounds on this machine, in milliseconds.")
     elif plan is not None:
         cost, dense = plan.cost, {"macs": players.model_macs, "params": players.model_params, "players": players.n}
         names = {"macs": "multiply-adds", "params": "parameters", "players": "players"}
         rows = [(names[k], f"{dense[k]:,.0f}", f"{cost[k]:,.0f}", percent(dense[k], cost[k])) for k in names]
         yield "<h2>Before and after</h2>"
-        yield _table([("", "dense", "planned", "change"), *rows])
-        yield _note("Predicted by the plan; nothing has been cut or measured for this report.")
+        yield table([("", "dense", "planned", "change"), *rows])
+        yield note("Predicted by the plan; nothing has been cut or measured for this report.")
 
 
 def _curves(content: Content) -> Iterator[str]:
@@ -118,7 +119,7 @@ def _curves(content: Content) -> Iterator[str]:
     half = curves.removed[len(curves.removed) // 2] / curves.n_players
     label = f"Test accuracy as players leave. With {half:.0%} removed: {ends}."
     yield "<h2>Accuracy as players leave</h2>"
-    yield _note(
+    yield note(
         "The least valuable leave first, over all layers together, and the best of every group last; masks only, no "
         f"recovery; {curves.n_examples:,} test examples. Random: mean and range. Weight norms: relative to the layer's."
     )
@@ -169,20 +170,20 @@ def _diagnostics(scores: Scores) -> Iterator[str]:
     first = next(iter(scores.values()))
     options = ", ".join(f"{name} {value}" for name, value in first.options.items())
     yield "<h2>How the values were estimated</h2>"
-    yield _note(f"Worth: {scores.worth}. Method: {first.method}{f' ({options})' if options else ''}.")
-    yield _table(rows)
-    yield _note("No gap (-): values inside a window of coalition sizes, or of a part of a game, promise no sum.")
-    for note in scores.notes:
-        yield _note(note)
+    yield note(f"Worth: {scores.worth}. Method: {first.method}{f' ({options})' if options else ''}.")
+    yield table(rows)
+    yield note("No gap (-): values inside a window of coalition sizes, or of a part of a game, promise no sum.")
+    for text in scores.notes:
+        yield note(text)
 
 
 def _skipped(scores: Scores) -> Iterator[str]:
     yield "<h2>What cannot leave, and why</h2>"
     reasons = by_reason(scores.players)
     if not reasons:
-        yield _note("Nothing: every layer can be pruned.")
+        yield note("Nothing: every layer can be pruned.")
         return
-    yield _table([("reason", "layers"), *((why, ", ".join(names)) for why, names in reasons.items())], "words")
+    yield table([("reason", "layers"), *((why, ", ".join(names)) for why, names in reasons.items())], "words")
 
 
 def _footer(content: Content) -> str:
@@ -190,19 +191,3 @@ def _footer(content: Content) -> str:
     if not parts:
         parts = [f"scoring {content.scores.seconds:.1f} s"]
     return f"shaprune {version('shaprune')}. Time: {', '.join(parts)}."
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _table(rows: Sequence[Row], kind: str = "") -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
-    lines = [
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows[1:]
-    ]
-    name = f' class="{kind}"' if kind else ""
-    return (
-        f'<div class="table"><table{name}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
