@@ -1,6 +1,9 @@
-"""The README's Python runs as written, in order, in an empty folder."""
+"""The README's Python and its commands run as written, in order, in an empty folder."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,15 @@ def test_the_python_of_the_readme_runs(
     small, again = names["small"], names["again"]
     images = names["images"]
     assert (small.eval()(images) == again(images)).all()  # type: ignore[attr-defined,operator]
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    commands = re.findall(r"^    (shaprune .*)$", README.read_text(), flags=re.MULTILINE)
+    assert [c.split()[1] for c in commands] == ["demo", "score", "plan", "prune", "evaluate", "report"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    for command in commands:
+        done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "small" / "manifest.json").exists()
