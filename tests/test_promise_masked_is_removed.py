@@ -645,3 +645,29 @@ def test_inputs_in_several_batches_are_the_same_examples_in_the_same_order() -> 
     parts = NetworkGame(model, players, ((x[i : i + 3], targets[i : i + 3]) for i in (0, 3)), "cross_entropy")
     examples = np.arange(N_COALITIONS) % 4
     assert_close(parts(kept, examples), whole(kept, examples), np.abs(whole(kept, examples)).max())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_relu_is_written_in_place_only_where_nothing_else_reads_the_layer() -> None:
+    class Twice(nn.Module):
+        """`b`'s output is read by a ReLU and again as it is; `c`'s by a ReLU alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c, self.d = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.b(self.a(x).relu())
+            hidden = torch.relu(hidden) + 2 * hidden
+            return self.d(torch.relu(self.c(hidden)))
+
+    model, inputs = Twice().eval(), torch.randn(6, 4)
+    players = find_players(model, inputs)
+    game = NetworkGame(model, players, [(inputs, torch.zeros(6, dtype=torch.long))], "fidelity", "a")
+    assert [str(n.target) for n in game.runner.suffix.overwritten.values()] == ["c"]
+    kept = np.ones(players.n, dtype=bool)
+    kept[players.group("a").indices[:3]] = False
+    small = cut(copy.deepcopy(model), players, removals(players.groups, kept))
+    truth = -(small(inputs) - model(inputs)).square().sum(1).mean()
+    assert game(kept[None, players.group("a").indices])[0] == pytest.approx(float(truth.detach()), rel=1e-5)

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from shaprune.network.batches import main_output
 from shaprune.network.masks import Edge
 from shaprune.network.state import State, unfix
-from shaprune.network.trace import Segment, Trace
+from shaprune.network.trace import Segment, Trace, hooked
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,7 @@ def first_linear(
     plain = type(layer) is nn.Linear or (
         type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros"
     )
-    hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
-    if not plain or hooked or not isinstance(source, fx.Node) or source in suffix.nodes:
+    if not plain or hooked(layer) or not isinstance(source, fx.Node) or source in suffix.nodes:
         return None
     n = edge.n_players
     owned = [torch.nonzero(edge.owners == player).flatten() for player in range(n + 1)]

@@ -146,14 +146,15 @@ class NetworkGame(Game):
         total = torch.zeros(len(masks), dtype=torch.float64, device=self.device)
         first = self.runner.first_linear
         per_batch = self._batch(self.row_bytes)
-        width = min(len(masks), per_batch)
+        width = -(-len(masks) // -(-len(masks) // per_batch))  # blocks of equal size, at most per_batch
         height = max(1, per_batch // width)
         for examples in torch.arange(self.n_examples, device=self.device).split(height):
             state = self._state(examples)
             parts = None if first is None else first.contributions(state)
+            every = torch.arange(len(examples), device=self.device)
             for start in range(0, len(masks), width):
                 block = masks[start : start + width]
-                rows = torch.arange(len(examples), device=self.device).repeat_interleave(len(block))
+                rows = every.repeat_interleave(len(block))
                 if first is not None and parts is not None:
                     sums = torch.matmul(_with_base(block), parts.flatten(2)).view(len(rows), *parts.shape[2:])
                     outputs = first.finish(gather(first.leftover(state), rows), sums)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from shaprune.network.batches import Inputs, call, tensors
@@ -87,6 +88,7 @@ class Segment:
             for source in node.all_input_nodes:
                 last_use[source] = node
         kept = set(keep)
+        self.overwritten = {n: fresh for n in self.nodes if (fresh := _overwritable(trace, n)) is not None}
         self.dead: dict[fx.Node, list[fx.Node]] = {}
         for source, user in last_use.items():
             if source not in kept:
@@ -98,7 +100,10 @@ class Segment:
         """Run all operations in ``env``, which is consumed; return the value of the last."""
         value = None
         for node in self.nodes:
-            value = env[node] = self.trace.run_node(node, env, intercept)
+            if node in self.overwritten:
+                value = env[node] = torch.relu_(env[self.overwritten[node]])
+            else:
+                value = env[node] = self.trace.run_node(node, env, intercept)
             if watch is not None:
                 watch(node, env)
             self.forget(node, env)
@@ -108,6 +113,25 @@ class Segment:
         """Drop the values that only ``node`` and operations before it needed."""
         for source in self.dead.get(node, ()):
             env.pop(source, None)
+
+
+def _overwritable(trace: Trace, node: fx.Node) -> fx.Node | None:
+    """The source of a plain ReLU that may be written in place: a layer's fresh output that nothing else reads."""
+    module = trace.modules.get(str(node.target)) if node.op == "call_module" else None
+    relu = node.target in (F.relu, torch.relu) if module is None else type(module) is nn.ReLU and not hooked(module)
+    if not relu or len(node.args) != 1 or any(node.kwargs.values()) or not isinstance(node.args[0], fx.Node):
+        return None
+    source = node.args[0]
+    layer = trace.modules.get(str(source.target)) if source.op == "call_module" else None
+    return source if type(layer) in _FRESH and not hooked(layer) and len(source.users) == 1 else None
+
+
+_FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def hooked(module: nn.Module | None) -> bool:
+    """Whether someone listens to a layer's inputs or outputs."""
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def live_bytes(values: Any) -> int:

@@ -15,7 +15,7 @@ from shaprune.values.result import Values
 from shaprune.values.window import window
 
 MAX_PLAYERS = 20
-CHUNK = 1 << 14  # coalitions asked for at once
+CHUNK = 1 << 17  # coalitions asked for at once
 
 
 def exact(game: Game, *, sizes: tuple[float, float] = (0.0, 1.0), max_evaluations: int | None = None) -> Values:
