@@ -92,11 +92,8 @@ def score(
             else:
                 results = {g.name: values.part(np.asarray(g.indices)) for g in players.groups}
     worth_name = worth if isinstance(worth, str) else getattr(worth, "name", getattr(worth, "__name__", "evaluate"))
-    notes = tuple(
-        f"the whole model was run for every coalition: {subject.whole_because}"
-        for _ in [0]
-        if isinstance(subject, Subject) and subject.whole_because
-    )
+    because = subject.whole_because if isinstance(subject, Subject) else None
+    notes = () if because is None else (f"the whole model was run for every coalition: {because}",)
     return Scores(players, results, str(worth_name), time.perf_counter() - started, notes)
 
 

@@ -6,7 +6,7 @@ traced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,14 +43,10 @@ class Whole:
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal total
-            total = max(total, 4 * live_bytes((args, output)))
+            if next(module.children(), None) is None:
+                total = max(total, 4 * live_bytes((args, output)))
 
-        handles = [m.register_forward_hook(hook) for m in self.model.modules() if not any(True for _ in m.children())]
-        try:
-            self.run(state, mask)
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._run_watched(state, mask, hook)
         return max(1, total // len(mask))
 
     def culprit(self, state: State, mask: Tensor) -> str | None:
@@ -62,13 +58,17 @@ class Whole:
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append(names[module])
 
+        self._run_watched(state, mask, hook)
+        return found[0] if found else None
+
+    def _run_watched(self, state: State, mask: Tensor, hook: Callable[[nn.Module, Any, Any], None]) -> None:
+        """Run once with ``hook`` behind every module; the hooks are removed on any exit."""
         handles = [m.register_forward_hook(hook) for m in self.model.modules()]
         try:
             self.run(state, mask)
         finally:
             for handle in handles:
                 handle.remove()
-        return found[0] if found else None
 
 
 class Cut:

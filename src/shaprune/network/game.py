@@ -74,8 +74,7 @@ class NetworkGame(Game):
         self.groups: Sequence[Group] = players.groups if wanted is None else [players.group(name) for name in wanted]
         self.model = model
         self.max_memory = max_memory
-        self.names = [name for g in self.groups for name in g.names]
-        self.n_players = len(self.names)
+        self.n_players = sum(len(g) for g in self.groups)
         self.edges = edges_of(players, self.groups, device_of(model))
         self.whole_model = worth.function if isinstance(worth, Evaluate) else None
         if isinstance(worth, Evaluate):
@@ -103,9 +102,6 @@ class NetworkGame(Game):
             self.state_bytes = max(1, live_bytes(probe) // len(full)) if isinstance(probe, dict) else 1
         self._cache: State | None = None
 
-    def name_of(self, player: int) -> str:
-        return self.names[player]
-
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         coalitions = np.asarray(coalitions, dtype=bool)
         if coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
@@ -121,7 +117,7 @@ class NetworkGame(Game):
             if examples is None:
                 return self._means(masks)
             worths = [self._rows(masks[part], rows) for part, rows in self._parts(examples, self.row_bytes)]
-            return torch.cat(worths).double().cpu().numpy() if worths else np.empty(0)
+            return torch.cat(worths).double().cpu().numpy()
 
     def walk(self, orders: Orders, examples: Examples | None = None) -> Worths:
         first = None if self.whole_model is not None or examples is None else self.runner.first_linear

@@ -56,15 +56,12 @@ def exact(game: Game, *, sizes: tuple[float, float] = (0.0, 1.0), max_evaluation
         value[i] = (w[:, 0] * (v[:, 1] - v[:, 0])).sum()
     worth_all = float(worths[-1]) if span.high == n else None
     worth_none = float(worths[0]) if span.low == 0 else None
-    gap = None
-    if span.whole and worth_all is not None and worth_none is not None:
-        gap = float(value.sum() - (worth_all - worth_none))
     return Values(
         value=value,
         stderr=np.zeros(n),
         n_evaluations=n_evaluations,
         method="exact",
-        efficiency_gap=gap,
+        efficiency_gap=span.efficiency_gap(value, worth_all, worth_none),
         stopped_by="enumerated",
         worth_all=worth_all,
         worth_none=worth_none,

@@ -61,10 +61,6 @@ class Game(ABC):
         coalitions = chain(orders, self.n_players).reshape(-1, self.n_players)
         return checked(self(coalitions, rows), coalitions).reshape(walks, steps + 1)
 
-    def name_of(self, player: int) -> str:
-        """Name of a player, for messages."""
-        return f"player {player}"
-
     @staticmethod
     def from_function(function: Callable[[Coalitions], Any], n_players: int) -> FunctionGame:
         """Make a deterministic game of any callable ``(R, n) bool -> (R,) numbers``."""
@@ -104,9 +100,6 @@ class GameWrapper(Game):
 
     def paid(self, evaluations: int) -> None:
         """Called after every answer with the number of evaluations it took."""
-
-    def name_of(self, player: int) -> str:
-        return self.game.name_of(player)
 
 
 class CountingGame(GameWrapper):

@@ -153,15 +153,12 @@ def _finalise(
     worth_all = statistics.first / statistics.walks if span.high == span.n else None
     worth_none = statistics.last / statistics.walks if span.low == 0 else None
     value = statistics.mean()
-    gap = None
-    if span.whole and worth_all is not None and worth_none is not None:
-        gap = float(value.sum() - (worth_all - worth_none))
     return Values(
         value=value,
         stderr=statistics.stderr(n_examples),
         n_evaluations=n_evaluations,
         method="permutation",
-        efficiency_gap=gap,
+        efficiency_gap=span.efficiency_gap(value, worth_all, worth_none),
         stopped_by=stopped_by,
         worth_all=worth_all,
         worth_none=worth_none,

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shaprune.errors import InputError
 
 
@@ -30,6 +33,14 @@ class Window:
     def steps(self) -> int:
         """Number of sizes at which a marginal contribution is seen."""
         return self.high - self.low
+
+    def efficiency_gap(
+        self, value: NDArray[np.float64], worth_all: float | None, worth_none: float | None
+    ) -> float | None:
+        """Sum of the values minus (v(all) - v(none)); None where the window promises no such sum."""
+        if not self.whole or worth_all is None or worth_none is None:
+            return None
+        return float(value.sum() - (worth_all - worth_none))
 
 
 def window(n: int, sizes: tuple[float, float]) -> Window:
