@@ -6,7 +6,7 @@ from itertools import combinations, permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.values.game import Coalitions, Examples, Game, Orders, Worths
+from shaprune.values.game import Coalitions, Examples, Game, Orders, Start, Worths
 
 Worth = Callable[[frozenset[int]], float]
 
@@ -48,6 +48,18 @@ def by_sizes(worth: Worth, n: int, low: int, high: int) -> NDArray[np.float64]:
     return value
 
 
+def by_subsets(worth: Worth, n: int, coefficient: Callable[[int], float]) -> NDArray[np.float64]:
+    """A semivalue by definition: what a player adds to each coalition S of others, times coefficient(|S|), summed."""
+    value = np.zeros(n)
+    for player in range(n):
+        others = [p for p in range(n) if p != player]
+        for size in range(n):
+            for members in combinations(others, size):
+                before = frozenset(members)
+                value[player] += coefficient(size) * (worth(before | {player}) - worth(before))
+    return value
+
+
 def unanimity(coefficients: Mapping[frozenset[int], float]) -> Worth:
     """A weighted sum of unanimity games: each pays once all of its members are there."""
     return lambda kept: sum(weight for members, weight in coefficients.items() if members <= kept)
@@ -66,7 +78,10 @@ class TableGame(Game):
     """A mean over examples, each with its own random worth of every coalition; it notes which examples are asked for.
 
     ``spread`` is the size of an additive part that differs from example to example, and drowns the rest where large.
+    A table answers alike every time, so nobody pays for checking it; tests of the check set ``repeatable`` to False.
     """
+
+    repeatable = True
 
     def __init__(self, n_players: int, n_examples: int, seed: int, spread: float = 0.0) -> None:
         rng = np.random.default_rng(seed)
@@ -80,12 +95,15 @@ class TableGame(Game):
         codes = coalitions @ (1 << np.arange(self.n_players))
         return self.tables.mean(0)[codes] if examples is None else self.tables[examples, codes]
 
-    def walk(self, orders: Orders, examples: Examples | None = None) -> Worths:
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
         self.walked += [-1] * len(orders) if examples is None else examples.tolist()
-        return super().walk(orders, examples)
+        return super().walk(orders, examples, start)
 
     def truth(self) -> NDArray[np.float64]:
         return by_all_orders(self.mean_worth, self.n_players)
 
     def mean_worth(self, kept: frozenset[int]) -> float:
         return float(self.tables[:, sum(1 << player for player in kept)].mean())
+
+    def worth_of(self, example: int) -> Worth:
+        return lambda kept: float(self.tables[example, sum(1 << player for player in kept)])

@@ -23,10 +23,15 @@ from shaprune.cli.app import app
 from shaprune.demo import ARTIFACTS, check_replaceable
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS
+from shaprune.network.criteria import CRITERIA
 from shaprune.network.worths import WORTHS
 from shaprune.planning import ALLOCATIONS
 from shaprune.recovery.steps import STEPS
+from shaprune.scoring import LAYERS
+from shaprune.values.aggregation import NAMES
+from shaprune.values.concepts import CONCEPTS
 from shaprune.values.estimate import METHODS
+from shaprune.values.modes import MODES
 
 COMMANDS = ["demo", "score", "plan", "prune", "evaluate", "report"]
 SHAPRUNE = [sys.executable, "-c", "from shaprune.cli import main; main()"]
@@ -110,6 +115,11 @@ def test_version() -> None:
 def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(options.WORTHS) == set(WORTHS)
     assert set(options.METHODS) == set(METHODS)
+    assert set(options.CRITERIA) == set(CRITERIA)
+    assert set(options.CONCEPTS) == set(CONCEPTS)
+    assert set(options.MODES) == set(MODES)
+    assert set(options.LAYERS) == set(LAYERS)
+    assert set(options.AGGREGATES) == set(NAMES)
     assert set(options.ALLOCATIONS) == set(ALLOCATIONS)
     assert set(options.STEPS) == set(STEPS)
 
@@ -208,7 +218,7 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
     assert scored["examples"] == 100
     values = Scores.load(scored["artifacts"]["values"])
     assert values["conv2"].options["seed"] == 3
-    assert values["conv2"].options["sizes"] == [0.5, 1.0]
+    assert values["conv2"].concept == scored["concept"] == "shapley:0.5,1"
 
     limits = ["--budget", "macs=0.6", "--budget", "players=0.9"]
     planned = loaded("plan", scored["artifacts"]["values"], *limits, "--min-players", 5, "--out", plans)
@@ -229,6 +239,40 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
         assert measured["pruned"][key] == pruned["pruned"][key]
         assert measured["dense"][key] == pruned["dense"][key]
     assert json.loads((tmp_path / "measured" / "evaluation.json").read_text())["pruned"] == measured["pruned"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "concept", "method"),
+    [
+        (["--method", "partial"], "partial:3,full", "partial"),
+        (["--concept", "banzhaf:0.7", "--method", "msr"], "banzhaf:0.7", "msr"),
+        (["--concept", "beta:1,16", "--antithetic"], "beta:1,16", "permutation"),
+        (["--aggregate", "mean+2std", "--sizes", "0,1"], "shapley", "permutation"),
+        (["--mode", "iterated", "--step", "0.5"], "shapley:0.5,1", "permutation"),
+        (["--mode", "greedy-backward", "--step", "8"], "leave-one-out", "leave-one-out"),
+        (["--layers", "output-to-input"], "shapley:0.5,1", "permutation"),
+        (["--stop", "cut_settled(0.5) | evaluations(3000)"], "shapley:0.5,1", "permutation"),
+        (["--method", "bn_scale"], "bn_scale", "bn_scale"),
+    ],
+)
+def test_every_kind_of_value_can_be_asked_for(
+    trained: list[str], tmp_path: Path, chosen: list[str], concept: str, method: str
+) -> None:
+    which = ["--examples", 20, "--include", "conv1", "--include", "conv2", "--out", tmp_path / "s"]
+    scored = loaded("score", *trained, *which, *chosen)
+    values = Scores.load(scored["artifacts"]["values"])["conv1"]
+    assert (values.concept, values.method) == (concept, method)
+    assert len(set(values.value.tolist())) > 16  # of 32 players
+
+
+def test_a_second_score_starts_from_the_log(trained: list[str], tmp_path: Path) -> None:
+    which = ["--examples", 20, "--include", "conv1", "--log", tmp_path / "log"]
+    first = loaded("score", *trained, *which, "--method", "leave-one-out", "--out", tmp_path / "a")
+    again = loaded("score", *trained, *which, "--method", "leave-one-out", "--out", tmp_path / "b")
+    assert first["n_evaluations"] == 20 * 33
+    assert again["n_evaluations"] == 0
+    other = failing(tmp_path, "score", *trained, *which, "--worth", "accuracy", "--method", "leave-one-out")
+    assert "is a log of another game" in other
 
 
 def test_evaluate_agrees_with_the_demo(demo: tuple[Path, dict[str, Any]], trained: list[str]) -> None:
@@ -312,6 +356,14 @@ def test_a_users_own_network_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
         (["score", "NET", "--method", "permutations", "--out", "OUT"], "did you mean 'permutation'?"),
         (["score", "NET", "--sizes", "half", "--out", "OUT"], "'half' is not of the form LO,HI"),
         (["score", "NET", "--sizes", "0.5,2", "--out", "OUT"], "0 <= lo < hi <= 1"),
+        (["score", "NET", "--concept", "banzaf", "--out", "OUT"], "did you mean 'banzhaf'?"),
+        (["score", "NET", "--concept", "banzhaf:1", "--out", "OUT"], "strictly between 0 and 1"),
+        (["score", "NET", "--mode", "iterative", "--out", "OUT"], "did you mean 'iterated'?"),
+        (["score", "NET", "--aggregate", "mena", "--out", "OUT"], "did you mean 'mean'?"),
+        (["score", "NET", "--stop", "second(3)", "--out", "OUT"], "did you mean 'seconds'?"),
+        (["score", "NET", "--stop", "seconds", "--out", "OUT"], "write NAME(NUMBER)"),
+        (["score", "NET", "--stop", "seconds(3) & seconds(4)", "--out", "OUT"], "conflict"),
+        (["score", "NET", "--antithetic", "--method", "exact", "--out", "OUT"], "--antithetic"),
         (["score", "NET", "--seed", "-1", "--out", "OUT"], "'--seed'"),
         (["score", "NET", "--device", "gpu", "--out", "OUT"], "'gpu' cannot be used"),
         (["score", "--model", "lenet", "--data", "digits", "--out", "OUT"], "did you mean 'lenet"),

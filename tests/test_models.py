@@ -10,6 +10,7 @@ from torch import fx
 
 from shaprune.bench.models import MODELS, build_model
 from shaprune.errors import InputError
+from shaprune.network.discovery import find_players
 
 
 def n_parameters(name: str) -> int:
@@ -29,7 +30,16 @@ def test_a_network_maps_its_inputs_to_ten_outputs_and_can_be_traced(name: str) -
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("lenet1", 3_246), ("lenet5", 431_080), ("lenet5-reduced", 40_165), ("resnet56", 853_018), ("mlp", 8_970)],
+    [
+        ("lenet1", 3_246),
+        ("lenet5", 431_080),
+        ("lenet5-reduced", 40_165),
+        ("resnet56", 853_018),
+        ("mlp", 8_970),
+        ("lenet300", 266_610),
+        ("mlp-mnist", 5_707_690),  # as printed in the notebook of Ancona et al. 2020
+        ("vgg-small", 173_034),
+    ],
 )
 def test_parameter_counts_are_those_of_the_literature(name: str, parameters: int) -> None:
     assert n_parameters(name) == parameters
@@ -39,6 +49,30 @@ def test_lenet5_has_570_players_in_its_hidden_layers() -> None:
     model = build_model("lenet5")
     assert (model.conv1.out_channels, model.conv2.out_channels, model.fc1.out_features) == (20, 50, 500)
     assert model.fc1.in_features == 800
+
+
+def test_the_untrained_perceptron_is_that_of_the_paper() -> None:
+    model = build_model("mlp-mnist")
+    assert [tuple(w.shape) for name, w in model.named_parameters() if "weight" in name] == [
+        (2024, 784),
+        (2024, 2024),
+        (10, 2024),
+    ]
+    with torch.no_grad():
+        assert float(model.relu1(torch.tensor(-1.0))) == pytest.approx(-0.01)
+
+
+def test_vgg_small_has_400_players_behind_batch_norm() -> None:
+    players = find_players(build_model("vgg-small").eval(), torch.randn(2, 3, 32, 32))
+    assert {g.name: len(g) for g in players.groups} == {
+        "conv1": 32,
+        "conv2": 48,
+        "conv3": 64,
+        "conv4": 64,
+        "conv5": 96,
+        "fc1": 96,
+    }
+    assert all(any(m.role == "both" for m in g.members) for g in players.groups if g.name != "fc1")
 
 
 def test_resnet56_takes_the_shared_weights(shared_data: Path) -> None:

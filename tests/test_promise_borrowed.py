@@ -107,9 +107,10 @@ def play(game: NetworkGame) -> None:
     coalitions = rng.random((3, game.n_players)) < 0.7
     orders = rng.permuted(np.tile(np.arange(game.n_players), (2, 1)), axis=1)
     game(coalitions)
-    game(coalitions, np.zeros(3, dtype=np.int64))
     game.walk(orders)
-    game.walk(orders, np.zeros(2, dtype=np.int64))
+    if game.separable:
+        game(coalitions, np.zeros(3, dtype=np.int64))
+        game.walk(orders, np.zeros(2, dtype=np.int64))
     estimate(game, max_evaluations=2 * (game.n_players + 1) * game.n_examples)
 
 

@@ -1,15 +1,18 @@
 """Estimators against games with values in closed form, slow oracles written independently, and shapiq."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
-from games import Worth, by_all_orders, by_sizes, game_of, random_worth, unanimity, unanimity_values
+from games import TableGame, Worth, by_all_orders, by_sizes, game_of, random_worth, unanimity, unanimity_values
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
+from shaprune.errors import InputError
 from shaprune.values.estimate import estimate
-from shaprune.values.game import Game
+from shaprune.values.game import CountingGame, Game
+from shaprune.values.permutation import Permutation
 from shaprune.values.result import Values
 
 WALKS = 400
@@ -68,7 +71,7 @@ def test_exact_values_are_the_closed_form(name: str) -> None:
     values = estimate(game_of(worth, len(truth)), "exact")
     assert_allclose(values.value, truth, atol=1e-12)
     assert values.stderr.tolist() == [0.0] * len(truth)
-    assert values.n_evaluations == 2 ** len(truth)
+    assert values.n_evaluations == 2 ** len(truth) + 1  # no coalition was asked for twice, so one is asked for again
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
@@ -78,7 +81,8 @@ def test_estimates_from_random_orders_are_within_their_standard_errors_of_the_cl
 ) -> None:
     worth, truth = KNOWN[name]
     budget = WALKS * (len(truth) + 1)
-    values = estimate(game_of(worth, len(truth)), "permutation", max_evaluations=budget, seed=5, antithetic=antithetic)
+    method = Permutation(antithetic=antithetic)
+    values = estimate(game_of(worth, len(truth)), method, max_evaluations=budget, seed=5)
     _assert_within_its_own_doubt(values, truth)
     assert values.stderr.max() <= 0.1 * max(1.0, float(np.abs(truth).max()))  # the doubt is not an excuse
 
@@ -145,10 +149,9 @@ def test_random_orders_in_a_window_are_within_their_standard_errors(
     # A player adds the more the more players are there, so values differ from size to size.
     values = estimate(
         Game.from_function(lambda rows: (rows @ own) ** 2, n),
-        "permutation",
+        Permutation(antithetic=antithetic),
         max_evaluations=8000 * (n + 1),
         sizes=sizes,
-        antithetic=antithetic,
     )
     truth = by_sizes(lambda kept: float(sum(own[p] for p in kept) ** 2), n, low, high)
     _assert_within_its_own_doubt(values, truth)
@@ -167,3 +170,91 @@ def test_exact_values_are_those_of_shapiq() -> None:
     game = game_of(worth, n)
     theirs = shapiq.ExactComputer(n_players=n, game=lambda rows: game(np.asarray(rows, dtype=bool)))("SV")
     assert_allclose(estimate(game, "exact").value, [theirs.dict_values[player,] for player in range(n)], atol=1e-10)
+
+
+# -- truncated walks ----------------------------------------------------------------------------------------------
+
+
+class _Collapsing(TableGame):
+    """Worths are 0 below some players; some examples are worth less than nothing above."""
+
+    def __init__(self, n_players: int, n_examples: int, alive: int, below: bool) -> None:
+        super().__init__(n_players, n_examples, seed=2)
+        size = np.bitwise_count(np.arange(2**n_players))
+        sign = np.where(below & (np.arange(n_examples) % 2 == 1), -1, 1)[:, None]
+        self.tables = sign * np.where(size < alive, 0, 1 + np.abs(self.tables))
+
+
+@pytest.mark.parametrize("n_examples", [1, 20])
+@pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"per_example": False}], ids=str)
+def test_a_truncated_walk_loses_nothing_where_the_rest_is_worth_nothing(
+    options: dict[str, bool], n_examples: int
+) -> None:
+    n, walks = 9, 40
+    below = options.get("per_example", True)  # their mean might be 0 on the way
+    whole, cut = (CountingGame(_Collapsing(n, n_examples, 6, below)) for _ in range(2))
+    budget = walks * n_examples * (n + 1)
+    full = estimate(whole, Permutation(**options), max_evaluations=budget, seed=4)
+    short = estimate(cut, Permutation(**options, truncate=0.0), max_evaluations=budget, seed=4)
+    assert short.value.tobytes() == full.value.tobytes()
+    assert short.stderr.tobytes() == full.stderr.tobytes()
+    assert (short.worth_all, short.worth_none) == (full.worth_all, full.worth_none)
+    assert whole.evaluations == full.n_evaluations == budget
+    assert cut.evaluations == short.n_evaluations
+    assert short.diagnostics == {"evaluations_saved": budget - cut.evaluations}
+    # pairs of players leave between looks; the walk is over at 5 players, nobody's worth is asked for apart
+    assert cut.evaluations == walks * n_examples * 7
+    assert full.diagnostics == {}
+
+
+@pytest.mark.parametrize("truncate", [0.0, 0.5, 0.9])
+def test_truncated_walks_still_sum_to_the_worth_of_all_minus_the_worth_of_none(truncate: float) -> None:
+    game = TableGame(10, 20, seed=3)
+    values = estimate(game, Permutation(truncate=truncate), max_evaluations=20 * 11 * 8)
+    assert_allclose(values.value.sum(), game.tables[:, -1].mean() - game.tables[:, 0].mean(), atol=1e-12)
+    assert abs(values.efficiency_gap) < 1e-12
+    assert values.efficient
+    assert values.diagnostics["evaluations_saved"] == 20 * 11 * 8 - values.n_evaluations > 0
+
+
+def test_a_walk_is_cut_where_the_worth_has_fallen_to_its_share_by_hand() -> None:
+    game = CountingGame(Game.from_function(lambda rows: 3 + rows.sum(1), 8))  # from 11 down to 3; half way is 7
+    values = estimate(game, Permutation(truncate=0.5), max_evaluations=1000 * 9)
+    assert game.evaluations == values.n_evaluations == 1000 * (1 + 5)  # nobody; then 11, 10, 9, 8, 7
+    assert values.diagnostics == {"evaluations_saved": 3000}
+    # The first four to leave find 1 each, the fifth what is left, the others nothing: 4/8 * 1 + 1/8 * 4 on average.
+    assert (np.abs(values.value - 1) <= 4.5 * values.stderr).all()
+    assert_allclose(values.stderr, np.sqrt((4 * 1 + 16) / 8 - 1) / np.sqrt(1000), rtol=0.15)
+
+
+def test_the_larger_the_share_the_cheaper_the_walks() -> None:
+    game = Game.from_function(lambda rows: rows.sum(1), 16)
+    paid = [
+        estimate(game, Permutation(truncate=t), max_evaluations=17 * 100).n_evaluations for t in (0.0, 0.3, 0.6, 0.9)
+    ]
+    # Looks are two players apart, at 15, 13, 11, ...; 30 % of 16 is 4.8, met at 3: 14 worths, and that of nobody.
+    assert paid == [1700, 1500, 900, 500]
+
+
+@pytest.mark.parametrize("truncate", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_share_that_is_none_is_refused(truncate: float) -> None:
+    with pytest.raises(InputError, match=r"truncate is .* in \[0, 1\)"):
+        estimate(game_of(random_worth(4, 0), 4), Permutation(truncate=truncate))
+
+
+@pytest.mark.parametrize("options", [{"concept": "banzhaf"}, {"sizes": (0.5, 1.0)}, {"concept": "beta:1,4"}])
+def test_only_whole_walks_can_be_truncated(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"truncate needs whole walks, and .* looks at some sizes only"):
+        estimate(game_of(random_worth(4, 0), 4), Permutation(truncate=0.1), **options)
+
+
+# -- concepts of many players -------------------------------------------------------------------------------------
+
+
+def test_walks_of_a_concept_end_where_smaller_coalitions_no_longer_count() -> None:
+    n, own = 400, np.linspace(-1, 1, 400)
+    game = CountingGame(Game.from_function(lambda rows: rows @ own, n))
+    values = estimate(game, "permutation", concept="banzhaf:0.9", stop=lambda values: "one look")
+    assert game.evaluations < 128 * 0.3 * n  # 6 standard deviations below 360 players there are still 324
+    assert_allclose(values.value, own, atol=1e-9)
+    assert values.worth_none is None

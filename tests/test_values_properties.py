@@ -1,7 +1,5 @@
 """What the Shapley value promises for every game: the axioms, checked on games that hypothesis makes up."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -9,14 +7,15 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
+from shaprune.values.concepts import shapley
 from shaprune.values.estimate import estimate
 from shaprune.values.game import Coalitions, Game
+from shaprune.values.permutation import Permutation
 from shaprune.values.result import Values
-from shaprune.values.window import window
 
 quick = settings(deadline=None, max_examples=40, derandomize=True, database=None)
 
-SAMPLED = ({}, {"antithetic": True}, {"per_example": False})
+SAMPLED = (Permutation(), Permutation(antithetic=True), Permutation(per_example=False), Permutation(truncate=0.0))
 WALKS = 24
 Table = NDArray[np.float64]  # (2^n,) worth by binary code, player 0 the lowest bit
 
@@ -30,9 +29,9 @@ def _exact(table: Table, sizes: tuple[float, float] = (0.0, 1.0)) -> Values:
     return estimate(_game(table), "exact", sizes=sizes)
 
 
-def _sampled(table: Table, options: dict[str, Any]) -> Values:
+def _sampled(table: Table, method: Permutation) -> Values:
     game = _game(table)
-    return estimate(game, "permutation", max_evaluations=WALKS * (game.n_players + 1), seed=3, **options)
+    return estimate(game, method, max_evaluations=WALKS * (game.n_players + 1), seed=3)
 
 
 def _relabelled(table: Table, to: NDArray[np.int64]) -> Table:
@@ -70,11 +69,11 @@ def test_exact_values_sum_to_the_worth_of_all_minus_the_worth_of_none(table: Tab
     assert (values.worth_all, values.worth_none) == (table[-1], table[0])
 
 
-@pytest.mark.parametrize("options", SAMPLED, ids=str)
+@pytest.mark.parametrize("method", SAMPLED, ids=str)
 @quick
 @given(table=tables())
-def test_sampled_values_sum_to_the_worth_of_all_minus_the_worth_of_none(table: Table, options: dict[str, Any]) -> None:
-    values = _sampled(table, options)
+def test_sampled_values_sum_to_the_worth_of_all_minus_the_worth_of_none(table: Table, method: Permutation) -> None:
+    values = _sampled(table, method)
     assert_allclose(values.value.sum(), table[-1] - table[0], atol=1e-10)
     assert values.efficiency_gap is not None
     assert abs(values.efficiency_gap) < 1e-10
@@ -108,8 +107,8 @@ def test_a_null_player_has_no_value_and_changes_no_other(table: Table, data: st.
     value = _exact(larger).value
     assert value[player] == 0
     assert_allclose(np.delete(value, player), _exact(table).value, atol=1e-10)
-    for options in SAMPLED:
-        sampled = _sampled(larger, options)
+    for method in SAMPLED[:3]:  # a truncated walk gives what is left to whoever leaves at its end
+        sampled = _sampled(larger, method)
         assert (sampled.value[player], sampled.stderr[player]) == (0, 0)
 
 
@@ -119,9 +118,9 @@ def test_values_are_linear_in_the_game(n: int, a: float, b: float, seed: int) ->
     first, second = np.random.default_rng(seed).normal(size=(2, 2**n))
     mixed = a * first + b * second
     assert_allclose(_exact(mixed).value, a * _exact(first).value + b * _exact(second).value, atol=1e-12)
-    for options in SAMPLED:  # the same seed walks the same orders
-        parts = [_sampled(table, options).value for table in (first, second)]
-        assert_allclose(_sampled(mixed, options).value, a * parts[0] + b * parts[1], atol=1e-12)
+    for method in SAMPLED[:3]:  # the same seed walks the same orders
+        parts = [_sampled(table, method).value for table in (first, second)]
+        assert_allclose(_sampled(mixed, method).value, a * parts[0] + b * parts[1], atol=1e-12)
 
 
 @quick
@@ -157,8 +156,8 @@ def test_values_in_a_window_do_not_depend_on_worths_outside(drawn: tuple[Table, 
     table, sizes = drawn
     n = len(table).bit_length() - 1
     size = np.bitwise_count(np.arange(len(table)))
-    span = window(n, sizes)
-    other = np.where((size < span.low) | (size > span.high), 1e6, table)
+    low, high = round(sizes[0] * n), round(sizes[1] * n)
+    other = np.where((size < low) | (size > high), 1e6, table)
     assert _exact(other, sizes).value.tolist() == _exact(table, sizes).value.tolist()
 
 
@@ -179,13 +178,14 @@ def test_values_of_an_additive_game_are_the_same_in_every_window(drawn: tuple[Ta
 def test_only_the_whole_window_promises_efficiency(drawn: tuple[Table, tuple[float, float]]) -> None:
     table, sizes = drawn
     promised = sizes == (0.0, 1.0)
-    for values in (
-        _exact(table, sizes),
-        estimate(_game(table), "permutation", max_evaluations=10 * len(table), sizes=sizes),
-    ):
+    exact = _exact(table, sizes)
+    walked = estimate(_game(table), "permutation", max_evaluations=10 * len(table), sizes=sizes)
+    for values in (exact, walked):
+        assert values.efficient == promised
         assert (values.efficiency_gap is not None) == promised
-        assert (values.worth_all is not None) == (sizes[1] == 1)
-        assert (values.worth_none is not None) == (sizes[0] == 0)
+        assert values.worth_none == (pytest.approx(table[0], abs=1e-9) if sizes[0] == 0 else None)
+    assert exact.worth_all == (table[-1] if sizes[1] == 1 else None)
+    assert walked.worth_all == pytest.approx(table[-1], abs=1e-9)  # every walk leaves from the full coalition
 
 
 @quick
@@ -194,10 +194,10 @@ def test_a_window_holds_exactly_the_sizes_between_its_fractions(n: int, one: int
     low, high = sorted((one, two))
     inside = [size for size in range(n + 1) if low * n <= 100 * size <= high * n]
     assume(len(inside) >= 2)
-    span = window(n, (low / 100, high / 100))
-    assert list(range(span.low, span.high + 1)) == inside
-    assert span.steps == len(inside) - 1
-    assert span.whole == ((low, high) == (0, 100) or inside == list(range(n + 1)))
+    weights = shapley((low / 100, high / 100)).weights(n)
+    assert_allclose(weights[inside[:-1]], 1 / (len(inside) - 1))  # somebody may join at every size but the largest
+    assert np.count_nonzero(weights) == len(inside) - 1
+    assert shapley((low / 100, high / 100)).efficient(n) == (inside == list(range(n + 1)))
 
 
 def test_every_player_of_a_sampled_walk_is_asked_for_as_often() -> None:
@@ -207,5 +207,5 @@ def test_every_player_of_a_sampled_walk_is_asked_for_as_often() -> None:
         asked[:] += rows.sum(0)
         return [0.0] * len(rows)
 
-    estimate(Game.from_function(worth, 5), "permutation", max_evaluations=2 * 6 * 300, antithetic=True)
+    estimate(Game.from_function(worth, 5), Permutation(antithetic=True), max_evaluations=2 * 6 * 300)
     assert len(set(asked.tolist())) == 1  # an order and its reverse: n coalitions with each player, per pair

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from shaprune.files import save as save
     from shaprune.network.discovery import find_players as find_players
     from shaprune.network.game import NetworkGame as NetworkGame
+    from shaprune.network.importance import ShapleyImportance as ShapleyImportance
+    from shaprune.network.only import Only as Only
     from shaprune.network.players import Players as Players
+    from shaprune.network.several import several as several
     from shaprune.network.worths import Evaluate as Evaluate
+    from shaprune.network.worths import SetWorth as SetWorth
     from shaprune.planning import Budget as Budget
     from shaprune.planning import Plan as Plan
     from shaprune.planning import plan as plan
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from shaprune.scoring import score as score
     from shaprune.values.estimate import estimate as estimate
     from shaprune.values.game import Game as Game
+    from shaprune.values.log import LoggedGame as LoggedGame
+    from shaprune.values.redundancy import redundancy as redundancy
     from shaprune.values.result import Values as Values
 
 _HOMES = {
@@ -38,10 +44,14 @@ _HOMES = {
     "Game": "shaprune.values.game",
     "GameError": "shaprune.errors",
     "InputError": "shaprune.errors",
+    "LoggedGame": "shaprune.values.log",
     "NetworkGame": "shaprune.network.game",
+    "Only": "shaprune.network.only",
     "Plan": "shaprune.planning",
     "Players": "shaprune.network.players",
     "Scores": "shaprune.scores",
+    "SetWorth": "shaprune.network.worths",
+    "ShapleyImportance": "shaprune.network.importance",
     "ShapruneError": "shaprune.errors",
     "ShapruneWarning": "shaprune.errors",
     "SurgeryError": "shaprune.errors",
@@ -53,8 +63,10 @@ _HOMES = {
     "plan": "shaprune.planning",
     "prune": "shaprune.pruning",
     "recover": "shaprune.recovery.steps",
+    "redundancy": "shaprune.values.redundancy",
     "save": "shaprune.files",
     "score": "shaprune.scoring",
+    "several": "shaprune.network.several",
 }
 
 __all__ = sorted(_HOMES)

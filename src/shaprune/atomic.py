@@ -20,13 +20,20 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         InputError: the folder is missing or cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step.
+
+    Raises:
+        InputError: the folder is missing or cannot be written.
+    """
     path = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-        ) as f:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
             beside = Path(f.name)
-            f.write(text)
+            f.write(content)
         beside.chmod(0o666 & ~_umask())
         beside.replace(path)
     except OSError as error:

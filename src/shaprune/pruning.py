@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, SurgeryError
+from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, tensors
 from shaprune.network.borrow import borrowed, copied
-from shaprune.network.discovery import relative_difference
 from shaprune.network.masks import edges_of, masked
 from shaprune.network.surgery import check_fits, cut, removals
 from shaprune.planning import Plan
@@ -50,8 +50,7 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
         except Exception as error:
             raise SurgeryError(f"the pruned network does not run: {error}; exclude the group that breaks it") from error
     for ours, theirs in zip(answers, expected, strict=True):
-        limit = TOLERANCE if ours.dtype in (torch.float32, torch.float64) else 5e-2
-        if not relative_difference(ours, theirs) < limit:
+        if not relative_difference(ours, theirs) < limit_for(ours.dtype, TOLERANCE):
             raise SurgeryError(
                 "the pruned network does not agree with the masked one "
                 f"(relative difference {relative_difference(ours, theirs):.1e}); exclude the group that breaks it"

@@ -6,42 +6,59 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from shaprune.errors import ShapruneError
+from shaprune.backwards import score_backwards
+from shaprune.errors import InputError, ShapruneError, check_choice
 from shaprune.network.batches import Forward
+from shaprune.network.criteria import CRITERIA, rank
 from shaprune.network.game import MAX_MEMORY, NetworkGame
+from shaprune.network.only import Only, restricted
 from shaprune.network.players import Players
 from shaprune.network.subject import Subject
-from shaprune.network.worths import Evaluate, RowWorth, Worth
+from shaprune.network.worths import AnyWorth, Evaluate, name_of
 from shaprune.scores import Scores
-from shaprune.values.estimate import estimate, expected_evaluations
-from shaprune.values.game import ObservedGame
-from shaprune.values.permutation import StoppingRule
+from shaprune.values.aggregation import Aggregate
+from shaprune.values.concepts import Concept, concept_of
+from shaprune.values.estimate import METHODS
+from shaprune.values.game import Game, ObservedGame
+from shaprune.values.log import LoggedGame
+from shaprune.values.method import Method
+from shaprune.values.modes import MODES, expected_in_rounds, rounds
 from shaprune.values.result import Values
+from shaprune.values.stopping import Reason, Rule
 
 __all__ = ["Scores", "score"]
+
+LAYERS = ("independent", "output-to-input")
+TOGETHER = "all groups"
 
 
 def score(
     model: nn.Module,
     players: Players,
     data: Iterable[Any] | Subject | None,
-    worth: str | RowWorth | Worth | Evaluate = "accuracy",
-    method: str = "permutation",
+    worth: AnyWorth | Only | Evaluate = "accuracy",
+    method: str | Method = "permutation",
     *,
+    mode: str = "one-shot",
+    step: int | float = 1,
+    negative_first: bool = False,
+    layers: str = "independent",
+    remove: float = 0.5,
     max_evaluations: int | None = None,
-    stop: StoppingRule | None = None,
+    stop: Rule | Reason | None = None,
     seed: int = 0,
-    antithetic: bool = False,
-    per_example: bool = True,
+    concept: str | Concept = "shapley",
     sizes: tuple[float, float] = (0.0, 1.0),
+    aggregate: str | Aggregate = "mean",
     together: bool = False,
+    log: str | Path | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
     progress: bool | None = None,
@@ -53,8 +70,15 @@ def score(
         players: from `find_players`.
         data: batches, see `NetworkGame`.
         worth: see `NetworkGame`.
-        method, max_evaluations, stop, seed, antithetic, per_example, sizes: see `estimate`; a budget is per game.
+        method: an estimator, see `estimate`; or the name of a classical criterion, see
+            `shaprune.network.criteria.rank`, which plays no game, so that the options below do not apply.
+        mode, step, negative_first: score once or again after every few players, see `shaprune.values.modes.rounds`.
+        layers: ``"independent"``: every group in the dense network; ``"output-to-input"``: from the last group to the
+            first, each in the network whose later groups have lost the lowest ``remove`` share already (Ancona et al.
+            2020).
+        max_evaluations, stop, seed, concept, sizes, aggregate: see `estimate`; a budget is per game.
         together: one game over all players of all groups instead of one per group.
+        log: a folder; worths over all examples are kept there, one file per game, and are not paid again.
         forward, max_memory: see `NetworkGame`.
         progress: show a bar with the remaining time on stderr; None = only on a terminal.
 
@@ -65,36 +89,115 @@ def score(
         InputError, GameError: as `NetworkGame` and `estimate`, naming the group.
     """
     started = time.perf_counter()
+    check_choice("layers", layers, LAYERS)
+    check_choice("mode", mode, MODES)
     subject = (
         data
         if isinstance(data, Subject) or isinstance(worth, Evaluate)
         else Subject(model, [] if data is None else data, forward)
     )
+    if isinstance(method, str) and method not in METHODS:
+        check_choice("method", method, (*METHODS, *CRITERIA))
+        played = (mode, layers, concept_of(concept).label, aggregate, together, stop, max_evaluations, log)
+        if played != ("one-shot", "independent", "shapley", "mean", False, None, None, None):
+            raise InputError(
+                f"criterion {method!r} plays no game; drop mode, concept, stop, max_evaluations and the like"
+            )
+        found = _by_criterion(model, players, subject, worth, method, seed)
+        return Scores(players, found, name_of(worth), time.perf_counter() - started)
     names: list[str | None] = [None] if together else [g.name for g in players.groups]
-    games = {
-        name: NetworkGame(model, players, subject, worth, name, forward=forward, max_memory=max_memory)
-        for name in names
-    }
-    expected = partial(expected_evaluations, antithetic=antithetic, per_example=per_example, sizes=sizes)
-    totals = {name: expected(game, method, max_evaluations, stop) for name, game in games.items()}
-    paid = partial(estimate, antithetic=antithetic, per_example=per_example, sizes=sizes)
-    results: dict[str, Values] = {}
+    how: dict[str, Any] = {"step": step, "concept": concept, "sizes": sizes}
+    games = {n: NetworkGame(model, players, subject, worth, n, forward=forward, max_memory=max_memory) for n in names}
+    totals: dict[str | None, int | None] = {}
+    for name, game in games.items():
+        with _naming(name):
+            totals[name] = expected_in_rounds(game, mode, method, max_evaluations, stop, **how)
+    notes = _notes(games)
+    how |= {"negative_first": negative_first, "aggregate": aggregate}
     with _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance):
-        for name in names:
-            start(name or "all groups")
-            game = games.pop(name)
-            try:
-                values = paid(ObservedGame(game, advance), method, max_evaluations, stop, seed)
-            except ShapruneError as error:
-                raise type(error)(f"{name or 'all groups'}: {error}") from error
-            if name is not None:
-                results[name] = values
-            else:
-                results = {g.name: values.part(np.asarray(g.indices)) for g in players.groups}
-    worth_name = worth if isinstance(worth, str) else getattr(worth, "name", getattr(worth, "__name__", "evaluate"))
-    because = subject.whole_because if isinstance(subject, Subject) else None
-    notes = () if because is None else (f"the whole model was run for every coalition: {because}",)
-    return Scores(players, results, str(worth_name), time.perf_counter() - started, notes)
+
+        def values_of(game: Game, name: str | None) -> Values:
+            start(name or TOGETHER)
+            with _naming(name), _logged(game, log, name) as logged:
+                return rounds(ObservedGame(logged, advance), mode, method, max_evaluations, stop, seed, **how)
+
+        def in_smaller(small: nn.Module, part: Players, subject: Subject, worth: AnyWorth, name: str) -> Values:
+            return values_of(NetworkGame(small, part, subject, worth, name, max_memory=max_memory), name)
+
+        if layers == "output-to-input":
+            if together or log is not None or not isinstance(subject, Subject) or isinstance(worth, (Evaluate, Only)):
+                raise InputError(f"layers={layers!r} goes with neither together, log, Only nor Evaluate; drop these")
+            games.clear()
+            results = score_backwards(model, players, subject, worth, remove, forward, in_smaller)
+        elif together:
+            values = values_of(games.pop(None), None)
+            results = {g.name: values.part(np.asarray(g.indices)) for g in players.groups}
+        else:
+            results = {g.name: values_of(games.pop(g.name), g.name) for g in players.groups}
+    return Scores(players, results, name_of(worth), time.perf_counter() - started, notes)
+
+
+def _by_criterion(
+    model: nn.Module,
+    players: Players,
+    subject: Any,
+    worth: AnyWorth | Only | Evaluate,
+    criterion: str,
+    seed: int,
+) -> dict[str, Values]:
+    """Values by a classical criterion; accuracy, which has no gradient, gives way to the cross-entropy."""
+    if isinstance(worth, Evaluate):
+        if CRITERIA[criterion].examples:
+            raise InputError(
+                f"criterion {criterion!r} looks at examples, and Evaluate keeps its own; give data and a worth"
+            )
+        return rank(model, players, None, criterion, seed=seed)
+    examples, chosen = restricted(subject, worth)
+    return rank(
+        model, players, examples, criterion, worth="cross_entropy" if chosen == "accuracy" else chosen, seed=seed
+    )
+
+
+def _notes(games: Mapping[str | None, NetworkGame]) -> tuple[str, ...]:
+    """What the reader of these scores should know."""
+    notes = []
+    because: dict[str, list[str]] = {}
+    for name, game in games.items():
+        if game.whole_because is not None:
+            because.setdefault(game.whole_because, []).append(name or TOGETHER)
+    for reason, names in because.items():
+        of = "" if len(names) == len(games) else f" of {', '.join(names)}"
+        notes.append(f"the whole model was run for every coalition{of}: {reason}")
+    if not all(game.separable for game in games.values()):
+        notes.append("the worth is no mean over examples: one order of leaving for all examples, not one for each")
+    return tuple(notes)
+
+
+@contextmanager
+def _naming(name: str | None) -> Iterator[None]:
+    """Errors say which group they are about."""
+    try:
+        yield
+    except ShapruneError as error:
+        raise type(error)(f"{name or TOGETHER}: {error}") from error
+
+
+@contextmanager
+def _logged(game: Game, log: str | Path | None, name: str | None) -> Iterator[Game]:
+    """The game with its log from the folder ``log``; what has been paid is written back, also after a failure."""
+    if log is None:
+        yield game
+        return
+    path = Path(log) / f"{name or TOGETHER}.npz"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"log={str(log)!r} cannot be made a folder: {error.strerror}; give another") from error
+    logged = LoggedGame.load(path, game) if path.exists() else LoggedGame(game)
+    try:
+        yield logged
+    finally:
+        logged.save(path)
 
 
 @contextmanager

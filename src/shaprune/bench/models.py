@@ -83,6 +83,57 @@ def mlp() -> nn.Module:
     )
 
 
+def lenet300() -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998), the usual perceptron for MNIST in pruning: 266,610 parameters."""
+    return _named(
+        flatten=nn.Flatten(),  # (N, 1, 28, 28) -> (N, 784)
+        fc1=nn.Linear(784, 300),
+        relu1=nn.ReLU(),
+        fc2=nn.Linear(300, 100),
+        relu2=nn.ReLU(),
+        fc3=nn.Linear(100, 10),
+    )
+
+
+def mlp_mnist() -> nn.Module:
+    """The perceptron of the untrained-network experiment of Ancona et al. 2020: 784-2024-2024-10, 5,707,690 parameters.
+
+    With leaky ReLUs, as in their code.
+    """
+    return _named(
+        flatten=nn.Flatten(),  # (N, 1, 28, 28) -> (N, 784)
+        fc1=nn.Linear(784, 2024),
+        relu1=nn.LeakyReLU(),
+        fc2=nn.Linear(2024, 2024),
+        relu2=nn.LeakyReLU(),
+        fc3=nn.Linear(2024, 10),
+    )
+
+
+def vgg_small() -> nn.Module:
+    """A small VGG with batch-norm (Simonyan & Zisserman 2015) for 32x32 images: 173,034 parameters.
+
+    Five 3x3 convolutions, each with batch-norm and ReLU, and two linear layers; the widths are ours, so that it trains
+    on CIFAR-10 in minutes on two cores. As in VGG16, a group of convolutions is followed by max pooling.
+    """
+    layers: dict[str, nn.Module] = {}
+    width = 3
+    for i, (n_out, pooled) in enumerate([(32, True), (48, True), (64, False), (64, True), (96, True)], 1):
+        layers[f"conv{i}"] = nn.Conv2d(width, n_out, 3, padding=1, bias=False)
+        layers[f"bn{i}"] = nn.BatchNorm2d(n_out)
+        layers[f"relu{i}"] = nn.ReLU()
+        if pooled:
+            layers[f"pool{i}"] = nn.MaxPool2d(2)  # 32x32 -> 16x16 -> 8x8 -> 4x4 -> 2x2
+        width = n_out
+    layers |= {
+        "flatten": nn.Flatten(),  # (N, 96, 2, 2) -> (N, 384)
+        "fc1": nn.Linear(384, 96),
+        "relu6": nn.ReLU(),
+        "fc2": nn.Linear(96, 10),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
 def _lenet(n_conv1: int, n_conv2: int, hidden: tuple[int, ...]) -> nn.Module:
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(1, n_conv1, 5),  # 28x28 -> 24x24
@@ -117,6 +168,9 @@ MODELS: dict[str, ModelEntry] = {
     "lenet1": _entry(lenet1, 1, 28, 28),
     "resnet56": _entry(resnet56, 3, 32, 32),
     "mlp": _entry(mlp, 1, 8, 8),
+    "lenet300": _entry(lenet300, 1, 28, 28),
+    "mlp-mnist": _entry(mlp_mnist, 1, 28, 28),
+    "vgg-small": _entry(vgg_small, 3, 32, 32),
 }
 
 

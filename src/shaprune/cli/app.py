@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from shaprune.cli.bench import bench
 from shaprune.cli.demo import demo
 from shaprune.cli.evaluate import evaluate
 from shaprune.cli.plan import plan
@@ -47,3 +48,4 @@ def shaprune(
 
 for command in (demo, score, plan, prune, evaluate, report):
     app.command(no_args_is_help=command is not demo)(command)
+app.add_typer(bench, name="bench")

@@ -12,8 +12,37 @@ from shaprune.bench.recipes import RECIPES
 from shaprune.errors import check_choice
 
 # The registries' names, written out because most registries need torch; a test holds them against the registries.
-WORTHS = ("fidelity", "accuracy", "cross_entropy")
-METHODS = ("permutation", "exact")
+WORTHS = (
+    "fidelity",
+    "kl",
+    "accuracy",
+    "cross_entropy",
+    "margin",
+    "perplexity",
+    "squared_error",
+    "absolute_error",
+)
+METHODS = ("permutation", "exact", "partial", "leave-one-out", "regression", "msr", "svarm")
+CRITERIA = (
+    "random",
+    "weight_norm",
+    "weight_norm_l1",
+    "bn_scale",
+    "fpgm",
+    "lamp",
+    "hessian",
+    "taylor",
+    "taylor_signed",
+    "taylor_squared",
+    "second_order",
+    "sensitivity",
+    "apoz",
+    "activation_mean",
+)
+CONCEPTS = ("shapley", "banzhaf", "owen", "beta", "semivalue")
+MODES = ("one-shot", "iterated", "building", "greedy-backward", "greedy-forward")
+LAYERS = ("independent", "output-to-input")
+AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
 ALLOCATIONS = ("global", "uniform")
 STEPS = ("refit", "batchnorm", "finetune")
 FOLDERS = ("mnist", "cifar10", "folder")  # kinds of data that live in a folder
@@ -93,12 +122,49 @@ Worth = Annotated[
     str,
     typer.Option(callback=one_of("worth", WORTHS), help=f"What a coalition is judged by: {', '.join(WORTHS)}."),
 ]
-Method = Annotated[str, typer.Option(callback=one_of("method", METHODS), help=f"The estimator: {', '.join(METHODS)}.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("method", (*METHODS, *CRITERIA)),
+        help=f"The estimator: {', '.join(METHODS)}; or a criterion to compare with: {', '.join(CRITERIA)}.",
+    ),
+]
+Concept = Annotated[
+    str,
+    typer.Option(metavar="NAME[:P,..]", help=f"The value: {', '.join(CONCEPTS)}; banzhaf:0.7, beta:1,16, owen:0.5,1."),
+]
+Mode = Annotated[
+    str, typer.Option(callback=one_of("mode", MODES), help=f"Score once or again and again: {', '.join(MODES)}.")
+]
+Step = Annotated[float, typer.Option(help="Players per round of a mode, or a fraction of them below 1.")]
+NegativeFirst = Annotated[
+    bool, typer.Option("--negative-first", help="In a round, all players of negative value leave together.")
+]
+Layers = Annotated[
+    str,
+    typer.Option(callback=one_of("layers", LAYERS), help="Each group in the dense network, or from the output back."),
+]
+Aggregate = Annotated[
+    str, typer.Option(metavar="HOW", help=f"Over examples: {', '.join(AGGREGATES)} (any factor, any quantile).")
+]
+Stop = Annotated[
+    str | None,
+    typer.Option(metavar="RULE", help="When to stop: 'cut_settled(0.5) | seconds(60)', 'stderr_below(0.01)', ..."),
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep worths over all examples here; what is there is not paid again."),
+]
 MaxEvaluations = Annotated[
     int | None, typer.Option(min=1, help="Budget per game, in (coalition, example) rows.", show_default="one sweep")
 ]
 Sizes = Annotated[
-    str, typer.Option(metavar="LO,HI", help="Shares of a group that a coalition keeps; 0,1 = the Shapley value.")
+    str | None,
+    typer.Option(
+        metavar="LO,HI",
+        help="Shares of a group that a coalition keeps; 0,1 = the Shapley value.",
+        show_default="0.5,1.0 for sampled Shapley values, else 0,1",
+    ),
 ]
 Antithetic = Annotated[bool, typer.Option("--antithetic", help="Walk every order also backwards.")]
 Together = Annotated[bool, typer.Option("--together", help="One game over all groups instead of one per group.")]

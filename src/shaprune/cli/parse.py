@@ -10,7 +10,11 @@ from shaprune.cli.command import usage
 from shaprune.cli.options import STEPS
 from shaprune.errors import check_choice
 from shaprune.planning import Budget
-from shaprune.values.window import window
+from shaprune.values import aggregation, concepts, stopping
+from shaprune.values.concepts import Concept, shapley
+from shaprune.values.method import Method
+from shaprune.values.permutation import Permutation
+from shaprune.values.stopping import Rule
 
 _LIMITS = ("macs", "params", "players")
 
@@ -42,8 +46,45 @@ def sizes_of(text: str) -> tuple[float, float]:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not of the form LO,HI, such as 0.5,1.0", param_hint="--sizes") from None
     with usage("--sizes"):
-        window(1_000_000, (low, high))
+        shapley((low, high))
     return low, high
+
+
+def default_sizes(method: str, concept: str, mode: str) -> str:
+    """The window where none is given: near the full network for Shapley values, none for what has its own sizes."""
+    ours = concept == "shapley" and method in ("permutation", "exact") and not mode.startswith("greedy")
+    return "0.5,1.0" if ours else "0,1"
+
+
+def method_of(name: str, *, antithetic: bool) -> str | Method:
+    """The estimator of a name, with its options."""
+    if not antithetic:
+        return name
+    if name != "permutation":
+        raise typer.BadParameter(f"only method permutation walks orders, not {name}", param_hint="--antithetic")
+    return Permutation(antithetic=True)
+
+
+def concept_of(text: str) -> Concept:
+    """``"banzhaf:0.7"`` -> a concept."""
+    with usage("--concept"):
+        return concepts.concept_of(text)
+
+
+def rule_of(text: str | None) -> Rule | None:
+    """``"cut_settled(0.5) | seconds(60)"`` -> a stopping rule."""
+    if text is None:
+        return None
+    with usage("--stop"):
+        return stopping.rule_of(text)
+
+
+def aggregate_of(text: str) -> str:
+    """A known aggregation over examples."""
+    with usage("--aggregate"):
+        if text not in ("mean", "worst-group"):
+            aggregation.aggregate_of(text)
+    return text
 
 
 def steps_of(text: str) -> tuple[str, ...]:

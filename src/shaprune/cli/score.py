@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from shaprune.cli.command import Outcome, command, say
 from shaprune.cli.options import (
+    Aggregate,
     Antithetic,
     Cache,
+    Concept,
     Data,
     Debug,
     Device,
     Exclude,
     Include,
     Json,
+    Layers,
+    Log,
     MaxEvaluations,
     Method,
+    Mode,
     Model,
+    NegativeFirst,
     Out,
     Overwrite,
     ScoreExamples,
     Seed,
     Sizes,
+    Step,
+    Stop,
     Together,
     Weights,
     Worth,
 )
 from shaprune.cli.outputs import check_out
-from shaprune.cli.parse import sizes_of
+from shaprune.cli.parse import aggregate_of, concept_of, default_sizes, method_of, rule_of, sizes_of
 
 
 @command
@@ -36,10 +44,18 @@ def score(
     weights: Weights = None,
     worth: Worth = "fidelity",
     method: Method = "permutation",
+    concept: Concept = "shapley",
+    mode: Mode = "one-shot",
+    step: Step = 1,
+    negative_first: NegativeFirst = False,
+    layers: Layers = "independent",
     max_evaluations: MaxEvaluations = None,
-    sizes: Sizes = "0.5,1.0",
+    stop: Stop = None,
+    sizes: Sizes = None,
+    aggregate: Aggregate = "mean",
     antithetic: Antithetic = False,
     together: Together = False,
+    log: Log = None,
     examples: ScoreExamples = 1_000,
     include: Include = None,
     exclude: Exclude = None,
@@ -52,9 +68,15 @@ def score(
 ) -> Outcome:
     """Score every channel or neuron of a trained network; writes values.json into --out.
 
+    Without --sizes, Shapley values look at coalitions that keep at least half of a group.
+
     Example: shaprune score --model digits --weights demo/dense.safetensors --data digits --out scores
     """
-    window = sizes_of(sizes)
+    estimator = method_of(method, antithetic=antithetic)
+    value = concept_of(concept)
+    window = sizes_of(sizes or default_sizes(method, concept, mode))
+    how_over_examples = aggregate_of(aggregate)
+    rule = rule_of(stop)
     check_out(out, ["values.json"], overwrite=overwrite)
 
     import shaprune as sp
@@ -72,12 +94,19 @@ def score(
         players,
         part.batches(),
         worth,
-        method,
+        estimator,
+        mode=mode,
+        step=step,
+        negative_first=negative_first,
+        layers=layers,
         max_evaluations=max_evaluations,
+        stop=rule,
         seed=seed,
-        antithetic=antithetic,
+        concept=value,
         sizes=window,
+        aggregate=how_over_examples,
         together=together,
+        log=log,
     )
     with new_directory(out, overwrite=overwrite) as folder:
         scores.save(folder / "values.json")
@@ -85,6 +114,8 @@ def score(
     summary = {
         "worth": scores.worth,
         "method": method,
+        "concept": next(iter(scores.values())).concept,
+        "mode": mode,
         "examples": len(part),
         "players": players.n,
         "n_evaluations": scores.n_evaluations,

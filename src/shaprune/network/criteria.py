@@ -1,29 +1,46 @@
-"""Rivals: classical criteria in the interface of values, for comparison.
+"""Rivals: classical criteria in the interface of values, for comparison. Higher is better, as for game values.
 
-Each returns one `Values` per group; higher is better, as for game values. They need no coalition, so ``n_evaluations``
-is
-the number of forward passes with a gradient, or 0.
+A criterion answers with one score per player, or with one per example and player, whose mean is the value. Scores are
+raw: nothing is normalised within a layer, so that groups can be compared as the criterion itself compares them.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from shaprune.errors import InputError, check_choice
-from shaprune.network.borrow import borrowed
-from shaprune.network.masks import edges_of
+from shaprune.errors import GameError, InputError, ShapruneWarning, check_choice
+from shaprune.network.activations import activation_means, nonzero_shares, sensitivities
+from shaprune.network.gradients import gate_gradients, second_order
+from shaprune.network.peers import bn_scales, geometric_medians, hessian, lamp, weight_norms
 from shaprune.network.players import Players
-from shaprune.network.subject import BATCH, Subject
-from shaprune.network.worths import check_targets, rows_worth, worth_of
+from shaprune.network.subject import Subject
+from shaprune.network.surgery import check_fits
+from shaprune.network.worths import AnyWorth, Evaluate
 from shaprune.values.result import Values
 
-Criterion = Callable[[nn.Module, Players, Subject | None, str, int], dict[str, Values]]
+Floats = NDArray[np.float64]  # (n,), or (N, n) with one row per example
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score per player.
+
+    Attributes:
+        score: ``(model, players, seed) -> (n,)`` where ``examples`` is False, else
+            ``(subject, players, worth) -> (N, n)``.
+        examples: whether it looks at data.
+        source: the paper it follows.
+    """
+
+    score: Callable[..., Floats]
+    examples: bool
+    source: str
 
 
 def rank(
@@ -32,107 +49,128 @@ def rank(
     subject: Subject | None = None,
     criterion: str = "weight_norm",
     *,
-    worth: str = "cross_entropy",
+    worth: AnyWorth = "cross_entropy",
     seed: int = 0,
 ) -> dict[str, Values]:
     """Values of every group by a classical criterion.
+
+    By the weights, called in torch-pruning (see `shaprune.network.peers`): ``weight_norm``, ``weight_norm_l1``,
+    ``bn_scale``, ``fpgm``, ``lamp``, ``hessian`` (which also looks at examples). By gradients of the worth with respect
+    to the masks at the consumers' inputs: ``taylor``, ``taylor_signed``, ``taylor_squared``, ``second_order``. By what
+    the consumers read: ``sensitivity``, ``apoz``, ``activation_mean``. And ``random``.
+
+    Criteria that look at examples average over them, and ``stderr`` is the standard error of that mean. They push
+    every example once, for all groups together: ``n_evaluations`` of every group is N, or 0 without examples. Backward
+    passes are not counted: one per example, and for ``second_order`` another one per group.
 
     Args:
         model: the dense network; it comes back untouched.
         players: from `find_players`.
         subject: examples, for criteria that need them.
-        criterion: ``"random"``; ``"weight_norm"`` (L2 norm of a player's filters, cf. Li et al. 2017);
-            ``"taylor"`` and ``"taylor_signed"`` (gradient of the worth times activation at the consumers' inputs,
-            absolute or signed per example, then averaged; Molchanov et al. 2017).
-        worth: the worth whose gradient Taylor takes.
-        seed: of ``"random"``.
+        criterion: a name in `CRITERIA`, which also names its source.
+        worth: the worth whose gradient is taken, for criteria that take one.
+        seed: of ``random``.
 
     Raises:
-        InputError: unknown criterion, or no examples where they are needed.
+        InputError: an unknown criterion, players or examples of another model, no examples where they are needed, a
+            worth without a gradient (or whose gradient is zero at the dense network), or a group that the criterion
+            cannot score, such as ``bn_scale`` without a batch-norm.
+        GameError: a score is NaN or infinite.
+
+    Warns:
+        ShapruneWarning: a criterion gives all players of a group the same score.
     """
     check_choice("criterion", criterion, CRITERIA)
-    return CRITERIA[criterion](model, players, subject, worth, seed)
-
-
-def _random(model: nn.Module, players: Players, subject: Subject | None, worth: str, seed: int) -> dict[str, Values]:
-    rng = np.random.default_rng(seed)
-    return {g.name: _values(rng.random(len(g)), "random") for g in players.groups}
-
-
-def _weight_norm(
-    model: nn.Module, players: Players, subject: Subject | None, worth: str, seed: int
-) -> dict[str, Values]:
-    result = {}
+    check_fits(model, players)
+    chosen = CRITERIA[criterion]
+    if not chosen.examples:
+        scores = chosen.score(model, players, seed)
+    elif subject is None:
+        raise InputError(f"criterion {criterion!r} needs examples; give data")
+    elif subject.model is not model:
+        raise InputError("the examples were prepared for another model; make a Subject of this one")
+    elif isinstance(worth, Evaluate):
+        raise InputError(f"criterion {criterion!r} needs a worth per example, not one of the whole model")
+    else:
+        scores = chosen.score(subject, players, worth)
+    _check_finite(criterion, scores, players)
+    value, stderr, samples = _mean(scores)
     for group in players.groups:
-        square = np.zeros(len(group))
-        for member in group.producers:
-            layer = model.get_submodule(member.module)
-            weight = cast(Tensor, layer.weight).detach()
-            transposed = bool(getattr(layer, "transposed", False))
-            filters = (
-                (weight.transpose(0, 1) if transposed else weight).flatten(1).square().sum(1).double().cpu().numpy()
+        if len(group) > 1 and np.ptp(value[group.indices]) == 0:
+            warnings.warn(
+                f"{criterion} gives all {len(group)} players of {group.name} the score {value[group.indices[0]]:g}: "
+                "it cannot rank them, they leave in player order",
+                ShapruneWarning,
+                stacklevel=2,
             )
-            square += [filters[list(channels)].sum() for channels in member.channels]
-        result[group.name] = _values(np.sqrt(square), "weight_norm")
-    return result
+    return {
+        g.name: Values(
+            value=value[g.indices],
+            stderr=stderr[g.indices],
+            n_evaluations=samples,
+            method=criterion,
+            efficiency_gap=None,
+            stopped_by="all examples" if samples else "closed form",
+            worth_all=None,
+            worth_none=None,
+            counts=np.full(len(g), samples, dtype=np.int64),
+            concept=criterion,
+            efficient=False,
+        )
+        for g in players.groups
+    }
 
 
-def _taylor(signed: bool) -> Criterion:
-    def criterion(
-        model: nn.Module, players: Players, subject: Subject | None, worth: str, seed: int
-    ) -> dict[str, Values]:
-        name = "taylor_signed" if signed else "taylor"
-        if subject is None:
-            raise InputError(f"criterion {name!r} needs examples; give data")
-        sample = _gradients(model, players, subject, worth)
-        sample = sample if signed else np.abs(sample)
-        mean = sample.mean(0)
-        error = sample.std(0, ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else np.full(len(mean), np.inf)
-        return {
-            g.name: _values(mean[g.indices], name, error[g.indices], n_evaluations=len(sample)) for g in players.groups
-        }
-
-    return criterion
+def _check_finite(criterion: str, scores: Floats, players: Players) -> None:
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        where = "" if scores.ndim == 1 else f" on example {bad[0][0]}"
+        raise GameError(
+            f"{criterion} of {players.names[bad[0][-1]]} is NaN or infinite{where}; check the weights and the data"
+        )
 
 
-def _gradients(model: nn.Module, players: Players, subject: Subject, worth: str) -> NDArray[np.float64]:
-    """(N, n) gradient of each example's worth with respect to the mask at the full coalition."""
-    chosen = worth_of(worth)
-    check_targets(chosen, subject.targets, subject.outputs)
-    reference = subject.outputs if chosen.reference == "dense" else subject.targets
-    assert reference is not None
-    runner = subject.runner(edges_of(players, players.groups, reference.device))
-    parts = []
-    with borrowed(model):
-        for rows in torch.arange(subject.n_examples, device=reference.device).split(BATCH // 2):
-            with torch.no_grad():
-                state = runner.prepare(subject.rows(rows))
-            with torch.enable_grad():
-                mask = torch.ones(len(rows), players.n, device=reference.device, requires_grad=True)
-                worths = rows_worth(chosen, runner.run(state, mask), reference[rows])
-                parts.append(torch.autograd.grad(worths.sum(), mask)[0].double().cpu().numpy())
-    return np.concatenate(parts)
+def _mean(scores: Floats) -> tuple[Floats, Floats, int]:
+    """Value and standard error of each player, and the number of examples behind them."""
+    if scores.ndim == 1:
+        return scores, np.zeros(len(scores)), 0
+    count = len(scores)
+    error = scores.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(scores.shape[1], np.inf)
+    return scores.mean(0), error, count
 
 
-def _values(
-    value: NDArray[np.float64], method: str, stderr: NDArray[np.float64] | None = None, n_evaluations: int = 0
-) -> Values:
-    return Values(
-        value=np.array(value, dtype=np.float64),
-        stderr=np.zeros(len(value)) if stderr is None else np.array(stderr),
-        n_evaluations=n_evaluations,
-        method=method,
-        efficiency_gap=None,
-        stopped_by="closed form",
-        worth_all=None,
-        worth_none=None,
-        counts=np.full(len(value), n_evaluations, dtype=np.int64),
-    )
+def _random(model: nn.Module, players: Players, seed: int) -> Floats:
+    return np.random.default_rng(seed).random(players.n)
+
+
+def _by_weights(score: Callable[[nn.Module, Players], Floats], source: str) -> Criterion:
+    return Criterion(lambda model, players, seed: score(model, players), False, source)
+
+
+def _by_gates(of_gradient: Callable[[Floats], Floats], source: str) -> Criterion:
+    def score(subject: Subject, players: Players, worth: AnyWorth) -> Floats:
+        return of_gradient(gate_gradients(subject, players, worth))
+
+    return Criterion(score, True, source)
+
+
+def _by_activations(score: Callable[[Subject, Players], Floats], source: str) -> Criterion:
+    return Criterion(lambda subject, players, worth: score(subject, players), True, source)
 
 
 CRITERIA: dict[str, Criterion] = {
-    "random": _random,
-    "weight_norm": _weight_norm,
-    "taylor": _taylor(signed=False),
-    "taylor_signed": _taylor(signed=True),
+    "random": Criterion(_random, False, "uniform numbers from the seed"),
+    "weight_norm": _by_weights(lambda m, p: weight_norms(m, p, 2), "L2 norm of the filters; cf. Li et al. 2017"),
+    "weight_norm_l1": _by_weights(lambda m, p: weight_norms(m, p, 1), "L1 norm of the filters; Li et al. 2017"),
+    "bn_scale": _by_weights(bn_scales, "network slimming; Liu et al. 2017"),
+    "fpgm": _by_weights(geometric_medians, "distance to the other filters; He et al. 2019"),
+    "lamp": _by_weights(lamp, "squared norm over that of all not smaller; Lee et al. 2021"),
+    "hessian": Criterion(hessian, True, "optimal brain damage with an empirical Fisher; LeCun et al. 1989"),
+    "taylor": _by_gates(np.abs, "absolute, per example; Molchanov et al. 2017"),
+    "taylor_signed": _by_gates(lambda g: g, "signed: the first-order loss of worth when one player leaves"),
+    "taylor_squared": _by_gates(np.square, "squared, per example; Molchanov et al. 2019"),
+    "second_order": Criterion(second_order, True, "Shapley value of the second-order expansion"),
+    "sensitivity": Criterion(sensitivities, True, "mean |gradient| by activation; cf. Ancona et al. 2020"),
+    "apoz": _by_activations(nonzero_shares, "share of activations that are not zero; Hu et al. 2016"),
+    "activation_mean": _by_activations(activation_means, "mean |activation|; cf. Molchanov et al. 2017"),
 }

@@ -21,12 +21,12 @@ from shaprune.network.trace import Env, Segment, Trace, first_not_finite, live_b
 
 
 class Whole:
-    """Runs all of a model under masks at the consumers."""
+    """Runs all of a model under masks at the consumers; ``because`` says why it is not taken apart."""
 
     first_linear = None
 
-    def __init__(self, model: nn.Module, edges: Sequence[Edge], forward: Forward) -> None:
-        self.model, self.edges, self.forward = model, edges, forward
+    def __init__(self, model: nn.Module, edges: Sequence[Edge], forward: Forward, because: str | None = None) -> None:
+        self.model, self.edges, self.forward, self.because = model, edges, forward, because
 
     def prepare(self, inputs: Inputs) -> State:
         """Nothing to precompute: the inputs themselves."""
@@ -73,6 +73,8 @@ class Whole:
 
 class Cut:
     """Runs only what lies behind the masks."""
+
+    because: str | None = None
 
     def __init__(self, trace: Trace, edges: Sequence[Edge]) -> None:
         self.trace = trace

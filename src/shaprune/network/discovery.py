@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from shaprune.errors import InputError, check_choice, nearest
+from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, concatenate, length, tensors, transform
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.coupling import Candidate, candidates
@@ -201,14 +202,6 @@ def _compare(
             by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1].clone() if t.ndim else t)))  # noqa: B023
     for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
         error = relative_difference(masks, cuts)
-        if not error < (limit if masks.dtype in (torch.float32, torch.float64) else 5e-2):
+        if not error < limit_for(masks.dtype, limit):
             return f"masking and removing disagree (relative difference {error:.1e})"
     return None
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference over the largest absolute entry; inf where the shapes differ."""
-    if a.shape != b.shape:
-        return float("inf")
-    scale = max(float(a.abs().max()), float(b.abs().max()), 1e-30) if a.numel() else 1.0
-    return float((a - b).abs().max()) / scale if a.numel() else 0.0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, ShapruneWarning
+from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Forward, call, collect, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.cut import Cut, Whole
@@ -17,6 +22,7 @@ from shaprune.network.masks import Edge
 from shaprune.network.trace import Trace, UntraceableError
 
 BATCH = 256  # examples per plain forward pass
+NEAR = 1e-4  # relative, float32: how well the part behind a mask must reproduce the outputs
 
 
 class Subject:
@@ -39,6 +45,7 @@ class Subject:
         self.inputs = transform(inputs, lambda t: t.to(device))
         self.targets = None if targets is None else targets.to(device)
         self.n_examples = length(self.inputs)
+        self._parts: WeakValueDictionary[bytes, Subject] = WeakValueDictionary()
         with borrowed(model), torch.no_grad():
             self.outputs = torch.cat([self._run(rows) for rows in torch.arange(self.n_examples).split(BATCH)])
             self.trace, self.whole_because = self._traced(forward)
@@ -61,18 +68,44 @@ class Subject:
         """The inputs of some examples."""
         return transform(self.inputs, lambda t: t.index_select(0, rows.to(t.device)) if t.ndim else t)
 
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """(N,) class of each example where the targets are one whole number per example; else None."""
+        t = self.targets
+        if t is None or t.ndim != 1 or t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            return None
+        return t.cpu().numpy().astype(np.int64)
+
+    def part(self, rows: NDArray[np.int64]) -> Subject:
+        """The same model on some of the examples, in this order; nothing is run again.
+
+        As long as a part is in use, asking for the same rows gives the same part.
+        """
+        key = np.ascontiguousarray(rows, dtype=np.int64).tobytes()
+        part = self._parts.get(key)
+        if part is None:
+            picked = torch.from_numpy(np.array(rows, dtype=np.int64)).to(self.outputs.device)
+            part = copy.copy(self)
+            part.inputs, part.outputs = self.rows(picked), self.outputs[picked]
+            part.targets = None if self.targets is None else self.targets[picked]
+            part.n_examples = len(rows)
+            part._parts = WeakValueDictionary()
+            self._parts[key] = part
+        return part
+
     def runner(self, edges: Sequence[Edge]) -> Cut | Whole:
-        """What runs rows under masks at ``edges``."""
+        """What runs rows under masks at ``edges``; where that is the whole model, its ``because`` says why."""
         if self.trace is not None:
             cut = Cut(self.trace, edges)
             rows = torch.arange(min(4, self.n_examples), device=self.outputs.device)
             everyone = torch.ones(len(rows), edges[0].n_players, device=self.outputs.device)
             outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
-            near = 1e-4 if outputs.dtype in (torch.float32, torch.float64) else 5e-2
-            if (outputs - self.outputs[rows]).abs().max() <= near * self.outputs[rows].abs().max():
+            if relative_difference(outputs, self.outputs[rows]) <= limit_for(outputs.dtype, NEAR):
                 return cut
-            self._say_whole("the part behind the mask does not reproduce the outputs (it writes in place)")
-        return Whole(self.model, edges, self.forward)
+            because = "the part behind the mask does not reproduce the outputs (it writes in place)"
+            self._say_whole(because)
+            return Whole(self.model, edges, self.forward, because)
+        return Whole(self.model, edges, self.forward, self.whole_because)
 
     def _run(self, rows: Tensor) -> Tensor:
         try:

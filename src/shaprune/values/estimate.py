@@ -2,98 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
 from shaprune.errors import InputError, check_choice
-from shaprune.values.exact import cost_of_enumeration, exact
-from shaprune.values.game import Game
-from shaprune.values.permutation import StoppingRule, cost_of_sample, default_samples, permutation
+from shaprune.values.aggregation import Aggregate, aggregated, check_aggregate
+from shaprune.values.concepts import Concept, concept_of, shapley
+from shaprune.values.consistency import Watched
+from shaprune.values.enumeration import Exact, LeaveOneOut, Partial
+from shaprune.values.game import CountingGame, Game
+from shaprune.values.method import Method, Task
+from shaprune.values.msr import MSR
+from shaprune.values.permutation import Permutation
+from shaprune.values.regression import Regression
 from shaprune.values.result import Values
+from shaprune.values.stopping import Reason, Rule, started
+from shaprune.values.svarm import SVARM
 
-METHODS: dict[str, Callable[..., Values]] = {"exact": exact, "permutation": permutation}
+METHODS: dict[str, Method] = {
+    m.name: m for m in (Permutation(), Exact(), Regression(), MSR(), SVARM(), Partial(), LeaveOneOut())
+}
 
 
 def estimate(
     game: Game,
-    method: str = "permutation",
+    method: str | Method = "permutation",
     max_evaluations: int | None = None,
-    stop: StoppingRule | None = None,
+    stop: Rule | Reason | None = None,
     seed: int = 0,
     *,
-    antithetic: bool = False,
-    per_example: bool = True,
+    concept: str | Concept = "shapley",
     sizes: tuple[float, float] = (0.0, 1.0),
+    aggregate: str | Aggregate = "mean",
+    keep_examples: bool = False,
+    max_memory: int = 1 << 30,
 ) -> Values:
     """Estimate what each player of ``game`` contributes.
 
     Args:
         game: any `Game`; `Game.from_function` makes one of a callable.
-        method: ``"exact"`` (all coalitions, up to 20 players) or ``"permutation"`` (random orders).
+        method: name of an estimator (``METHODS``), or one with options, such as ``Permutation(antithetic=True)``.
         max_evaluations: budget in (coalition, example) rows; None = the method's default.
-        stop: stopping rule, see `shaprune.values.stopping`; permutation only.
+        stop: stopping rule, see `shaprune.values.stopping`.
         seed: seed; the same seed gives the same bits.
-        antithetic: walk every order also backwards; permutation only.
-        per_example: one order per example instead of one for all; permutation only.
-        sizes: (lo, hi) fractions: only coalitions that keep at least ``lo`` and at most ``hi`` of the players.
+        concept: the solution concept, see `shaprune.values.concepts`: ``"shapley"``, ``"banzhaf:0.7"``, ...
+        sizes: (lo, hi) fractions: Shapley values over coalitions that keep at least ``lo`` and at most ``hi`` of the
+            players.
+        aggregate: how values of single examples become one, see `shaprune.values.aggregation`; anything but the mean
+            needs one order per example.
+        keep_examples: return the values of every example as ``Values.by_example``.
+        max_memory: bytes that the values of all examples may take.
 
     Raises:
-        InputError: unknown method, an option that the method does not have, or a budget that is too small.
-        GameError: a worth that is not finite.
+        InputError: unknown method or concept, an option that the method does not have, or a budget that is too small.
+        GameError: a worth that is not finite, or a game that answers the same question in two ways.
     """
-    check_choice("method", method, METHODS)
-    if not isinstance(game, Game):
-        raise InputError(
-            f"game is a {type(game).__name__}; wrap a callable with Game.from_function(function, n_players)"
-        )
-    if max_evaluations is not None:
-        max_evaluations = _whole("max_evaluations", max_evaluations, 1)
-    seed = _whole("seed", seed, 0)
-    if method == "exact":
-        for option, given in (("stop", stop is not None), ("antithetic", antithetic), ("per_example", not per_example)):
-            if given:
-                raise InputError(f"method='exact' has no option {option!r}; drop it, or use method='permutation'")
-        return exact(game, sizes=sizes, max_evaluations=max_evaluations)
-    return permutation(
-        game,
-        max_evaluations=max_evaluations,
-        stop=stop,
-        seed=seed,
-        antithetic=antithetic,
-        per_example=per_example,
-        sizes=sizes,
+    chosen = _method(method)
+    task = _task(game, max_evaluations, concept, sizes)
+    stopped_twice = isinstance(stop, Rule) and "evaluations" in stop.kinds and max_evaluations is not None
+    if stopped_twice:
+        raise InputError("max_evaluations and a stopping rule evaluations(...) conflict; give one of them")
+    task = replace(
+        task,
+        check=started(stop, game.n_players),
+        seed=whole("seed", seed, 0),
+        keep_examples=keep_examples or aggregate != "mean",
+        max_memory=max_memory,
     )
-
-
-def _whole(name: str, number: Any, least: int) -> int:
-    """``number`` as a Python int; floats, booleans and numbers below ``least`` are refused by name."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
-        raise InputError(f"{name} is {number!r}; it must be a whole number, {least} or above")
-    return int(number)
+    if aggregate != "mean":
+        check_aggregate(aggregate, game.labels)
+    chosen.check(task)
+    answered = game.answered
+    watched = Watched(game)
+    counted = CountingGame(watched)
+    values = chosen.run(replace(task, game=counted))
+    budget = None if task.max_evaluations is None else task.max_evaluations - counted.evaluations
+    watched.ask_again(counted, budget)
+    from_log = game.answered - answered
+    values = replace(values, n_evaluations=counted.evaluations - from_log)
+    if from_log:
+        values = replace(values, diagnostics={**values.diagnostics, "evaluations_from_log": float(from_log)})
+    if aggregate != "mean":
+        values = aggregated(values, aggregate, game.labels, task.seed)
+    return values if keep_examples else replace(values, by_example=None)
 
 
 def expected_evaluations(
     game: Game,
-    method: str,
+    method: str | Method = "permutation",
     max_evaluations: int | None = None,
-    stop: StoppingRule | None = None,
+    stop: Rule | Reason | None = None,
     *,
-    antithetic: bool = False,
-    per_example: bool = True,
+    concept: str | Concept = "shapley",
     sizes: tuple[float, float] = (0.0, 1.0),
 ) -> int | None:
     """Evaluations that `estimate` will pay at most, before any work; None where only a stopping rule ends it.
 
+    Without a budget, a game that is not known to be repeatable may be asked one question more, see `Watched.ask_again`.
+
     Raises:
-        InputError: unknown method, or exact values of too many players.
+        InputError: as `estimate`.
     """
+    chosen = _method(method)
+    task = replace(_task(game, max_evaluations, concept, sizes), check=started(stop, game.n_players))
+    chosen.check(task)
+    return chosen.cost(task)
+
+
+def least_evaluations(
+    game: Game,
+    method: str | Method = "permutation",
+    stop: Rule | Reason | None = None,
+    *,
+    concept: str | Concept = "shapley",
+    sizes: tuple[float, float] = (0.0, 1.0),
+) -> int:
+    """The smallest ``max_evaluations`` that works.
+
+    Raises:
+        InputError: as `estimate`.
+    """
+    chosen = _method(method)
+    task = replace(_task(game, None, concept, sizes), check=started(stop, game.n_players))
+    chosen.check(task)
+    return chosen.least(task)
+
+
+def _method(method: str | Method) -> Method:
+    if isinstance(method, Method):
+        return method
     check_choice("method", method, METHODS)
-    if method == "exact":
-        return cost_of_enumeration(game, sizes)
-    if max_evaluations is not None:
-        return max_evaluations
-    if stop is not None:
-        return None
-    samples = default_samples(game.n_examples if per_example else 1)
-    return samples * cost_of_sample(game, antithetic=antithetic, per_example=per_example, sizes=sizes)
+    return METHODS[method]
+
+
+def _task(game: Game, max_evaluations: int | None, concept: str | Concept, sizes: tuple[float, float]) -> Task:
+    if not isinstance(game, Game):
+        raise InputError(
+            f"game is a {type(game).__name__}; wrap a callable with Game.from_function(function, n_players)"
+        )
+    chosen = concept_of(concept)
+    window = shapley(sizes)
+    if window.label != "shapley":
+        if chosen.label != "shapley":
+            raise InputError(
+                f"sizes={sizes!r} is a window of the Shapley value and concept is {chosen.label!r}; give one"
+            )
+        chosen = window
+    chosen.weights(game.n_players)  # refused now where it holds no coalition
+    budget = None if max_evaluations is None else whole("max_evaluations", max_evaluations, 1)
+    return Task(CountingGame(game), chosen, budget)
+
+
+def whole(name: str, number: Any, least: int) -> int:
+    """``number`` as a Python int; floats, booleans and numbers below ``least`` are refused by name."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise InputError(f"{name} is {number!r}; it must be a whole number, {least} or above")
+    return int(number)

@@ -8,18 +8,22 @@ permutation per example possible.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import GameError, InputError
 
+if TYPE_CHECKING:
+    from shaprune.values.interplay import ShapiqGame
+
 Coalitions = NDArray[np.bool_]  # (R, n_players), True = kept
 Examples = NDArray[np.int64]  # (R,)
 Worths = NDArray[np.float64]  # (R,), higher is better
 Orders = NDArray[np.int64]  # (R, m), players in the order in which they leave
+Start = NDArray[np.bool_]  # (n_players,), the coalition that walks leave from
 
 
 class Game(ABC):
@@ -27,11 +31,28 @@ class Game(ABC):
 
     Attributes:
         n_players: number of players.
-        n_examples: number of examples that the worth averages over; 1 for a deterministic game.
+        n_examples: number of examples behind a worth; 1 for a deterministic game.
+        separable: single examples have worths, and the worth is their mean. False = there is only the worth over all
+            examples (F1, AUROC, ...); then ``examples`` is refused.
+        repeatable: known to answer alike every time, so that nobody needs to check.
+        labels: (n_examples,) int64 class of each example, for values per class; None = unknown.
     """
 
     n_players: int
     n_examples: int = 1
+    separable: bool = True
+    repeatable: bool = False
+    labels: NDArray[np.int64] | None = None
+
+    @property
+    def answered(self) -> int:
+        """Evaluations that a log has answered so far instead of the game."""
+        return 0
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What must be equal for worths to be of the same game (weights, data, metric); None = unknown."""
+        return None
 
     @abstractmethod
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
@@ -45,26 +66,38 @@ class Game(ABC):
             (R,) float64.
         """
 
-    def walk(self, orders: Orders, examples: Examples | None = None) -> Worths:
-        """Return the worths met as players leave the full coalition one by one.
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
+        """Return the worths met as players leave a coalition one by one.
 
         Args:
             orders: (R, m) players in the order in which they leave; m may be smaller than ``n_players``,
                 then the players that are not named stay.
             examples: (R,) the example of each walk; None = the mean over all examples.
+            start: (n_players,) bool, the coalition that all walks leave from; None = everybody. It holds all of
+                ``orders``; players outside are absent from the beginning.
 
         Returns:
             (R, m + 1) float64: before anyone left, after the first, ..., after all m.
         """
         walks, steps = orders.shape
         rows = None if examples is None else np.repeat(examples, steps + 1)
-        coalitions = chain(orders, self.n_players).reshape(-1, self.n_players)
+        coalitions = chain(orders, self.n_players, start).reshape(-1, self.n_players)
         return checked(self(coalitions, rows), coalitions).reshape(walks, steps + 1)
 
     @staticmethod
     def from_function(function: Callable[[Coalitions], Any], n_players: int) -> FunctionGame:
         """Make a deterministic game of any callable ``(R, n) bool -> (R,) numbers``."""
         return FunctionGame(function, n_players)
+
+    def to_shapiq(self, *, player_names: Sequence[str] | None = None) -> ShapiqGame:
+        """Hand this game to shapiq (an extra), see `shaprune.values.interplay.to_shapiq`.
+
+        Raises:
+            InputError: shapiq is not installed; names that are not one per player, each of its own.
+        """
+        from shaprune.values.interplay import to_shapiq
+
+        return to_shapiq(self, player_names=player_names)
 
 
 class FunctionGame(Game):
@@ -87,14 +120,25 @@ class GameWrapper(Game):
         self.game = game
         self.n_players = game.n_players
         self.n_examples = game.n_examples
+        self.separable = game.separable
+        self.repeatable = game.repeatable
+        self.labels = game.labels
+
+    @property
+    def answered(self) -> int:
+        return self.game.answered
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.game.fingerprint
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         worths = self.game(coalitions, examples)
         self.paid(len(coalitions) * (self.n_examples if examples is None else 1))
         return worths
 
-    def walk(self, orders: Orders, examples: Examples | None = None) -> Worths:
-        worths = self.game.walk(orders, examples)
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
+        worths = self.game.walk(orders, examples, start)
         self.paid(worths.size * (self.n_examples if examples is None else 1))
         return worths
 
@@ -106,6 +150,10 @@ class CountingGame(GameWrapper):
     """Counts evaluations: (coalition, example) rows asked of the game behind it."""
 
     evaluations = 0
+
+    def price(self, coalitions: int) -> int:
+        """Evaluations of so many coalitions over all examples."""
+        return coalitions * self.n_examples
 
     def paid(self, evaluations: int) -> None:
         self.evaluations += evaluations
@@ -122,12 +170,13 @@ class ObservedGame(GameWrapper):
         self.on_paid(evaluations)
 
 
-def chain(orders: Orders, n_players: int) -> NDArray[np.bool_]:
-    """Coalitions met along walks: (R, m) orders -> (R, m + 1, n_players) bool."""
+def chain(orders: Orders, n_players: int, start: Start | None = None) -> NDArray[np.bool_]:
+    """Coalitions met along walks from ``start``: (R, m) orders -> (R, m + 1, n_players) bool."""
     walks, steps = orders.shape
     leaves_at = np.full((walks, n_players), steps, dtype=np.int64)
     np.put_along_axis(leaves_at, orders, np.broadcast_to(np.arange(steps), orders.shape), axis=1)
-    return leaves_at[:, None, :] >= np.arange(steps + 1)[None, :, None]
+    coalitions = leaves_at[:, None, :] >= np.arange(steps + 1)[None, :, None]
+    return coalitions if start is None else coalitions & start
 
 
 def describe(coalition: NDArray[np.bool_]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,17 @@ class Values:
             were taken.
         n_evaluations: (coalition, example) rows paid for these values.
         method: the estimator, e.g. ``"permutation"``.
-        efficiency_gap: sum of the values minus (v(all) - v(none)); None where the concept promises no such sum
-            (size-restricted values).
+        efficiency_gap: sum of the values minus (v(all) - v(none)); None where the concept promises no such sum.
         stopped_by: the rule that ended the estimate: ``"max_evaluations"``, ``"enumerated"``, what ``stop`` returned.
         worth_all: worth of the full coalition over the examples that were used; None where no walk met it.
         worth_none: worth of the empty coalition, likewise.
         counts: (n,) int64, number of independent samples behind each value.
         options: the estimator's options, JSON types only.
+        concept: the solution concept with its parameters, such as ``"banzhaf:0.7"``.
+        efficient: whether the concept promises that values sum to v(all) - v(none); only the Shapley value does.
+        diagnostics: what else the estimator has to say in numbers, such as ``condition_number``.
+        by_example: (N, n) float64, values of every example, where they were asked for; NaN where an example was not
+            sampled. Not written to files.
     """
 
     value: NDArray[np.float64]
@@ -40,6 +45,10 @@ class Values:
     worth_none: float | None
     counts: NDArray[np.int64]
     options: dict[str, Any] = field(default_factory=dict)
+    concept: str = "shapley"
+    efficient: bool = True
+    diagnostics: dict[str, float] = field(default_factory=dict)
+    by_example: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         for array in (self.value, self.stderr, self.counts):
@@ -54,6 +63,15 @@ class Values:
         """Players from the least to the most valuable; ties in player order."""
         return np.argsort(self.value, kind="stable")
 
+    def interval(self, confidence: float = 0.95) -> NDArray[np.float64]:
+        """(n, 2) lower and upper end of each player's own confidence interval, ``value -+ z * stderr``.
+
+        Raises:
+            InputError: a confidence outside (0, 1).
+        """
+        reach = quantile_of(confidence) * self.stderr
+        return np.stack([self.value - reach, self.value + reach], axis=1)
+
     def part(self, players: NDArray[np.int64]) -> Values:
         """The values of some players of the same game; price and worths stay those of the whole game."""
         return replace(
@@ -62,6 +80,8 @@ class Values:
             stderr=self.stderr[players],
             counts=self.counts[players],
             efficiency_gap=None,
+            efficient=False,
+            by_example=None if self.by_example is None else self.by_example[:, players],
             options={**self.options, "part_of": self.n},
         )
 
@@ -78,6 +98,9 @@ class Values:
             "worth_none": self.worth_none,
             "counts": self.counts.tolist(),
             "options": self.options,
+            "concept": self.concept,
+            "efficient": self.efficient,
+            "diagnostics": self.diagnostics,
         }
 
     @staticmethod
@@ -99,9 +122,23 @@ class Values:
                 worth_none=data["worth_none"],
                 counts=np.asarray(data["counts"], dtype=np.int64),
                 options=dict(data["options"]),
+                concept=str(data.get("concept", "shapley")),  # files of schema 1 before concepts had names
+                efficient=bool(data.get("efficient", data["efficiency_gap"] is not None)),
+                diagnostics=dict(data.get("diagnostics", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"these are not values written by shaprune: {error!r}") from error
         if not values.value.shape == values.stderr.shape == values.counts.shape:
             raise InputError("these values are damaged: value, stderr and counts differ in length")
         return values
+
+
+def quantile_of(confidence: float) -> float:
+    """How many standard errors an interval of this confidence reaches to either side (normal distribution).
+
+    Raises:
+        InputError: a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence!r}; it must lie strictly between 0 and 1, such as 0.95")
+    return NormalDist().inv_cdf((1 + confidence) / 2)

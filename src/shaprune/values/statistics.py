@@ -1,7 +1,8 @@
 """Sufficient statistics of marginal contributions: chunks merge by addition, one pure function finishes.
 
 A *sample* is what one independent draw says about every player: one walk, or the mean of an antithetic pair. In a size
-window a walk says nothing about the players that never leave, hence ``present``.
+window a walk says nothing about the players that never leave, and a concept weighs sizes differently, hence
+``present``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.values.game import Orders, Worths
-from shaprune.values.window import Window
+
+Weights = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,6 @@ class Statistics:
     count: NDArray[np.float64]
     within: NDArray[np.float64]
     pairs: NDArray[np.float64]
-    walks: int
-    first: float
-    last: float
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
@@ -45,9 +44,6 @@ class Statistics:
             self.count + other.count,
             self.within + other.within,
             self.pairs + other.pairs,
-            self.walks + other.walks,
-            self.first + other.first,
-            self.last + other.last,
         )
 
     def mean(self) -> NDArray[np.float64]:
@@ -79,30 +75,38 @@ class Statistics:
 def empty(n_players: int) -> Statistics:
     """Statistics of no samples."""
     zeros = np.zeros(n_players)
-    return Statistics(zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, 0, 0.0, 0.0)
+    return Statistics(zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros)
 
 
-def from_walks(worths: Worths, orders: Orders, window: Window, *, antithetic: bool, paired: bool) -> Statistics:
-    """Statistics of one chunk of walks.
+def marginals(worths: Worths, orders: Orders, weights: Weights) -> tuple[Weights, Weights]:
+    """What each walk says about each player: (R, n) weighted marginal contributions, and (R, n) their weights.
 
     Args:
         worths: (R, m + 1) worths met along the walks.
         orders: (R, m) players in the order in which they left.
-        window: sizes whose marginal contributions count.
+        weights: (n,) weight of a marginal contribution to s = 0..n-1 others.
+    """
+    n, steps = len(weights), orders.shape[1]
+    value, present = np.zeros((len(orders), n)), np.zeros((len(orders), n))
+    weight = np.broadcast_to(weights[::-1][:steps], orders.shape)  # the k-th to leave left n - 1 - k others behind
+    np.put_along_axis(value, orders, -np.diff(worths, axis=1) * weight, axis=1)
+    np.put_along_axis(present, orders, weight, axis=1)
+    return value, present
+
+
+def from_samples(value: Weights, present: Weights, *, antithetic: bool, paired: bool) -> Statistics:
+    """Statistics of the marginal contributions of one chunk.
+
+    Args:
+        value: (R, n) weighted marginal contributions; 0 where a row says nothing about a player.
+        present: (R, n) their weights.
         antithetic: rows 2i and 2i + 1 are a pair that makes one sample.
         paired: samples 2i and 2i + 1 belong to the same example.
     """
-    skip = window.n - window.high  # players that leave before the window opens
-    steps = -np.diff(worths, axis=1)[:, skip:]
-    players = orders[:, skip:]
-    value = np.zeros((len(orders), window.n))
-    present = np.zeros((len(orders), window.n))
-    np.put_along_axis(value, players, steps, axis=1)
-    np.put_along_axis(present, players, 1.0, axis=1)
     if antithetic:
         value = (value[0::2] + value[1::2]) / 2
-        present = (present[0::2] + present[1::2]) / 2  # a half where one of the two walks passes outside the window
-    within = pairs = np.zeros(window.n)
+        present = (present[0::2] + present[1::2]) / 2  # a half where one of the two walks passes outside a window
+    within = pairs = np.zeros(value.shape[1])
     if paired:
         both = present[0::2] * present[1::2]
         within = (both * (value[0::2] - value[1::2]) ** 2 / 2).sum(0)
@@ -116,7 +120,4 @@ def from_walks(worths: Worths, orders: Orders, window: Window, *, antithetic: bo
         count=np.count_nonzero(present, axis=0).astype(np.float64),
         within=within,
         pairs=pairs,
-        walks=len(orders),
-        first=float(worths[:, 0].sum()),
-        last=float(worths[:, -1].sum()),
     )

@@ -1,0 +1,151 @@
+"""Game theory assisted pruning (Diaz-Ortiz et al. 2023, arXiv 2311.10468): the dropout index in its three modes.
+
+All hidden units of a network (neurons, channels) play one game; a coalition keeps every unit with probability p, as
+dropout does, and the index of a unit is E[worth | kept] - E[worth | dropped] (maximum sample reuse, every coalition on
+the same held-out images). Modes: top-n (score once), iterated pruning (a tenth of the units leaves, the rest is scored
+again), iterated building (a tenth enters, the rest is scored again). All methods have the same budget of evaluations
+and the same worth, minus the cross-entropy: the abstract says "accuracy", whose 0/1 outcomes are noisier. Accuracy on
+test images as units leave, without fine-tuning.
+
+Networks: LeNet-300-100 and a reduced LeNet-5 on MNIST, three trained ones of each; the paper publishes neither code nor
+widths, so the numbers stand beside rivals and not beside theirs. Rivals: random units, and the weight norm, raw over
+the whole network or with the same share of every layer. Ours: Shapley values with one order per image, the index with
+a control variate, and leave-one-out, all re-scored.
+
+Dropout bands: mean and standard deviation of accuracy (held-out images) when units are kept with probability p.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from common import mnist, trained, write
+
+import shaprune as sp
+from shaprune.bench.curves import Curve, quality, removal_curves
+from shaprune.bench.datasets import Dataset
+from shaprune.network.subject import Subject
+from shaprune.values.msr import MSR
+
+NETWORKS = {"MLP": "lenet300", "CNN": "lenet5-reduced"}
+SEEDS = range(3)
+IMAGES, TEST = 200, 2000
+PER_PLAYER = 6  # coalitions over all images per player, for every method alike
+STEP = 0.1
+KEPT = (0.5, 0.8)
+BANDS = (0.9, 0.8, 0.7, 0.6, 0.5)
+MODES = {"top-n": "one-shot", "iterated pruning": "iterated", "iterated building": "building"}
+SHOWN = (0.2, 0.3, 0.5, 0.7, 0.8)
+WORTH = "cross_entropy"
+PLAIN = MSR(adjust=False)
+
+
+def main() -> None:
+    started = time.perf_counter()
+    data = mnist()
+    results = {name: study(architecture, data) for name, architecture in NETWORKS.items()}
+    write("gtap", results, started)
+
+
+def study(architecture: str, data: Dataset) -> dict[str, Any]:
+    curves: dict[str, list[Curve]] = {}
+    seconds: dict[str, list[float]] = {}
+    bands: dict[float, list[dict[str, float]]] = {p: [] for p in BANDS}
+    dense = []
+    for seed in SEEDS:
+        model = trained(architecture, data, seed=seed)
+        players = sp.find_players(model, data.test.inputs[:2])
+        held_out = Subject(model, data.held_out.take(IMAGES).batches())
+        dense.append(quality(model, data.test)[0])
+        orders = {}
+        for name, order in _orders(held_out, players, seed):
+            orders[name] = order[0]
+            seconds.setdefault(name, []).append(order[1])
+        points = np.unique(np.linspace(0, players.n, 21).round().astype(int)).tolist()
+        found = removal_curves(model, players, np.stack(list(orders.values())), data.test.take(TEST), points=points)
+        for name, curve in zip(orders, found, strict=True):
+            curves.setdefault(name, []).append(curve)
+        for p in BANDS:
+            bands[p].append(_band(held_out, players, p, seed))
+    budget = PER_PLAYER * players.n * IMAGES
+    return {
+        "architecture": architecture,
+        "units": {g.name: len(g) for g in players.groups},
+        "dense accuracy, 10000 test images": _spread(dense),
+        "scoring images": IMAGES,
+        "test images": TEST,
+        "evaluations of every method": budget,
+        "dropout bands": {
+            f"p = {p}": {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}
+            for p, runs in bands.items()
+        },
+        "methods": {
+            name: {
+                "accuracy": {f"{share:.0%} removed": _spread([_at(c, share) for c in runs]) for share in SHOWN},
+                "area under accuracy": _spread([c.area_accuracy for c in runs]),
+                "seconds": round(float(np.median(seconds[name])), 2),
+            }
+            for name, runs in curves.items()
+        },
+    }
+
+
+def _orders(subject: Subject, players: sp.Players, seed: int) -> Any:
+    """Yield (name, (players in the order in which they leave, seconds))."""
+    budget = PER_PLAYER * players.n * IMAGES
+
+    def scored(method: Any, **options: Any) -> tuple[Any, float]:
+        clock = time.perf_counter()
+        scores = sp.score(
+            subject.model,
+            players,
+            subject,
+            WORTH,
+            method,
+            seed=seed,
+            together=True,
+            progress=False,
+            max_evaluations=budget,
+            **options,
+        )
+        value = np.concatenate([scores[g.name].value for g in players.groups])
+        return np.argsort(value, kind="stable"), time.perf_counter() - clock
+
+    for p in KEPT:
+        for name, mode in MODES.items():
+            step = {} if mode == "one-shot" else {"step": STEP}
+            yield f"dropout index, p = {p}, {name}", scored(PLAIN, mode=mode, concept=f"banzhaf:{p}", **step)
+    again = {"mode": "iterated", "step": STEP}
+    yield "ours: shapley, top-n", scored("permutation")
+    yield "ours: shapley, iterated pruning", scored("permutation", **again)
+    yield "ours: index with control variate, p = 0.8, iterated pruning", scored(MSR(), concept="banzhaf:0.8", **again)
+    yield "ours: greedy backward", scored("leave-one-out", mode="greedy-backward", step=STEP)
+    norms = sp.score(subject.model, players, subject, "accuracy", "weight_norm")
+    raw = np.concatenate([norms[g.name].value for g in players.groups])
+    share = np.concatenate([np.argsort(norms[g.name].ranking()) / len(g) for g in players.groups])
+    yield "weight norm, over the network", (np.argsort(raw, kind="stable"), 0.0)
+    yield "weight norm, same share of every layer", (np.argsort(share, kind="stable"), 0.0)
+    yield "random", (np.random.default_rng(seed).permutation(players.n), 0.0)
+
+
+def _band(subject: Subject, players: sp.Players, p: float, seed: int) -> dict[str, float]:
+    """Mean and standard deviation of accuracy when units are kept with probability p."""
+    game = sp.NetworkGame(subject.model, players, subject, "accuracy")
+    budget = IMAGES * (players.n + 2)
+    found = sp.estimate(game, PLAIN, budget, seed=seed, concept=f"banzhaf:{p}").diagnostics
+    return {"mean": found["dropout_mean"], "std": found["dropout_std"]}
+
+
+def _at(curve: Curve, share: float) -> float:
+    return float(np.interp(share, curve.share, curve.accuracy))
+
+
+def _spread(runs: Sequence[float]) -> dict[str, Any]:
+    return {"mean": round(float(np.mean(runs)), 4), "std": round(float(np.std(runs, ddof=1)), 4), "runs": len(runs)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Gradients of an example's worth at the dense network, by the masks at the consumers' inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shaprune.errors import InputError
+from shaprune.network.borrow import borrowed
+from shaprune.network.masks import Edge, edges_of
+from shaprune.network.players import Players
+from shaprune.network.subject import BATCH, Subject
+from shaprune.network.worths import AnyWorth, Worth, check_targets, rows_worth, worth_of
+
+Derive = Callable[[Tensor, list[Tensor]], Tensor]
+_NO_SECOND = "criterion 'second_order' needs second derivatives, which this model does not have: {}"
+
+
+def gate_gradients(subject: Subject, players: Players, worth: AnyWorth) -> NDArray[np.float64]:
+    """(N, n) gradient of each example's worth with respect to the mask, at the full coalition.
+
+    It is the sum over a player's channels and positions of activation times gradient (Molchanov et al. 2017): to first
+    order, what the worth loses when this player leaves.
+
+    Raises:
+        InputError: the worth has no gradient, or a zero one at the dense network.
+    """
+
+    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+        return torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)
+
+    edges = edges_of(players, players.groups, subject.outputs.device)
+    return differentiated(subject, players, edges, first_order(worth), derive, rows=BATCH // 2)
+
+
+def second_order(subject: Subject, players: Players, worth: AnyWorth) -> NDArray[np.float64]:
+    """(N, n) Shapley values of each group's game, with the worth replaced by its second-order expansion.
+
+    Around the full coalition m = 1, with gradient g and Hessian H by the masks, the expansion is the quadratic game
+    ``v(m) = v(1) + g (m - 1) + (m - 1) H (m - 1) / 2``. As a polynomial in m its linear coefficients are ``g - H 1``;
+    m_i^2 = m_i gives each player its own H_ii / 2, and each pair shares its term H_ij m_i m_j equally. So
+
+        phi = g - H 1 + diag(H) / 2 + (H 1 - diag(H)) / 2 = g - H 1 / 2,
+
+    exact where the worth is quadratic in the masks. In terms of the loss these are the ``-g + H 1 / 2`` of Model
+    Shapley (NeurIPS 2025), whose players are single parameters. Each group plays alone, the others stay whole: one
+    Hessian-vector product per group and batch.
+
+    Raises:
+        InputError: the worth has no gradient, or an operation of the model has no second derivative.
+    """
+
+    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+        first = torch.autograd.grad(worths.sum(), masks, create_graph=True, materialize_grads=True)
+        _check_twice(first)
+        return torch.cat([g.detach() - _times_one(g, mask) / 2 for g, mask in zip(first, masks, strict=True)], 1)
+
+    edges = edges_of(players, players.groups, subject.outputs.device)
+    return differentiated(subject, players, edges, worth_of(worth), derive, rows=BATCH // 8)  # graphs are large
+
+
+def _check_twice(gradients: Sequence[Tensor]) -> None:
+    """Refuse operations marked as differentiable once: torch takes their second derivative for zero."""
+    stack = [g.grad_fn for g in gradients]
+    met = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in met:
+            if node.name().endswith("::Error"):
+                raise InputError(_NO_SECOND.format("an operation is marked once_differentiable"))
+            met.add(node)
+            stack += [source for source, _ in node.next_functions]
+
+
+def _times_one(gradient: Tensor, mask: Tensor) -> Tensor:
+    """Row sums of each row's Hessian: rows do not depend on each other, so one product serves them all."""
+    if not gradient.requires_grad:
+        return torch.zeros_like(gradient)  # the worth is linear in these masks
+    try:
+        return torch.autograd.grad(gradient.sum(), mask, retain_graph=True, materialize_grads=True)[0]
+    except RuntimeError as error:
+        raise InputError(_NO_SECOND.format(error)) from error
+
+
+def first_order(worth: AnyWorth) -> Worth:
+    """The worth, if its gradient at the dense network can rank anything.
+
+    Raises:
+        InputError: it compares with the dense network's own outputs, so the dense network is its maximum.
+    """
+    chosen = worth_of(worth)
+    if chosen.reference == "dense":
+        raise InputError(
+            f"worth {chosen.name!r} is at its maximum at the dense network, so its gradient is zero and ranks "
+            "nothing; take worth='cross_entropy', or criterion='second_order'"
+        )
+    return chosen
+
+
+def differentiated(
+    subject: Subject, players: Players, edges: Sequence[Edge], worth: Worth, derive: Derive, *, rows: int
+) -> NDArray[np.float64]:
+    """(N, n) what ``derive`` makes of each batch.
+
+    Args:
+        subject: the dense network, which comes back untouched, and its examples.
+        players: of all groups.
+        edges: of all groups.
+        worth: with a gradient.
+        derive: ``(worths (rows,), masks) -> (rows, n)``; the masks are all ones, (rows, players) for each group.
+        rows: examples per batch.
+
+    Raises:
+        InputError: the worth has no gradient.
+    """
+    reference = reference_of(subject, worth)
+    masks: list[Tensor] = []
+    gates = [_Gate.before(edge, players, masks) for edge in edges]
+    parts = []
+    with borrowed(subject.model):
+        with torch.no_grad():
+            runner = subject.runner(gates)
+        for batch in torch.arange(subject.n_examples, device=reference.device).split(rows):
+            with torch.no_grad():
+                state = runner.prepare(subject.rows(batch))
+            with torch.enable_grad():
+                masks[:] = [
+                    torch.ones(len(batch), len(g), device=batch.device).requires_grad_() for g in players.groups
+                ]
+                worths = rows_worth(worth, runner.run(state, torch.cat(masks, 1)), reference[batch])
+                check_differentiable(worth, worths)
+                parts.append(derive(worths, masks).detach().double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gate(Edge):
+    """An edge that only the masks of its own groups reach, so that a derivative by these does not pass the others.
+
+    Attributes:
+        edge: what masks the activations.
+        masks: one per group, shared by all gates; while there are none, the given mask is used.
+        own: whether the edge reads a group, for every group.
+    """
+
+    edge: Edge
+    masks: list[Tensor]
+    own: list[bool]
+
+    @staticmethod
+    def before(edge: Edge, players: Players, masks: list[Tensor]) -> _Gate:
+        owners = edge.owners.cpu().numpy()
+        own = [bool(np.isin(owners, group.indices).any()) for group in players.groups]
+        return _Gate(edge.module, edge.n_players, edge.owners, edge.last, edge, masks, own)
+
+    def apply(self, x: Tensor, mask: Tensor) -> Tensor:
+        parts = [m if own else m.detach() for m, own in zip(self.masks, self.own, strict=False)]
+        return self.edge.apply(x, torch.cat(parts, 1) if parts else mask)
+
+
+def check_differentiable(worth: Worth, worths: Tensor) -> None:
+    """Check that worths can be differentiated.
+
+    Raises:
+        InputError: they cannot (accuracy).
+    """
+    if not worths.requires_grad:
+        raise InputError(
+            f"worth {worth.name!r} has no gradient; take worth='cross_entropy', or a criterion that needs none"
+        )
+
+
+def reference_of(subject: Subject, worth: Worth) -> Tensor:
+    """(N, ...) what the worth compares outputs with.
+
+    Raises:
+        InputError: the targets are missing, or do not fit.
+    """
+    check_targets(worth, subject.targets, subject.outputs)
+    reference = subject.outputs if worth.reference == "dense" else subject.targets
+    assert reference is not None
+    return reference

@@ -1,0 +1,236 @@
+"""From outputs to worths: the same rows, run once, judged by one worth or by several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shaprune.errors import GameError
+from shaprune.network.borrow import borrowed
+from shaprune.network.rows import Block, Rows
+from shaprune.network.subject import BATCH
+from shaprune.network.trace import live_bytes
+from shaprune.network.worths import SetWorth, Worth, built_in, rows_worth, set_worth
+from shaprune.values.game import Coalitions, Examples, Orders, Start, Worths, chain, describe
+
+Put = Callable[[Tensor, Tensor, slice], None]  # enters the worths of a block's rows into a result
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A worth at work on the rows of one game.
+
+    Attributes:
+        rows: runs them.
+        worth: per row, or of all examples together.
+        reference: (N, ...) targets or dense outputs.
+        of: names of the groups that play, for messages.
+    """
+
+    rows: Rows
+    worth: Worth | SetWorth
+    reference: Tensor
+    of: str
+
+    def each(self, block: Block, shared: bool) -> Tensor:
+        """Worth of each row of a block, (B,), by a row worth.
+
+        Raises:
+            GameError: a worth or an output that is not finite, with the coalition and the layer.
+        """
+        assert isinstance(self.worth, Worth)
+        outputs = block.outputs.clone() if shared and not built_in(self.worth) else block.outputs
+        worths = rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
+        self._check(block, worths)
+        return worths
+
+    def kept(self, block: Block) -> Tensor:
+        """What a set worth keeps of each row of a block, (B, ...); raises `GameError` as `each` does."""
+        assert isinstance(self.worth, SetWorth)
+        self._check(block)
+        if self.worth.keep is None:
+            return block.outputs
+        outputs = block.outputs if built_in(self.worth) else block.outputs.clone()
+        return self.worth.keep(outputs, self.reference.index_select(0, block.examples))
+
+    def total(self, kept: Tensor, mask: Tensor) -> float:
+        """The set worth of one coalition (n,), from what was kept of all examples, (N, ...).
+
+        Raises:
+            GameError: it is no number, or not finite.
+        """
+        assert isinstance(self.worth, SetWorth)
+        given = kept, self.reference
+        if not built_in(self.worth):  # whatever it writes into them is seen by nobody else
+            given = kept.clone(), self.reference.clone()
+        value = set_worth(self.worth, *given)
+        if not np.isfinite(value):
+            raise GameError(
+                f"worth {self.worth.name!r} is {value} for {describe(mask.bool().cpu().numpy())} of {self.of}; "
+                "wrap it in sp.SetWorth(name, function) that says what such a coalition is worth"
+            )
+        return value
+
+    def check_dense(self) -> None:
+        """Ask a set worth about the dense network, whose outputs are known.
+
+        Raises:
+            InputError: a metric that cannot use the outputs or the targets.
+            GameError: it is no number, or not finite.
+        """
+        assert isinstance(self.worth, SetWorth)
+        outputs, keep = self.rows.subject.outputs, self.worth.keep
+        if keep is None:
+            kept = outputs
+        else:
+            pairs = zip(outputs.split(BATCH), self.reference.split(BATCH), strict=True)
+            kept = torch.cat([keep(some.clone(), reference) for some, reference in pairs])
+        self.total(kept, torch.ones(self.rows.n_players))
+
+    def at_once(self, coalitions: int) -> int:
+        """How many coalitions can be judged together; what is kept of all examples may take a quarter of the memory."""
+        if isinstance(self.worth, Worth):
+            return coalitions
+        kept = self.rows.subject.outputs[:1]
+        if self.worth.keep is not None:
+            kept = self.worth.keep(kept.clone(), self.reference[:1])
+        bytes_each = max(1, live_bytes(kept) * self.rows.n_examples)
+        return max(1, min(coalitions, self.rows.max_memory // 4 // bytes_each))
+
+    def _check(self, block: Block, worths: Tensor | None = None) -> None:
+        """Refuse outputs and worths that are not finite, with the coalition and the layer."""
+        total = block.outputs.sum() if worths is None else worths.sum() + block.outputs.sum()
+        if torch.isfinite(total):  # one pass: NaN and infinity survive a sum
+            return
+        bad = ~torch.isfinite(block.outputs).flatten(1).all(1)
+        if worths is not None:
+            bad |= ~torch.isfinite(worths)
+        if not bad.any():
+            return
+        row = int(torch.nonzero(bad)[0])
+        mask = block.mask_of(row)
+        layer = self.rows.culprit(block.examples[row : row + 1], mask)
+        where = f"the first layer with NaN or infinite output is {layer!r}" if layer else f"worth {self.worth.name!r}"
+        raise GameError(
+            f"the worth is not finite for {describe(mask.bool().cpu().numpy())} of {self.of} "
+            f"on example {int(block.examples[row])}; {where}"
+        )
+
+
+def answers(judges: Sequence[Judge], coalitions: Coalitions, examples: Examples | None = None) -> list[Worths]:
+    """Worths of coalitions (R, n) on examples (R,), None = over all: (R,) for each judge of the same rows.
+
+    Raises:
+        GameError: see `Judge`.
+    """
+    rows = judges[0].rows
+    with borrowed(rows.subject.model), torch.no_grad():
+        masks = torch.from_numpy(coalitions).to(rows.device, torch.float32)
+        if examples is None:
+            return _over_all(judges, masks)
+        blocks = rows.pairs(masks, _indices(examples, rows.device))
+        return [worths.cpu().numpy() for worths in _judged(judges, blocks, (len(masks),), _put_rows)]
+
+
+def walks(judges: Sequence[Judge], orders: Orders, examples: Examples | None, start: Start | None) -> list[Worths]:
+    """Worths along walks (W, m), as `Game.walk`: (W, m + 1) for each judge of the same rows; raises as `answers`."""
+    rows = judges[0].rows
+    shape = (len(orders), orders.shape[1] + 1)
+    first = rows.runner.first_linear
+    if first is None or examples is None:
+        coalitions = chain(orders, rows.n_players, start).reshape(-1, rows.n_players)
+        who = None if examples is None else np.repeat(examples, shape[1])
+        return [worths.reshape(shape) for worths in answers(judges, coalitions, who)]
+    with borrowed(rows.subject.model), torch.no_grad():
+        present = None if start is None else torch.from_numpy(start).to(rows.device, torch.float32)
+        blocks = rows.walks(first, _indices(orders, rows.device), _indices(examples, rows.device), present)
+        return [worths.cpu().numpy() for worths in _judged(judges, blocks, shape, _put_walks)]
+
+
+def _over_all(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:
+    """Worths over all examples; judges that take as many coalitions at once share one run."""
+    sizes = [judge.at_once(len(masks)) for judge in judges]
+    result = [np.empty(len(masks)) for _ in judges]
+    for size in dict.fromkeys(sizes):
+        ours = [i for i, other in enumerate(sizes) if other == size]
+        for start in range(0, len(masks), max(1, size)):
+            worths = _one_run([judges[i] for i in ours], masks[start : start + size])
+            for i, part in zip(ours, worths, strict=True):
+                result[i][start : start + size] = part
+    return result
+
+
+def _one_run(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:
+    """Worths over all examples of coalitions (R, n) that are run together: row worths first, then set worths."""
+    rows = judges[0].rows
+    means = [judge for judge in judges if isinstance(judge.worth, Worth)]
+    stores: dict[object, _Store] = {}  # judges that keep the same share it
+    for judge in judges:
+        if isinstance(judge.worth, SetWorth):
+            stores.setdefault(_what_is_kept(judge.worth), _Store(judge, len(masks)))
+    blocks = _stored(rows.everyone(masks), stores.values())
+    sums = iter(_judged(means, blocks, (len(masks),), _put_sums))
+    result: list[Worths] = []
+    for judge in judges:
+        if isinstance(judge.worth, Worth):
+            result.append((next(sums) / rows.n_examples).cpu().numpy())
+            continue
+        kept = stores[_what_is_kept(judge.worth)].kept
+        result.append(np.array([judge.total(kept[i], mask) for i, mask in enumerate(masks)], dtype=np.float64))
+    return result
+
+
+class _Store:
+    """What a set worth keeps of every example under every coalition, (R, N, ...)."""
+
+    def __init__(self, judge: Judge, coalitions: int) -> None:
+        self.judge, self.coalitions = judge, coalitions
+        self.kept = torch.empty(0)
+
+    def take(self, block: Block) -> None:
+        kept = self.judge.kept(block)
+        width = block.into.stop - block.into.start
+        if not self.kept.numel():
+            self.kept = kept.new_empty(self.coalitions, self.judge.rows.n_examples, *kept.shape[1:])
+        self.kept[block.into, block.examples[::width]] = kept.unflatten(0, (-1, width)).transpose(0, 1)
+
+
+def _what_is_kept(worth: SetWorth) -> object:
+    return None if worth.keep is None else (worth.keep, worth.reference)
+
+
+def _stored(blocks: Iterable[Block], stores: Iterable[_Store]) -> Iterator[Block]:
+    for block in blocks:
+        for store in stores:
+            store.take(block)
+        yield block
+
+
+def _judged(judges: Sequence[Judge], blocks: Iterable[Block], shape: tuple[int, ...], put: Put) -> list[Tensor]:
+    """Worths of ``shape`` by each row worth."""
+    results: list[Tensor] = []
+    for block in blocks:
+        results = results or [torch.zeros(shape, dtype=torch.float64, device=block.outputs.device) for _ in judges]
+        for judge, result in zip(judges, results, strict=True):
+            put(result, judge.each(block, shared=len(judges) > 1), block.into)
+    return results or [torch.zeros(shape, dtype=torch.float64) for _ in judges]
+
+
+def _put_rows(result: Tensor, worths: Tensor, into: slice) -> None:
+    result[into] = worths
+
+
+def _put_walks(result: Tensor, worths: Tensor, into: slice) -> None:
+    result[into] = worths.view(result.shape[1], -1).T
+
+
+def _put_sums(result: Tensor, worths: Tensor, into: slice) -> None:
+    result[into] += worths.view(-1, into.stop - into.start).sum(0, dtype=torch.float64)
+
+
+def _indices(numbers: Examples, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(device)

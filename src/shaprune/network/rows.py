@@ -1,0 +1,172 @@
+"""(coalition, example) rows of a network, run in blocks that fit in memory.
+
+Three ways to ask: pairs (each row its own coalition and example), everyone (every coalition on every example), walks
+(players leave one by one). Where one linear layer reads the mask, the players' contributions to it are added instead of
+running the layer again (see `shaprune.network.firstlinear`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shaprune.network.borrow import borrowed
+from shaprune.network.cut import Cut, Whole
+from shaprune.network.firstlinear import FirstLinear
+from shaprune.network.grid import grid_of
+from shaprune.network.masks import Edge
+from shaprune.network.state import State, gather, join
+from shaprune.network.subject import Subject
+from shaprune.network.trace import live_bytes
+
+ROWS_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
+WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows that were run together.
+
+    Attributes:
+        outputs: (B, ...) the network's outputs.
+        examples: (B,) the example of each row.
+        into: which part of what was asked the rows belong to: rows of `Rows.pairs`; walks of `Rows.walks`, the rows
+            being (steps + 1) x walks; coalitions of `Rows.everyone`, the rows being examples x coalitions.
+        mask_of: the coalition (n,) of a row, for messages.
+    """
+
+    outputs: Tensor
+    examples: Tensor
+    into: slice
+    mask_of: Callable[[int], Tensor]
+
+
+class Rows:
+    """Runs rows of one subject under the masks of one game; all of it without gradients, in a borrowed model.
+
+    Args:
+        subject: the model and its examples.
+        edges: where the players' masks stand.
+        max_memory: bytes that the rows of a batch and the cached activations may take.
+    """
+
+    def __init__(self, subject: Subject, edges: Sequence[Edge], max_memory: int) -> None:
+        self.subject, self.max_memory = subject, max_memory
+        self.n_players, self.n_examples = edges[0].n_players, subject.n_examples
+        self.device = subject.outputs.device
+        some = min(4, self.n_examples)
+        with borrowed(subject.model), torch.no_grad():
+            self.runner: Cut | Whole = subject.runner(edges)
+            probe = self.runner.prepare(subject.rows(torch.arange(some)))
+            self.row_bytes = self.runner.row_bytes(probe, torch.ones(some, self.n_players, device=self.device))
+            first = self.runner.first_linear
+            self.part_bytes = live_bytes(first.contributions(probe)) // some if first is not None else 0
+            self.state_bytes = max(1, live_bytes(probe) // some) if isinstance(probe, dict) else 1
+        self._cache: State | None = None
+
+    def pairs(self, masks: Tensor, examples: Tensor) -> Iterator[Block]:
+        """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
+        for part in self._split(len(masks), self.row_bytes):
+            outputs = self.runner.run(self._state(examples[part]), masks[part])
+            yield Block(outputs, examples[part], part, masks[part].__getitem__)
+
+    def everyone(self, masks: Tensor) -> Iterator[Block]:
+        """Every coalition, masks (R, n), on every example."""
+        if not len(masks):
+            return
+        first = self.runner.first_linear
+        per_batch = self._batch(self.row_bytes)
+        grid = None if first is None else grid_of(masks, per_batch)
+        unit = 1 if grid is None else len(grid.low)
+        blocks = -(-len(masks) // max(per_batch, unit))
+        width = -(-len(masks) // blocks // unit) * unit  # blocks of equal size, at most per_batch
+        height = max(1, per_batch // width)
+        for examples in torch.arange(self.n_examples, device=self.device).split(height):
+            state = self._state(examples)
+            parts = None if first is None else first.contributions(state)
+            tables = None if grid is None or parts is None else grid.tables(parts.flatten(2))
+            every = torch.arange(len(examples), device=self.device)
+            for start in range(0, len(masks), width):
+                block = masks[start : start + width]
+                rows = every.repeat_interleave(len(block))
+                if first is not None and parts is not None:
+                    if grid is not None and tables is not None:
+                        sums = grid.sums(tables, start, start + len(block))
+                    else:
+                        sums = torch.matmul(_with_base(block), parts.flatten(2))
+                    sums = sums.view(len(rows), *parts.shape[2:])
+                    outputs = first.finish(gather(first.leftover(state), rows), sums)
+                else:
+                    outputs = self.runner.run(gather(state, rows), block.repeat(len(examples), 1))
+                yield Block(outputs, examples[rows], slice(start, start + len(block)), partial(_cyclic, block))
+
+    def walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None) -> Iterator[Block]:
+        """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
+        cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
+        for part in self._split(len(orders), cost, WALKS_SET):
+            yield self._walks(first, orders[part], examples[part], start, part)
+
+    def _walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None, into: slice) -> Block:
+        state = self._state(examples)
+        sums = self._sums(first.contributions(state), orders, start)
+        rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
+        outputs = first.finish(gather(first.leftover(state), rows), sums.flatten(0, 1))
+        return Block(outputs, examples[rows], into, partial(self._mask_of_step, orders, start))
+
+    def culprit(self, example: Tensor, mask: Tensor) -> str | None:
+        """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
+        return self.runner.culprit(self.runner.prepare(self.subject.rows(example)), mask[None])
+
+    def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
+        """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...)."""
+        walks, steps = orders.shape
+        sums = parts.new_empty((steps + 1, walks, *parts.shape[2:]))
+        sums[steps] = parts[:, -1]
+        if steps < (self.n_players if start is None else int(start.sum())):  # somebody stays
+            everyone = torch.ones(self.n_players, device=self.device) if start is None else start
+            staying = _with_base(everyone.repeat(walks, 1).scatter_(1, orders, 0.0))
+            sums[steps] = torch.matmul(staying[:, None], parts.flatten(2)).view(sums[steps].shape)
+        every = torch.arange(walks, device=self.device)
+        for step in reversed(range(steps)):
+            torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
+        return sums
+
+    def _mask_of_step(self, orders: Tensor, start: Tensor | None, row: int) -> Tensor:
+        everyone = torch.ones(self.n_players, device=self.device) if start is None else start
+        return everyone.index_fill(0, orders[row % len(orders), : row // len(orders)], 0.0)
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def _batch(self, bytes_per_row: int, working_set: int = ROWS_SET) -> int:
+        return max(1, min(self.max_memory // 2, working_set) // bytes_per_row)
+
+    def _split(self, rows: int, bytes_per_row: int, working_set: int = ROWS_SET) -> Iterator[slice]:
+        size = self._batch(bytes_per_row, working_set)
+        for start in range(0, rows, size):
+            yield slice(start, min(start + size, rows))
+
+    def _state(self, examples: Tensor) -> State:
+        """Values at the cut for some examples: from the cache of all where that fits in half of the memory bound."""
+        if isinstance(self.runner, Whole):
+            return self.subject.rows(examples)
+        if self.state_bytes * self.n_examples > self.max_memory // 2:
+            unique, back = torch.unique(examples, return_inverse=True)
+            return gather(self.runner.prepare(self.subject.rows(unique)), back)
+        if self._cache is None:
+            blocks = torch.arange(self.n_examples, device=self.device).split(256)
+            self._cache = join([self.runner.prepare(self.subject.rows(rows)) for rows in blocks])
+        return gather(self._cache, examples)
+
+
+def _cyclic(block: Tensor, row: int) -> Tensor:
+    return block[row % len(block)]
+
+
+def _with_base(masks: Tensor) -> Tensor:
+    """(..., n) -> (..., n + 1): what is there without any player always counts."""
+    return F.pad(masks, (0, 1), value=1.0)

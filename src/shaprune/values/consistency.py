@@ -1,0 +1,87 @@
+"""A game must answer the same question alike; this wrapper notices where it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shaprune.errors import GameError
+from shaprune.values.game import (
+    Coalitions,
+    CountingGame,
+    Examples,
+    Game,
+    GameWrapper,
+    Orders,
+    Start,
+    Worths,
+    describe,
+)
+
+NEAR = 1e-4  # relative difference that rounding in float32 explains, also with other batch sizes
+
+
+class Watched(GameWrapper):
+    """Compares the answers for the full and the empty coalition, which most estimators ask for again and again.
+
+    Where an estimate asks for neither, the first coalition that it asks for is noted instead.
+    """
+
+    def __init__(self, game: Game) -> None:
+        super().__init__(game)
+        self._noted = [np.ones(self.n_players, dtype=bool), np.zeros(self.n_players, dtype=bool)]
+        self._known: dict[tuple[int, int], float] = {}  # (index in _noted, example; -1 = all) -> worth
+        self._again = False  # some coalition has been answered twice
+
+    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        worths = self.game(coalitions, examples)
+        if not self.repeatable and np.shape(worths) == (len(coalitions),):  # else the caller says what is wrong
+            if not self._known and len(coalitions) and len(self._noted) == 2:
+                self._noted.append(np.array(coalitions[0], dtype=bool))
+            for which, kept in enumerate(self._noted):
+                rows = np.flatnonzero(np.all(coalitions == kept, axis=1))
+                self._compare(which, np.asarray(worths)[rows], None if examples is None else examples[rows])
+        return worths
+
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
+        worths = self.game.walk(orders, examples, start)
+        if not self.repeatable and start is None and np.shape(worths) == (len(orders), orders.shape[1] + 1):
+            met = np.asarray(worths)
+            self._compare(0, met[:, 0], examples)
+            if orders.shape[1] == self.n_players:
+                self._compare(1, met[:, -1], examples)
+        return worths
+
+    def ask_again(self, through: CountingGame, budget: int | None) -> None:
+        """Ask one question again where nothing has been asked twice, as far as the budget goes.
+
+        That is the worth of the full coalition where it is known, else of another: over all examples, or on each of the
+        examples where it is known. It costs ``n_examples`` evaluations at most.
+
+        Raises:
+            GameError: the answer differs.
+        """
+        if self.repeatable or self._again or not self._known:
+            return
+        which = min(which for which, _ in self._known)
+        examples = np.array([example for w, example in self._known if w == which], dtype=np.int64)
+        whole = bool((examples < 0).any())
+        rows = 1 if whole else len(examples)
+        if budget is not None:
+            rows = min(rows, budget // through.price(1) if whole else budget)
+        if rows:
+            through(np.tile(self._noted[which], (rows, 1)), None if whole else examples[:rows])
+
+    def _compare(self, which: int, worths: Worths, examples: Examples | None) -> None:
+        keys = np.full(len(worths), -1) if examples is None else examples
+        for key, worth in zip(keys.tolist(), worths.tolist(), strict=True):
+            known = self._known.setdefault((which, key), worth)
+            if known is worth or not np.isfinite(known):  # the caller refuses what is not finite
+                continue
+            self._again = True
+            if not abs(known - worth) <= NEAR * max(abs(known), abs(worth), 1.0):
+                of = describe(self._noted[which])
+                where = "" if key < 0 else f" on example {key}"
+                raise GameError(
+                    f"the game changes its answer: {of}{where} was worth {known} and then {worth}; "
+                    "switch off what is random in it (dropout, augmentation, shuffling), or fix its seed"
+                )

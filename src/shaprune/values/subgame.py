@@ -1,0 +1,40 @@
+"""The game that is left once some players are settled: they are in or out for good, the others play on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shaprune.values.game import Coalitions, Examples, Game, GameWrapper, Orders, Start, Worths
+
+
+class Subgame(GameWrapper):
+    """A game over some players of another.
+
+    Args:
+        game: the whole game.
+        players: (k,) those who play.
+        base: (n,) bool, who of the others is there for good; entries of ``players`` are ignored.
+    """
+
+    def __init__(self, game: Game, players: NDArray[np.int64], base: NDArray[np.bool_]) -> None:
+        super().__init__(game)
+        self.players = np.asarray(players, dtype=np.int64)
+        self.base = np.array(base, dtype=bool)
+        self.n_players = len(self.players)
+
+    @property
+    def fingerprint(self) -> str | None:
+        return None  # the whole game's log is the one to keep
+
+    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return super().__call__(self._whole(coalitions), examples)
+
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
+        everybody = np.ones(self.n_players, dtype=bool) if start is None else start
+        return super().walk(self.players[orders], examples, self._whole(everybody[None])[0])
+
+    def _whole(self, coalitions: Coalitions) -> Coalitions:
+        whole = np.tile(self.base, (len(coalitions), 1))
+        whole[:, self.players] = coalitions
+        return whole
