@@ -306,3 +306,18 @@ def test_what_was_paid_before_a_failure_is_kept(path: Path) -> None:
     values = sp.estimate(LoggedGame.load(path, whole), "exact")
     assert values.value == pytest.approx(by_all_orders(worth, 3))
     assert values.n_evaluations == 4
+
+
+def test_a_game_that_changes_its_answer_is_noticed_through_the_log() -> None:
+    game = TableGame(N, 3, seed=0)
+    game.repeatable = False
+    logged = LoggedGame(game)
+    sp.estimate(logged, "leave-one-out")
+    sp.estimate(logged, "leave-one-out")  # asked once more, and the same
+    fresh = LoggedGame(game)
+    fresh(every(N)[5:9])
+    game.tables += 1.0
+    with pytest.raises(
+        sp.GameError, match=r"the coalition with only players 0, 2 is worth .* switch off what is random"
+    ):
+        fresh(every(N)[5:6])

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.atomic import write_bytes
-from shaprune.errors import InputError
+from shaprune.errors import GameError, InputError
 from shaprune.values.game import (
     Coalitions,
     Examples,
@@ -43,6 +43,9 @@ _ENTRY = 160  # bytes of one entry of the dictionary besides the coalition itsel
 class LoggedGame(GameWrapper):
     """A game with a log of the worths that it has been asked for.
 
+    A game that is not known to repeat its answers is asked once more for the first worth that the log would answer; a
+    `GameError` names the coalition where the answers differ.
+
     Attributes:
         max_memory: bytes that the log may take; when it is full, further worths are paid and not kept.
     """
@@ -52,6 +55,7 @@ class LoggedGame(GameWrapper):
         self._answered = 0
         self.max_memory = max_memory
         self._worths: dict[bytes, float] = {}
+        self._checked = game.repeatable  # otherwise one worth is asked for again when the log first answers
 
     def __len__(self) -> int:
         """Number of coalitions in the log."""
@@ -80,6 +84,13 @@ class LoggedGame(GameWrapper):
         coalitions = np.asarray(coalitions, dtype=bool)
         keys = _keys(coalitions)
         new = {key: row for row, key in enumerate(keys) if key not in self._worths}  # each missing coalition once
+        if not self._checked and (old := next((key for key in keys if key in self._worths), None)) is not None:
+            wrong = self._check(old, coalitions[keys.index(old)])
+            if wrong is not None:
+                raise GameError(
+                    f"the log does not fit: {wrong}; switch off what is random in the game, or fix its seed"
+                )
+            self._answered -= self.n_examples
         self._answered += (len(keys) - len(new)) * self.n_examples
         fresh: dict[bytes, float] = {}
         if new:
@@ -93,6 +104,15 @@ class LoggedGame(GameWrapper):
         if examples is not None and self.n_examples > 1:
             return self.game.walk(orders, examples, start)
         return Game.walk(self, orders, None, start)
+
+    def _check(self, key: bytes, coalition: Start) -> str | None:
+        """Ask the game for one logged worth again; what is wrong, or None."""
+        known = self._worths[key]
+        again = float(checked(self.game(coalition[None]), coalition[None])[0])
+        self._checked = True
+        if abs(again - known) <= NEAR * max(abs(again), abs(known), 1.0):
+            return None
+        return f"{describe(coalition)} is worth {known} there and {again} here"
 
     def save(self, path: str | Path) -> None:
         """Write the log (npz: packed coalitions, worths, and what game they are of); replaces ``path`` at once.
@@ -133,15 +153,12 @@ class LoggedGame(GameWrapper):
                 f"{path} is a log of another game: the model, the data or the metric differ (fingerprint "
                 f"{theirs[:12]}, this game's is {game.fingerprint[:12]}); give the log its own file"
             )
-        if len(worths) and (theirs is None or game.fingerprint is None or not game.repeatable):
-            again = float(checked(game(coalitions[:1]), coalitions[:1])[0])
-            if not abs(again - worths[0]) <= NEAR * max(abs(again), abs(worths[0]), 1.0):
-                raise InputError(
-                    f"{path} is a log of another game: {describe(coalitions[0])} is worth {worths[0]} there "
-                    f"and {again} here; give the log its own file"
-                )
         logged = LoggedGame(game, max_memory=max_memory)
         logged._worths = dict(zip(_keys(coalitions), worths.tolist(), strict=True))
+        if len(worths) and (theirs is None or game.fingerprint is None or not game.repeatable):
+            wrong = logged._check(next(iter(logged._worths)), coalitions[0])
+            if wrong is not None:
+                raise InputError(f"{path} is a log of another game: {wrong}; give the log its own file")
         return logged
 
 
