@@ -17,6 +17,7 @@ from torch import nn
 
 from shaprune.atomic import new_directory, read_json
 from shaprune.errors import InputError
+from shaprune.network.borrow import copied
 from shaprune.network.surgery import check_fits, cut, removals, width_of
 from shaprune.planning import Plan, check_schema
 
@@ -85,7 +86,7 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
     if not isinstance(model, nn.Module):
         raise InputError(f"build() returned a {type(model).__name__}; it must return the dense torch.nn.Module")
     check_fits(model, plan.players)
-    small = cut(model, plan.players, removals(plan.players.groups, plan.kept))
+    small = cut(copied(model), plan.players, removals(plan.players.groups, plan.kept))
     try:
         load_model(small, str(folder / WEIGHTS), strict=True)
     except (RuntimeError, SafetensorError) as error:

@@ -203,7 +203,7 @@ def _all_of(n: int, size: int) -> Coalitions:
         codes = codes[np.bitwise_count(codes) == size]
         return (codes[:, None] >> np.arange(n, dtype=np.uint32) & 1).astype(bool)
     few = min(size, n - size)
-    chosen = np.array(list(combinations(range(n), few)), dtype=np.int64).reshape(-1, few)
+    chosen = np.array(list(combinations(range(n), few)), dtype=np.int64).reshape(comb(n, few), few)
     rows = np.zeros((len(chosen), n), dtype=bool)
     np.put_along_axis(rows, chosen, True, axis=1)
     return rows if few == size else ~rows
