@@ -52,32 +52,29 @@ def main() -> None:
 
 def study(architecture: str, data: Dataset) -> dict[str, Any]:
     curves: dict[str, list[Curve]] = {}
-    seconds: dict[str, list[float]] = {}
+    prices: dict[str, list[Any]] = {}
     bands: dict[float, list[dict[str, float]]] = {p: [] for p in BANDS}
-    dense = []
-    for seed in SEEDS:
-        model = trained(architecture, data, seed=seed)
-        players = sp.find_players(model, data.test.inputs[:2])
+    models = [trained(architecture, data, seed=seed) for seed in SEEDS]
+    players = sp.find_players(models[0], data.test.inputs[:2])
+    for seed, model in zip(SEEDS, models, strict=True):
         held_out = Subject(model, data.held_out.take(IMAGES).batches())
-        dense.append(quality(model, data.test)[0])
         orders = {}
-        for name, order in _orders(held_out, players, seed):
-            orders[name] = order[0]
-            seconds.setdefault(name, []).append(order[1])
+        for name, (order, *price) in _orders(held_out, players, seed):
+            orders[name] = order
+            prices.setdefault(name, []).append(price)
         points = np.unique(np.linspace(0, players.n, 21).round().astype(int)).tolist()
         found = removal_curves(model, players, np.stack(list(orders.values())), data.test.take(TEST), points=points)
         for name, curve in zip(orders, found, strict=True):
             curves.setdefault(name, []).append(curve)
         for p in BANDS:
             bands[p].append(_band(held_out, players, p, seed))
-    budget = PER_PLAYER * players.n * IMAGES
     return {
         "architecture": architecture,
         "units": {g.name: len(g) for g in players.groups},
-        "dense accuracy, 10000 test images": _spread(dense),
+        "dense accuracy, 10000 test images": _spread([quality(model, data.test)[0] for model in models]),
         "scoring images": IMAGES,
         "test images": TEST,
-        "evaluations of every method": budget,
+        "budget of evaluations of every method": PER_PLAYER * players.n * IMAGES,
         "dropout bands": {
             f"p = {p}": {key: round(float(np.mean([run[key] for run in runs])), 4) for key in runs[0]}
             for p, runs in bands.items()
@@ -86,7 +83,8 @@ def study(architecture: str, data: Dataset) -> dict[str, Any]:
             name: {
                 "accuracy": {f"{share:.0%} removed": _spread([_at(c, share) for c in runs]) for share in SHOWN},
                 "area under accuracy": _spread([c.area_accuracy for c in runs]),
-                "seconds": round(float(np.median(seconds[name])), 2),
+                "evaluations": int(np.median([evaluations for evaluations, _ in prices[name]])),
+                "seconds": round(float(np.median([seconds for _, seconds in prices[name]])), 2),
             }
             for name, runs in curves.items()
         },
@@ -94,10 +92,10 @@ def study(architecture: str, data: Dataset) -> dict[str, Any]:
 
 
 def _orders(subject: Subject, players: sp.Players, seed: int) -> Any:
-    """Yield (name, (players in the order in which they leave, seconds))."""
+    """Yield (name, (players in the order in which they leave, evaluations, seconds))."""
     budget = PER_PLAYER * players.n * IMAGES
 
-    def scored(method: Any, **options: Any) -> tuple[Any, float]:
+    def scored(method: Any, **options: Any) -> tuple[Any, int, float]:
         clock = time.perf_counter()
         scores = sp.score(
             subject.model,
@@ -112,7 +110,8 @@ def _orders(subject: Subject, players: sp.Players, seed: int) -> Any:
             **options,
         )
         value = np.concatenate([scores[g.name].value for g in players.groups])
-        return np.argsort(value, kind="stable"), time.perf_counter() - clock
+        evaluations = next(iter(scores.values())).n_evaluations  # every group has the price of the whole game
+        return np.argsort(value, kind="stable"), evaluations, time.perf_counter() - clock
 
     for p in KEPT:
         for name, mode in MODES.items():
@@ -126,9 +125,9 @@ def _orders(subject: Subject, players: sp.Players, seed: int) -> Any:
     norms = sp.score(subject.model, players, subject, "accuracy", "weight_norm")
     raw = np.concatenate([norms[g.name].value for g in players.groups])
     share = np.concatenate([np.argsort(norms[g.name].ranking()) / len(g) for g in players.groups])
-    yield "weight norm, over the network", (np.argsort(raw, kind="stable"), 0.0)
-    yield "weight norm, same share of every layer", (np.argsort(share, kind="stable"), 0.0)
-    yield "random", (np.random.default_rng(seed).permutation(players.n), 0.0)
+    yield "weight norm, over the network", (np.argsort(raw, kind="stable"), 0, 0.0)
+    yield "weight norm, same share of every layer", (np.argsort(share, kind="stable"), 0, 0.0)
+    yield "random", (np.random.default_rng(seed).permutation(players.n), 0, 0.0)
 
 
 def _band(subject: Subject, players: sp.Players, p: float, seed: int) -> dict[str, float]:

@@ -20,15 +20,12 @@ ARCHITECTURES = ("lenet5-reduced", "lenet5-reduced-bn")
 say = partial(print, file=sys.stderr, flush=True)
 
 
-def main(networks: int = 5, examples: int | None = None, repeats: int = 5) -> None:
+def main(name: str, networks: int = 5, examples: int | None = None, repeats: int = 3) -> None:
     started = time.perf_counter()
-    data = mnist()
-    results = {
-        name: oracle_study(data, name, networks=networks, examples=examples, repeats=repeats, seed=SEED, say=say)
-        for name in ARCHITECTURES
-    }
-    write("oracle", results, started)
+    study = oracle_study(mnist(), name, networks=networks, examples=examples, repeats=repeats, seed=SEED, say=say)
+    write(f"oracle-{name}", study, started)
 
 
 if __name__ == "__main__":
-    main()
+    for architecture in sys.argv[1:] or ARCHITECTURES:
+        main(architecture)

@@ -273,6 +273,7 @@ def test_a_contender_is_what_the_registries_make_of_its_name(
     assert CONTENDERS["taylor"].values(contest).value.tolist() == taylor["fc1"].value.tolist()
     together = CONTENDERS["taylor"].values(Contest(model, players, contest.subject, "margin"))
     assert together.value.tolist() == [*taylor["fc1"].value, *taylor["fc2"].value]
+    assert together.n_evaluations == 20  # every example is pushed once for both groups
 
 
 # -- the study -------------------------------------------------------------------------------------------------------
@@ -336,6 +337,11 @@ def test_a_summary_says_mean_reach_and_every_network(model: nn.Module, players: 
     assert (row["kind"], row["n_evaluations"], row["curve"]["n_players"]) == ("concept", 7, 6)
     assert summary(runs[:1])["shapley"]["area_loss"]["reach"] is None
     assert drawn(found | {"random": {**row, "kind": "rival"}})["random"] == "random"
+    better = {**row, "area_loss": {"mean": 0.0}}
+    assert drawn({"worse": row, "better": better, "rival": {**row, "kind": "rival"}}) == {
+        "concept": "better",
+        "rival": "rival",
+    }
     assert bands_figure({"fc2": found, "again": found}).startswith("<?xml")
 
 
@@ -384,6 +390,23 @@ def test_one_group_has_no_network_wide_order_and_none_but_the_first_play_unasked
     assert list(found["layers"]) == ["conv2", "conv3", "fc1"]
 
 
+@pytest.mark.usefixtures("short_recipe")
+def test_a_study_scores_on_held_out_examples_and_measures_on_test_examples(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def noted(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Subject:
+        seen.append(torch.cat([inputs for inputs, _ in batches]))
+        return Subject(model, batches)
+
+    monkeypatch.setattr("shaprune.bench.curves_study.Subject", noted)
+    small_study(digits, layers=["fc1"])
+    assert len(seen) == 2
+    assert torch.equal(seen[0], digits.held_out.inputs[:20])
+    assert torch.equal(seen[1], digits.test.inputs[:40])
+
+
 @pytest.mark.parametrize("option", ["networks", "examples", "test_examples"])
 def test_a_study_of_nothing_is_refused(digits: Dataset, option: str) -> None:
     with pytest.raises(sp.InputError, match=f"{option} is 0"):
@@ -392,11 +415,15 @@ def test_a_study_of_nothing_is_refused(digits: Dataset, option: str) -> None:
 
 @pytest.mark.usefixtures("short_recipe")
 def test_training_is_a_matter_of_the_seed_alone(digits: Dataset) -> None:
-    torch.manual_seed(11)
-    state = torch.get_rng_state()
-    one, again = (train("digits", digits, seed=1).state_dict() for _ in range(2))
+    made = []
+    for state, seed in ((11, 1), (12, 1), (12, 2)):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        made.append(train("digits", digits, seed=seed).state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    one, again, other = made
     assert all(torch.equal(one[name], again[name]) for name in one)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
     with pytest.raises(sp.InputError, match="did you mean 'lenet5'"):
         train("lenet", digits)
 

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Untouched
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 import shaprune as sp
+from shaprune.bench import oracle_networks as networks
 from shaprune.bench import oracle_study as study
 from shaprune.bench.datasets import load_dataset
 from shaprune.bench.oracle import (
@@ -246,7 +248,10 @@ def test_every_estimator_and_every_rival_has_a_row() -> None:
     for method in METHODS:
         assert any(name.startswith(method) for name in names), method
     assert set(CRITERIA) <= set(names)
-    assert names["permutation, 210"].paper == "permutation"  # 10 orders of 20 players, 21 coalitions each
+    few = names["permutation, 10 (N + 1)"]
+    assert (few.paper, few.budget) == ("permutation", 210)  # 10 orders of 20 players, 21 coalitions each
+    assert (names["regression, 5,000"].paper, rows_of(10)["regression, 1,000"].paper) == ("regression", "regression")
+    assert {name for name in rows_of(10) if name.endswith("1,000")} == {n for n in names if n.endswith("1,000")}
 
 
 @pytest.mark.parametrize("n", [8, 11])
@@ -257,11 +262,10 @@ def test_rows_on_a_table_pay_what_their_name_says(n: int) -> None:
             continue  # they need the network
         order, paid = row.order(layer, 0)
         assert sorted(order.tolist()) == list(range(n)), name
-        budget = int(name.rpartition(", ")[2].replace(",", "")) if row.drawn else 0
-        limit = budget or (2 ** (n + 1) if name in ROUNDS else 2**n)
+        limit = row.budget or (2 ** (n + 1) if name in ROUNDS else 2**n)
         assert 0 < paid <= limit, name
-        if row.drawn:
-            assert paid > 0.8 * budget, name
+        if row.budget:
+            assert paid > 0.8 * row.budget, name
             assert (row.order(layer, 0)[0] == order).all(), name
             assert any((row.order(layer, seed)[0] != order).any() for seed in range(1, 9)), name
     assert rows_of(n)["exact"].order(layer, 0)[1] == 2**n
@@ -328,8 +332,16 @@ def test_every_row_is_there_and_below_the_oracle(done: tuple[Path, dict[str, Any
         assert layer["rows"]["exact"]["evaluations"] == 2 ** layer["players"]
 
 
-def test_the_same_seed_finds_the_same(done: tuple[Path, dict[str, Any]]) -> None:
-    again = study.oracle_study(load_dataset("digits"), networks=1, repeats=1, examples=100, seed=6)
+def test_the_same_seed_finds_the_same_and_leaves_no_trace(
+    done: tuple[Path, dict[str, Any]], untouched: Untouched
+) -> None:
+    data = load_dataset("digits")
+    torch.set_num_threads(2)
+    try:
+        with untouched():
+            again = study.oracle_study(data, networks=1, repeats=1, examples=100, seed=6)
+    finally:
+        torch.set_num_threads(1)
     for name, layer in again["layers"].items():
         known = done[1]["layers"][name]
         assert json.loads(json.dumps(layer["networks"][0]["oracle"])) == known["networks"][1]["oracle"]
@@ -341,7 +353,7 @@ def test_the_same_seed_finds_the_same(done: tuple[Path, dict[str, Any]]) -> None
 
 def test_the_oracle_subsets_are_those_of_the_network_after_surgery(done: tuple[Path, dict[str, Any]]) -> None:
     data = load_dataset("digits")
-    model = study.trained(study.ARCHITECTURES["narrow"], data, 5, torch.device("cpu"))
+    model = networks.trained(networks.ARCHITECTURES["narrow"], data, 5, torch.device("cpu"))
     example = data.test.inputs[:2]
     for name, layer in done[1]["layers"].items():
         players = sp.find_players(model, example, include=[name])
@@ -367,7 +379,7 @@ def test_the_oracle_subsets_are_those_of_the_network_after_surgery(done: tuple[P
 
 @pytest.mark.parametrize("name", ["lenet5-reduced", "lenet5-reduced-bn"])
 def test_the_networks_for_mnist_have_10_and_20_channels(name: str) -> None:
-    model = study.ARCHITECTURES[name].factory().eval()
+    model = networks.ARCHITECTURES[name].factory().eval()
     players = sp.find_players(model, torch.randn(2, 1, 28, 28), include=list(study.LAYERS))
     assert [(g.name, len(g)) for g in players.groups] == [("conv1", 10), ("conv2", 20)]
 
@@ -430,4 +442,4 @@ def test_help_of_the_group_and_of_each_benchmark() -> None:
 
 
 def test_the_names_in_the_options_are_those_of_the_registry() -> None:
-    assert list(bench.ARCHITECTURES) == list(study.ARCHITECTURES)
+    assert list(bench.ARCHITECTURES) == list(networks.ARCHITECTURES)

@@ -177,6 +177,7 @@ _ALL = (
     Contender("mean+2std", "aggregation", options=MappingProxyType({"aggregate": "mean+2std"})),
     *(_mode(mode) for mode in MODES if mode != "one-shot"),
     _mode("iterated", ", sizes 0.5 to 1", sizes=(0.5, 1.0)),
+    _mode("iterated", ", mean+2std", aggregate="mean+2std"),
     _mode("building", ", sizes 0 to 0.5", sizes=(0.0, 0.5)),
     *(Contender(name, "rival", None) for name in CRITERIA),
 )

@@ -28,6 +28,7 @@ from shaprune.values.regression import Regression
 from shaprune.values.result import Values
 
 ORDERS = 10  # random orders of the paper's permutation row; other estimators get as many evaluations
+TEN = "10 (N + 1)"  # the label of that budget
 SAMPLES = (1_000, 5_000)  # the range that the paper gives for its regression
 ENUMERATING = ("exact", "partial", "leave-one-out")  # methods without a budget
 IMAGES = ("accuracy", "cross_entropy", "fidelity")  # worths of the rows with one order per example
@@ -53,21 +54,29 @@ class Row:
 
     Attributes:
         order: ``(layer, seed) -> Ranked``.
-        drawn: whether the seed matters.
+        budget: evaluations per example that it may pay, where it draws coalitions.
         paper: the column of the paper's table that it reproduces.
+        random: whether it draws something else.
         optional: an `InputError` means that it does not apply to the layer, such as a batch-norm scale without one.
     """
 
     order: Callable[[Layer, int], Ranked]
-    drawn: bool = False
+    budget: int | None = None
     paper: str | None = None
+    random: bool = False
     optional: bool = False
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the seed matters."""
+        return self.random or self.budget is not None
 
 
 def rows_of(n: int) -> dict[str, Row]:
     """All rows for a layer of ``n`` players."""
     few = ORDERS * (n + 1)
-    budgets = [few, *(samples for samples in SAMPLES if few < samples < 1 << n)]
+    more = {f"{samples:,}": samples for samples in SAMPLES if few < samples < 1 << n}
+    budgets = {TEN: few, **more}
     rows = {
         "leave-one-out": Row(_estimated("leave-one-out"), paper="leave-one-out"),
         "partial-3": Row(_estimated(Partial(k=3)), paper="partial-3"),
@@ -86,17 +95,18 @@ def rows_of(n: int) -> dict[str, Row]:
     drawing = {name: method for name, method in METHODS.items() if name not in ENUMERATING}
     drawing["permutation, antithetic"] = Permutation(antithetic=True)
     drawing["regression, linear"] = Regression(basis="linear")
-    for budget in budgets:
+    for label, budget in budgets.items():
         for name, method in drawing.items():
-            published = {"permutation": few, "regression": max(budgets)}.get(name) == budget
-            rows[f"{name}, {budget:,}"] = Row(_estimated(method, budget), drawn=True, paper=name if published else None)
-    for budget in budgets[1:]:  # the first does not pay for n rounds
+            published = {"permutation": few, "regression": max(budgets.values())}.get(name) == budget
+            paper = name if published else None
+            rows[f"{name}, {label}"] = Row(_estimated(method, budget), budget=budget, paper=paper)
+    for label, budget in more.items():  # fewer do not pay for n rounds
         for mode in ("iterated", "building"):
-            rows[f"{mode}, permutation, {budget:,}"] = Row(_in_rounds(mode, "permutation", budget), drawn=True)
+            rows[f"{mode}, permutation, {label}"] = Row(_in_rounds(mode, "permutation", budget), budget=budget)
     for worth in IMAGES:
-        rows[f"permutation per example, {worth}, {few:,}"] = Row(_per_example(worth, few), drawn=True)
+        rows[f"permutation per example, {worth}, {TEN}"] = Row(_per_example(worth, few), budget=few)
     for name in CRITERIA:
-        rows[name] = Row(_criterion(name), drawn=name == "random", optional=True)
+        rows[name] = Row(_criterion(name), random=name == "random", optional=True)
     return rows
 
 

@@ -65,7 +65,8 @@ def oracle(
     check_out(out, [ORACLE_FILE], overwrite=overwrite)
 
     from shaprune.atomic import new_directory, write_text
-    from shaprune.bench.oracle_study import choose, oracle_study
+    from shaprune.bench.oracle_networks import choose
+    from shaprune.bench.oracle_study import oracle_study
     from shaprune.cli.inputs import device_of, read_data
 
     kind = data.partition(":")[0]

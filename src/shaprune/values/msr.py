@@ -84,7 +84,7 @@ class MSR(Method):
             value, error = complete(*sample.everything(), task.weights), np.zeros(n)
         else:
             value, error = _estimate(sample, self.adjust)
-            if len(sample.rows) < TRUSTED * n:
+            if diagnostics["distinct_coalitions"] < TRUSTED * n:
                 error = np.full(n, np.inf)
         if task.concept.p is not None:
             diagnostics |= _dropout(sample)

@@ -7,6 +7,7 @@ others. Where every class gets at least one unit that makes a stratified sample 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from math import comb, lgamma, log
 
@@ -25,7 +26,6 @@ class SizeSampler:
     Args:
         shares: (n + 1,) relative number of coalitions of each size; 0 = none.
         paired: a unit is a coalition and its complement; ``shares`` must be symmetric.
-        balanced: the units of a class contain all players equally often, as far as possible (see `blocks`).
         repeated: the same unit may be drawn again.
 
     Attributes:
@@ -34,12 +34,9 @@ class SizeSampler:
         expected: (classes,) their expected number.
     """
 
-    def __init__(
-        self, shares: NDArray[np.float64], *, paired: bool = False, balanced: bool = False, repeated: bool = False
-    ) -> None:
+    def __init__(self, shares: NDArray[np.float64], *, paired: bool = False, repeated: bool = False) -> None:
         n = self.n = len(shares) - 1
         self.paired, self.repeated = paired, repeated
-        self._random = blocks if balanced else subsets
         self.sizes = np.array([s for s in range(n // 2 + 1 if paired else n + 1) if shares[s] > 0], dtype=np.int64)
         units = [_choose(n, s) // (2 if paired and 2 * s == n else 1) for s in self.sizes.tolist()]
         self.capacity = np.full(len(units), float(MANY)) if repeated else np.array(units, dtype=np.float64)
@@ -55,12 +52,15 @@ class SizeSampler:
         """Units that have not been drawn yet (a large number where they are too many to count)."""
         return float((self.capacity - self.drawn).sum())
 
-    def draw(self, count: int, rng: np.random.Generator) -> Coalitions:
-        """(at most ``count``, n) further units, in random order; fewer only where no more are left."""
+    def draw(self, count: int, rng: np.random.Generator, *, balanced: bool = False) -> Coalitions:
+        """(at most ``count``, n) further units, in random order; fewer only where no more are left.
+
+        ``balanced``: those of a class contain all players equally often, as far as possible (see `blocks`).
+        """
         count = int(min(count, self.left))
         self.expected = spread(float(self.drawn.sum() + count), self.capacity, self.shares)
         more = self._rounded(count, rng)
-        rows = [self._of_class(k, int(c), rng) for k, c in enumerate(more) if c]
+        rows = [self._of_class(k, int(c), rng, blocks if balanced else subsets) for k, c in enumerate(more) if c]
         self.drawn += more
         if not rows:
             return np.zeros((0, self.n), dtype=bool)
@@ -88,13 +88,19 @@ class SizeSampler:
             np.add.at(more, np.unique(turn[np.minimum(np.searchsorted(ends, marks), len(turn) - 1)]), 1)
         return more
 
-    def _of_class(self, k: int, count: int, rng: np.random.Generator) -> Coalitions:
+    def _of_class(
+        self,
+        k: int,
+        count: int,
+        rng: np.random.Generator,
+        random: Callable[[int, int, int, np.random.Generator], Coalitions],
+    ) -> Coalitions:
         """``count`` units of class ``k`` that have not been drawn."""
         n, size, drawn = self.n, int(self.sizes[k]), int(self.drawn[k])
         if self.repeated:
-            return self._random(n, size, count, rng)
+            return random(n, size, count, rng)
         few = self.capacity[k] <= max(ENUMERATED, 4 * (drawn + count))
-        if k not in self._lists and few:
+        if k not in self._lists and few and (random is subsets or count == self.capacity[k]):
             rows = _all_of(n, size)[: int(self.capacity[k])]
             rows = rows[rng.permutation(len(rows))]
             seen = self._seen.pop(k, set())
@@ -104,7 +110,7 @@ class SizeSampler:
             return rows
         seen, found = self._seen.setdefault(k, set()), []
         while len(found) < count:
-            for row in self._random(n, size, count - len(found), rng):
+            for row in random(n, size, count - len(found), rng):
                 key = self._key(row)
                 if key not in seen:
                     seen.add(key)
@@ -126,7 +132,7 @@ class WalkSampler(SizeSampler):
         super().__init__(np.concatenate([[0.0], np.ones(n - 1), [0.0]]), paired=paired)
         self._met: set[bytes] = set()
 
-    def draw(self, count: int, rng: np.random.Generator) -> Coalitions:
+    def draw(self, count: int, rng: np.random.Generator, *, balanced: bool = False) -> Coalitions:
         count = int(min(count, self.left))
         found: list[NDArray[np.bool_]] = []
         while len(found) < count:

@@ -21,7 +21,9 @@ def complete(coalitions: Coalitions, worths: Worths, weights: Array) -> Array:
     """
     inside, outside = per_coalition(weights)
     size = coalitions.sum(1)
-    return np.asarray((worths * (inside + outside)[size]) @ coalitions - (worths * outside[size]).sum(), dtype=np.float64)
+    return np.asarray(
+        (worths * (inside + outside)[size]) @ coalitions - (worths * outside[size]).sum(), dtype=np.float64
+    )
 
 
 def shares_by_size(weights: Array) -> tuple[Array, Array]:

@@ -15,12 +15,12 @@ The prior is a sum of three terms and noise; x = 2 |S| / n - 1, all per unit of 
 - *players by size*: x^2 (z_i - mean z), a player's weight that depends on how many others there are. Averaged over sizes.
 
 rho, the two amplitudes and the noise maximise the marginal likelihood (coordinate search on a random part of the
-data where there is much of it). The standard error is the posterior's, with the degrees of freedom of the four
-parameters taken off: it is a statement about games like this one, not about repeated sampling; see
-benchmarks/bench_estimators.py for how often it holds the truth.
+data where there is much of it). The spread is the posterior's, with the degrees of freedom of the four parameters taken
+off. It is a statement about games like this one and not about repeated sampling: over several games, values -+ 1.96 of it
+held 89 to 99 % of the true values from 10 n coalitions on. That is no standard error that one can rely on.
 
-Cost: O(K^3) for K pairs. Compare: Fourier surrogates such as OddSHAP and ProxySPEX keep few interactions explicitly; here
-all of them are kept, with small weights.
+Cost: O(K^3) for K pairs. Fourier surrogates such as OddSHAP and ProxySPEX keep few interactions explicitly; here all of
+them are kept, with small weights.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Surrogate:
 
     Attributes:
         value: (n,) Shapley values of its mean; they sum to v(all) - v(none).
-        stderr: (n,) their posterior standard deviation.
+        spread: (n,) their posterior standard deviation.
         errors: (K,) errors of predicting each half difference from all others.
         rho: the chosen decay of interactions.
     """
 
     value: Array
-    stderr: Array
+    spread: Array
     errors: Array
     rho: float
 
@@ -81,10 +81,10 @@ def surrogate(coalitions: Coalitions, halves: Array, total: float, rng: np.rando
     effects, prior = kernel.shapley(chosen)
     value = effects @ alpha
     freedom = max(len(rest) - len(chosen), 1)
-    spread = prior - np.einsum("ij,jk,ik->i", effects, inverse, effects, optimize=True)
-    stderr = np.sqrt(np.maximum(spread, 0) * (rest @ alpha) / freedom)
+    variance = prior - np.einsum("ij,jk,ik->i", effects, inverse, effects, optimize=True)
+    spread = scale * np.sqrt(np.maximum(variance, 0) * (rest @ alpha) / freedom)
     value = total / n + scale * (value - value.mean())  # the mean is 0 but for rounding
-    return Surrogate(value, scale * stderr, scale * alpha / np.diag(inverse), exp(chosen[RHO]))
+    return Surrogate(value, spread, scale * alpha / np.diag(inverse), exp(chosen[RHO]))
 
 
 class _Kernel:

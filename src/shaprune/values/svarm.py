@@ -4,10 +4,12 @@ phi_i = sum over s of w[s] (mean worth of the coalitions of s + 1 players with i
 semivalue with weights w. A coalition of s players is a sample of n strata at once: "in, size s" of its members, "out, size
 s" of the others.
 
-Sizes 0, 1, n - 1 and n are enumerated where they weigh as much as others; then sizes take turns. Where it deviates from the
-paper: small and large sizes, whose strata fill unevenly, get more turns (see `best_shares`). Coalitions of a size are drawn without replacement and in balanced blocks (pieces
-of random orders), so that the first ceil(n / min(s, n - s)) of a size fill all its strata; that is the warm-up, and it comes
-first. The variance within strata is pooled over the players of a size. A stratum that is still empty borrows the mean worth
+Sizes 0, 1, n - 1 and n are enumerated where they weigh as much as others. The warm-up comes next: ceil(n / min(s, n - s))
+coalitions of each size in balanced blocks (pieces of random orders), which fill all its strata. Then sizes take turns.
+Where it deviates from the paper: small and large sizes, whose strata fill unevenly, get more turns (see `best_shares`), no
+coalition is drawn twice, and the variance within a stratum is shrunk towards the mean over the players of its size. (Blocks
+all the way would be worse: disjoint coalitions have opposite errors, and means with and without a player are subtracted.)
+A stratum that is still empty borrows the mean worth
 of its size (of the neighbouring sizes, where nothing of its size was drawn): the player then counts as the average
 player there, ``Values.diagnostics["borrowed_strata"]`` says how many did, and no standard error is claimed.
 """
@@ -29,6 +31,7 @@ from shaprune.values.semivalues import best_shares, complete, shares_by_size
 
 Array = NDArray[np.float64]
 TRUSTED = 10  # coalitions per player from which on standard errors are claimed
+PRIOR = 2.0  # degrees of freedom that the mean variance of a size counts for
 NEGLIGIBLE = 1e-6  # share of a size below which its strata may stay empty
 
 
@@ -89,7 +92,7 @@ def _samplers(task: Task) -> tuple[SizeSampler, SizeSampler]:
     share = best_shares(task.weights)
     share /= share.sum()
     edge = np.isin(np.arange(n + 1), (0, 1, n - 1, n)) & (share >= share.max() / (2 * n))
-    return SizeSampler(np.where(edge, share, 0)), SizeSampler(np.where(edge, 0, share), balanced=True)
+    return SizeSampler(np.where(edge, share, 0)), SizeSampler(np.where(edge, 0, share))
 
 
 class _Sample:
@@ -119,7 +122,7 @@ class _Sample:
         warm = int((self.needed - self.others.drawn).clip(0).sum())
         if room > 0 and warm and not self.others.drawn.sum() > self.needed.sum():
             self.others.shares = np.maximum(self.needed, 1e-12 * self.share)
-            parts.append(self.others.draw(min(room, warm), rng))
+            parts.append(self.others.draw(min(room, warm), rng, balanced=True))
             room -= len(parts[1])
         self.others.shares = self.share
         parts.append(self.others.draw(max(room, 0), rng))
@@ -148,8 +151,9 @@ def _stratified(sample: _Sample) -> tuple[Array, Array, int]:
         square = at.T @ (members * left[:, None] ** 2) - count * mean**2
         freedom = np.maximum(count - 1, 0).sum(1)
         pooled = np.maximum(square, 0).sum(1) / np.maximum(freedom, 1)
+        within = (np.maximum(square, 0) + PRIOR * pooled[:, None]) / (np.maximum(count - 1, 0) + PRIOR)
         value += sign * weight @ (mean + overall[:, None])
-        variance += (weight**2 * pooled * unseen) @ (1 / np.maximum(count, 1))
+        variance += (weight**2 * unseen) @ (within / np.maximum(count, 1))
         empty = (count == 0) | ((freedom == 0) & (unseen > 0))[:, None]
         borrowed += int(np.count_nonzero(empty[weight > NEGLIGIBLE]))
     return value, np.sqrt(variance), borrowed
