@@ -1,7 +1,8 @@
 """Weighted least squares of worths on players: coefficients, their standard errors, and how well posed it is.
 
-With the Shapley kernel and the efficiency constraint the coefficients are Shapley values (Charnes et al. 1988; Lundberg &
-Lee 2017), with the weights of independent draws they are (weighted) Banzhaf values (Marichal & Mathonet 2011).
+With the Shapley kernel and the efficiency constraint the coefficients are Shapley values (Charnes et al. 1988;
+Lundberg & Lee 2017), with the weights of independent draws they are (weighted) Banzhaf values (Marichal & Mathonet
+2011).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def fit(
     x, y = players * root[:, None], worths * root
     leverage = np.zeros(len(y))
     if others.shape[1]:  # the normal equations of the players alone (Frisch & Waugh)
-        q = np.linalg.qr(others * root[:, None])[0]
+        q, scales, _ = np.linalg.svd(others * root[:, None], full_matrices=False)
+        q = q[:, scales > 1e-10 * max(scales[0], 1e-300)]  # a column may be 0 on few coalitions
         x, y = x - q @ (q.T @ x), y - q @ (q.T @ y)
         leverage += (q**2).sum(1)
     size, axes = np.linalg.eigh(x.T @ x)

@@ -1,16 +1,16 @@
 """Maximum sample reuse: every coalition informs every player, for any semivalue.
 
-phi_i = sum over S of v(S) (a[|S|] if i is in S else -b[|S|]) (see `shaprune.values.enumeration`), so one random coalition
-says something about all players. For independent draws this is phi_i = E[v | i in] - E[v | i out], the index of Diaz-Ortiz
-et al. 2023 and the Banzhaf estimator of Wang & Jia 2023; for other semivalues see Li & Yu 2024.
+phi_i = sum over S of v(S) (a[|S|] if i is in S else -b[|S|]) (see `shaprune.values.enumeration`), so one random
+coalition says something about all players. For independent draws this is phi_i = E[v | i in] - E[v | i out], the
+index of Diaz-Ortiz et al. 2023 and the Banzhaf estimator of Wang & Jia 2023; for other semivalues see Li & Yu 2024.
 
-Sizes are drawn so that the variances of all players together are least (see `best_shares`); Banzhaf values draw every player with probability p,
-as dropout does. Within a size coalitions are drawn without replacement; v(all) and v(none) are exact where they count.
-Both means of a player are self-normalised (Hajek).
+Sizes are drawn so that the variances of all players together are least (see `best_shares`); Banzhaf values draw every
+player with probability p, as dropout does. Within a size coalitions are drawn without replacement; v(all) and v(none)
+are exact where they count. Both means of a player are self-normalised (Hajek).
 
-``adjust`` subtracts a function that is linear in the players plus smooth in |S|, fitted to the same coalitions, and adds its
-own value, which is known: c + sum_i beta_i z_i + g(|S|) gives each player beta_i plus the weighted mean of g(s + 1) - g(s).
-What remains to be estimated is only what the function misses (Witter et al. 2025, who fit trees).
+``adjust`` subtracts a function that is linear in the players plus smooth in |S|, fitted to the same coalitions, and
+adds its own value, which is known: c + sum_i beta_i z_i + g(|S|) gives each player beta_i plus the weighted mean of
+g(s + 1) - g(s). What remains to be estimated is only what the function misses (Witter et al. 2025, who fit trees).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.errors import InputError
 from shaprune.values.game import Coalitions, checked
 from shaprune.values.growth import by_enumeration, grown
 from shaprune.values.method import Method, Task
@@ -54,7 +53,10 @@ class MSR(Method):
     per_example: bool = False
 
     def least(self, task: Task) -> int:
-        """n + 2 coalitions, or all that count; with ``per_example`` also two over all examples."""
+        """Two coalitions more than players; all that count, where they are fewer.
+
+        With ``per_example`` those on one example each, and two over all examples.
+        """
         count = min(task.n + 2, _counted(task))
         return task.game.price(2) + count if self._separate(task) else task.game.price(count)
 

@@ -1,24 +1,25 @@
 """Shapley and Banzhaf values by weighted least squares over random coalitions.
 
 The Shapley value is the solution of min sum over S of k(S) [v(S) - v(none) - sum_{i in S} phi_i]^2 with the kernel
-k(S) = (n - 1) / (C(n, s) s (n - s)), s = |S|, subject to sum phi = v(all) - v(none) (Charnes et al. 1988; Lundberg & Lee
-2017; Adamczewski et al. 2024, Eq. 5). The constraint is solved exactly, by projection: phi is the equal share plus
-coefficients that sum to 0 on rows z - s / n (Musco & Witter 2025). The Banzhaf value with inclusion probability p is the
-same without kernel and constraint, weighted by the probability of S (Marichal & Mathonet 2011).
+k(S) = (n - 1) / (C(n, s) s (n - s)), s = |S|, subject to sum phi = v(all) - v(none) (Charnes et al. 1988; Lundberg &
+Lee 2017; Adamczewski et al. 2024, Eq. 5). The constraint is solved exactly, by projection: phi is the equal share
+plus coefficients that sum to 0 on rows z - s / n (Musco & Witter 2025). The Banzhaf value with inclusion probability
+p is the same without kernel and constraint, weighted by the probability of S (Marichal & Mathonet 2011).
 
 Coalitions are drawn without replacement, by default with sizes uniform over 1..n-1, which are the leverage scores of
 this regression, and together with their complements (Musco & Witter 2025); sizes that fit are enumerated. Importance
 weights are the kernel of a size over the number drawn.
 
-Where it deviates from the literature: smooth functions of |S| stand beside the players (``size_terms``). They vanish at
-both ends and are orthogonal to the players over all coalitions, so they take no value from anybody, but worths that bend
-with the size, as those of networks do, no longer add noise. And ``basis="interactions"`` fits a Gaussian process on
-coalitions (see `shaprune.values.surrogate`), which had smaller errors in nearly all games that were tried. Where a
-worth and that of the complement sum to a constant (simple majority voting), pairs tell nothing twice: take ``paired=False``.
+Where it deviates from the literature: smooth functions of |S| stand beside the players (``size_terms``). They vanish
+at both ends and are orthogonal to the players over all coalitions, so they take no value from anybody, but worths
+that bend with the size, as those of networks do, no longer add noise. And ``basis="interactions"`` fits a Gaussian
+process on coalitions (see `shaprune.values.surrogate`), which had smaller errors in nearly all games that were tried.
+Where a worth and that of the complement sum to a constant (simple majority voting), pairs tell nothing twice: take
+``paired=False``.
 
-Standard errors are claimed from 15 n coalitions on, for the linear basis without penalty and coalitions that are drawn
-independently within their sizes: leverage and kernel sampling. Bernoulli sampling hardly meets the sizes with the largest
-weights, and its intervals were too narrow.
+Standard errors are claimed from 15 n coalitions on, for the linear basis without penalty and coalitions that are
+drawn independently within their sizes: leverage and kernel sampling. Bernoulli sampling hardly meets the sizes with
+the largest weights, and its intervals were too narrow.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Regression(Method):
     """Least squares over random coalitions.
 
     Attributes:
-        basis: ``"linear"``: players and ``size_terms``; ``"interactions"``: a Gaussian process over all interactions, for
-            Shapley values from pairs and up to 5,000 coalitions (beyond, the linear one serves). It has no standard
-            errors. ``"auto"``: the one that predicts left-out coalitions better where both are possible; the linear
-            one with a stopping rule.
+        basis: ``"linear"``: players and ``size_terms``. ``"interactions"``: a Gaussian process over all interactions,
+            for Shapley values from pairs and up to 5,000 coalitions (beyond, the linear one serves); it has no
+            standard errors, and ``Values.diagnostics["posterior_std"]`` says what it believes. ``"auto"``: the one
+            that predicts left-out coalitions better where both are possible; the linear one with a stopping rule.
         sampling: sizes of the coalitions: ``"leverage"``, ``"kernel"`` (in proportion to the kernel), ``"bernoulli"``
             (every player with probability 1/2), or ``"walks"`` (prefixes of random orders).
         paired: draw every coalition with its complement; not used for Banzhaf values with p other than 1/2.

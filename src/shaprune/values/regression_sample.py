@@ -133,7 +133,7 @@ class Sample:
         worths = self.halves if self.paired else self.worths
         if p is not None:
             others = np.zeros((m, 0)) if self.paired else np.ones((m, 1))
-            return self.rows - p, others, worths, self.weights
+            return np.asarray(self.rows - p, dtype=np.float64), others, worths, self.weights
         assert self.ends is not None
         share = self.rows.mean(1)
         worth_all, worth_none = self.ends
@@ -141,7 +141,7 @@ class Sample:
         worths = worths - total * (share - 0.5) if self.paired else worths - worth_none - total * share
         terms = min(size_terms, len(self.sampler.sizes) // 2, max(m - n, 0) // 4)
         others = curves(2 * share - 1, terms, odd=self.paired)
-        return self.rows - share[:, None], others, worths, self.weights
+        return np.asarray(self.rows - share[:, None], dtype=np.float64), others, worths, self.weights
 
     def everything(self) -> tuple[Coalitions, Array]:
         """All coalitions evaluated, and their worths."""

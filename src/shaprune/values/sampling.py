@@ -1,8 +1,8 @@
 """Random coalitions by size, none of them twice.
 
-A *unit* of a sample is a coalition, or a coalition together with its complement. Units fall into classes by their size, and
-a sample spreads over the classes in proportion to given shares; a class that is drawn whole passes what is left to the
-others. Where every class gets at least one unit that makes a stratified sample without replacement.
+A *unit* of a sample is a coalition, or a coalition together with its complement. Units fall into classes by their
+size, and a sample spreads over the classes in proportion to given shares; a class that is drawn whole passes what is
+left to the others. Where every class gets at least one unit that makes a stratified sample without replacement.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SizeSampler:
         size = coalitions.sum(1)
         if self.paired:
             size = np.minimum(size, self.n - size)
-        return np.searchsorted(self.sizes, size)
+        return np.asarray(np.searchsorted(self.sizes, size), dtype=np.int64)
 
     def _rounded(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Whole numbers of further units that sum to ``count``; the fractions by systematic sampling."""
@@ -108,7 +108,8 @@ class SizeSampler:
         if k in self._lists:
             rows, self._lists[k] = self._lists[k][:count], self._lists[k][count:]
             return rows
-        seen, found = self._seen.setdefault(k, set()), []
+        seen = self._seen.setdefault(k, set())
+        found: list[NDArray[np.bool_]] = []
         while len(found) < count:
             for row in random(n, size, count - len(found), rng):
                 key = self._key(row)
@@ -177,7 +178,8 @@ def prefixes(n: int, walks: int, rng: np.random.Generator) -> Coalitions:
     """(walks * (n - 1), n) coalitions met along random orders, sizes 1..n-1, the sizes of a walk in random order."""
     place = rng.permuted(np.tile(np.arange(n), (walks, 1)), axis=1)
     size = rng.permuted(np.tile(np.arange(1, n), (walks, 1)), axis=1)
-    return (place[:, None, :] < size[:, :, None]).reshape(-1, n)
+    rows: Coalitions = np.less(place[:, None, :], size[:, :, None])
+    return rows.reshape(-1, n)
 
 
 def spread(total: float, capacity: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ def complete(coalitions: Coalitions, worths: Worths, weights: Array) -> Array:
 def shares_by_size(weights: Array) -> tuple[Array, Array]:
     """(n + 1,) weight of the coalitions of each size together, for a member and for a player that is not in them.
 
-    phi_i = sum over s of inside[s] (mean worth of the coalitions of s players with i) - outside[s] (the same without i).
+    phi_i = sum over s of inside[s] (mean worth of the coalitions of s players with i) - outside[s] (without i).
     """
     return np.append(0.0, weights), np.append(weights, 0.0)
 
@@ -37,9 +37,9 @@ def shares_by_size(weights: Array) -> tuple[Array, Array]:
 def best_shares(weights: Array) -> Array:
     """(n + 1,) how often to draw each size where coalitions of a size are drawn at random, up to a factor.
 
-    Given s, a member gets the coalition's worth times inside[s] n / s on average over draws, another player outside[s] n /
-    (n - s). The squares sum to n^2 (inside[s]^2 / s + outside[s]^2 / (n - s)), and the sum of this over q(s), which
-    is the variance of all values together where worths vary alike in all sizes, is least for q its root.
+    A coalition of size s enters with the factor inside[s] n / s for a member, outside[s] n / (n - s) for another
+    player, over q(s). The squares of the factors sum to n^2 (inside[s]^2 / s + outside[s]^2 / (n - s)), and the sum of
+    this over q(s), the variance of all values together where worths vary alike in all sizes, is least for q its root.
     """
     n = len(weights)
     s = np.arange(n + 1)

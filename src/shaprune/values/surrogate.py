@@ -1,10 +1,11 @@
 """A Gaussian process on coalitions whose Shapley values are known in closed form.
 
-With z = +1 for a member and -1 for the others, a game is a sum of Fourier terms, v(S) = sum over A of f(A) prod_{i in A} z_i,
-and its Shapley values need the odd ones alone: phi_i = 2 sum over odd A with i of f(A) / |A|. (A term with |A| odd is, up
-to terms that vanish in the average over orders, divided among its members; one with |A| even gives nothing.) So the
-process models the odd part of the worth, half the difference between a coalition and its complement, minus the equal
-share (2 |S| / n - 1) (v(all) - v(none)) / 2, given that it is 0 at the full coalition. That makes the values efficient.
+With z = +1 for a member and -1 for the others, a game is a sum of Fourier terms, v(S) = sum over A of f(A) z_A with
+z_A = prod_{i in A} z_i. In one term the players outside A are null players and those of A are alike, so each of these
+gets an equal share of what the term gains from nobody to everybody: 2 where |A| is odd, 0 where it is even. Hence
+phi_i = 2 sum over odd A with i of f(A) / |A|, and the process models the odd part of the worth alone, half the
+difference between a coalition and its complement, minus the equal share (2 |S| / n - 1) (v(all) - v(none)) / 2, given
+that it is 0 at the full coalition. That makes the values efficient.
 
 The prior is a sum of three terms and noise; x = 2 |S| / n - 1, all per unit of one common scale:
 
@@ -12,15 +13,16 @@ The prior is a sum of three terms and noise; x = 2 |S| / n - 1, all per unit of 
   Shapley values are z_i int_0^rho [prod_{k != i} (1 + t z_k) + prod_{k != i} (1 - t z_k)] dt, which depends on the
   coalition's size alone: a table of n + 1 numbers, by Gauss-Legendre quadrature.
 - *size*: a smooth odd function of x that vanishes at both ends. Its Shapley values are 0.
-- *players by size*: x^2 (z_i - mean z), a player's weight that depends on how many others there are. Averaged over sizes.
+- *players by size*: x^2 (z_i - mean z), a player's weight that depends on how many others there are. Averaged over
+  sizes.
 
-rho, the two amplitudes and the noise maximise the marginal likelihood (coordinate search on a random part of the
-data where there is much of it). The spread is the posterior's, with the degrees of freedom of the four parameters taken
-off. It is a statement about games like this one and not about repeated sampling: over several games, values -+ 1.96 of it
-held 89 to 99 % of the true values from 10 n coalitions on. That is no standard error that one can rely on.
+rho, the two amplitudes and the noise maximise the marginal likelihood (coordinate search on a random part of the data
+where there is much of it). The spread is the posterior's, with the degrees of freedom of the four parameters taken
+off. It is a statement about games like this one and not about repeated sampling: over several games, values -+ 1.96
+of it held 89 to 99 % of the true values from 10 n coalitions on. That is no standard error that one can rely on.
 
-Cost: O(K^3) for K pairs. Fourier surrogates such as OddSHAP and ProxySPEX keep few interactions explicitly; here all of
-them are kept, with small weights.
+Cost: O(K^3) for K pairs. Fourier surrogates such as OddSHAP and ProxySPEX keep few interactions explicitly; here all
+of them are kept, with small weights.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ class _Kernel:
         full = _sinh_ratio(2 * self.members - self.n, rho, self.n)  # with the full coalition
         matrix = _sinh_ratio(self.dot, rho, self.n) - np.outer(full, full) + size * self.size + players * self.players
         matrix[np.diag_indices(len(matrix))] += noise
-        return matrix
+        return np.asarray(matrix, dtype=np.float64)
 
     def shapley(self, parameters: tuple[float, ...]) -> tuple[Array, Array]:
         """(n, K) covariance of each player's value with the data, and (n,) its own variance."""
@@ -134,7 +136,7 @@ def curves(x: Array, count: int, *, odd: bool) -> Array:
 def _search(kernel: _Kernel, rest: Array) -> tuple[float, ...]:
     """Parameters of the largest marginal likelihood, by a coordinate search with shrinking steps."""
     low, high = (*LOW, log(1e-3 / kernel.n)), (*HIGH, log(min(0.9, 200 / kernel.n)))
-    best = (-2.0, -3.0, -3.0, min(-log(kernel.n), high[RHO]))
+    best: tuple[float, ...] = (-2.0, -3.0, -3.0, min(-log(kernel.n), high[RHO]))
     score = _misfit(kernel, rest, best)
     for step in (2.0, 1.0, 0.5):
         for which in range(len(best)):

@@ -1,17 +1,17 @@
 """Stratified SVARM: mean worths by player, coalition size, and whether the player is in (Kolpaczki et al. 2024).
 
-phi_i = sum over s of w[s] (mean worth of the coalitions of s + 1 players with i - mean worth of those of s without i), for any
-semivalue with weights w. A coalition of s players is a sample of n strata at once: "in, size s" of its members, "out, size
-s" of the others.
+phi_i = sum over s of w[s] (mean worth of the coalitions of s + 1 players with i - mean worth of those of s without
+i), for any semivalue with weights w. A coalition of s players is a sample of n strata at once: "in, size s" of its
+members, "out, size s" of the others.
 
-Sizes 0, 1, n - 1 and n are enumerated where they weigh as much as others. The warm-up comes next: ceil(n / min(s, n - s))
-coalitions of each size in balanced blocks (pieces of random orders), which fill all its strata. Then sizes take turns.
-Where it deviates from the paper: small and large sizes, whose strata fill unevenly, get more turns (see `best_shares`), no
-coalition is drawn twice, and the variance within a stratum is shrunk towards the mean over the players of its size. (Blocks
-all the way would be worse: disjoint coalitions have opposite errors, and means with and without a player are subtracted.)
-A stratum that is still empty borrows the mean worth
-of its size (of the neighbouring sizes, where nothing of its size was drawn): the player then counts as the average
-player there, ``Values.diagnostics["borrowed_strata"]`` says how many did, and no standard error is claimed.
+Sizes 0, 1, n - 1 and n are enumerated where they weigh as much as others. The warm-up comes next: ceil(n / min(s, n -
+s)) coalitions of each size in balanced blocks (pieces of random orders), which fill all its strata. Then sizes take
+turns. Where it deviates from the paper: small and large sizes, whose strata fill unevenly, get more turns (see
+`best_shares`), no coalition is drawn twice, and the variance within a stratum is shrunk towards the mean over the
+players of its size. (Blocks all the way would be worse: disjoint coalitions have opposite errors, and means with and
+without a player are subtracted.) A stratum that is still empty borrows the mean worth of its size (of the
+neighbouring sizes, where nothing of its size was drawn): the player then counts as the average player there,
+``Values.diagnostics["borrowed_strata"]`` says how many did, and no standard error is claimed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shaprune.values.sampling import SizeSampler
 from shaprune.values.semivalues import best_shares, complete, shares_by_size
 
 Array = NDArray[np.float64]
-TRUSTED = 10  # coalitions per player from which on standard errors are claimed
+TRUSTED = 20  # coalitions per player from which on standard errors are claimed
 PRIOR = 2.0  # degrees of freedom that the mean variance of a size counts for
 NEGLIGIBLE = 1e-6  # share of a size below which its strata may stay empty
 
