@@ -1,10 +1,10 @@
 """Estimators of Shapley values against evaluations, seconds and their own claims; ours and shapiq's.
 
 Errors: ||value - truth|| / ||truth|| at m = 2n, 5n, 10n, 20n coalitions, medians over seeds, on three synthetic games
-and on the layers of trained LeNets (10, 20, 50, 500 channels or neurons; minus the cross-entropy on 200 held-out images,
-every coalition on all images, as shapiq and published code ask). Truths: closed form, enumeration, or long runs with one
-order per image, whose own standard error is given. Then one order per image, which only a mean over images allows, at
-its own price and seconds.
+and on the layers of trained LeNets (10, 20, 50, 500 channels or neurons; minus the cross-entropy on 200 held-out
+images, every coalition on all images, as shapiq and published code ask). Truths: closed form, enumeration, or long runs
+with one order per image, whose own standard error is given. Then one order per image, which only a mean over images
+allows, at its own price and seconds.
 
 Coverage: how often a 95 % interval holds the truth, over 1,000 seeded repetitions, on games of 10 players.
 """

@@ -55,6 +55,7 @@ def test_one_game_over_all_groups_is_split_by_group(model: nn.Module, data: list
     assert joined.tolist() == whole.value.tolist()
     assert joined.sum() == pytest.approx(whole.worth_all - whole.worth_none)
     assert together["conv1"].efficiency_gap is None
+    assert together.n_evaluations == whole.n_evaluations
 
 
 def test_too_many_players_for_exact_are_refused_before_any_work() -> None:

@@ -49,8 +49,10 @@ class Scores(Mapping[str, Values]):
 
     @property
     def n_evaluations(self) -> int:
-        """(coalition, example) rows paid in all."""
-        return sum(v.n_evaluations for v in self.by_group.values())
+        """(coalition, example) rows paid in all; one game over all groups is paid once."""
+        paid = [v.n_evaluations for v in self.by_group.values()]
+        together = all("part_of" in v.options for v in self.by_group.values())
+        return max(paid, default=0) if together else sum(paid)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

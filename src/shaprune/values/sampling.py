@@ -209,7 +209,7 @@ def _all_of(n: int, size: int) -> Coalitions:
     if n <= 24:
         codes = np.arange(1 << n, dtype=np.uint32)
         codes = codes[np.bitwise_count(codes) == size]
-        return (codes[:, None] >> np.arange(n, dtype=np.uint32) & 1).astype(bool)
+        return np.asarray(codes[:, None] >> np.arange(n, dtype=np.uint32) & 1, dtype=bool)
     few = min(size, n - size)
     chosen = np.array(list(combinations(range(n), few)), dtype=np.int64).reshape(comb(n, few), few)
     rows = np.zeros((len(chosen), n), dtype=bool)
