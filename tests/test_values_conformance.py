@@ -237,11 +237,14 @@ def test_files_from_before_concepts_had_names_still_load(options: dict[str, Any]
     assert (back.concept, back.efficient, back.diagnostics) == ("shapley", not options, {})
 
 
-def test_an_interval_reaches_as_many_standard_errors_as_the_normal_distribution_says() -> None:
-    values = estimate(_game(), "permutation", max_evaluations=100)
-    for confidence, reach in ((0.95, 1.959964), (0.99, 2.575829), (0.5, 0.674490)):
-        ends = np.stack([values.value - reach * values.stderr, values.value + reach * values.stderr], axis=1)
-        assert_allclose(values.interval(confidence), ends, atol=1e-6)
+@pytest.mark.parametrize(("walks", "reach"), [(9, 2.306004), (20, 2.093024), (3_000, 1.960755)])  # Student's table
+def test_an_interval_reaches_as_many_standard_errors_as_student_says(walks: int, reach: float) -> None:
+    values = estimate(_game(), "permutation", max_evaluations=walks * (N + 1))
+    assert (values.counts == walks).all()
+    ends = np.stack([values.value - reach * values.stderr, values.value + reach * values.stderr], axis=1)
+    assert_allclose(values.interval(0.95), ends, atol=1e-3)
+    narrow, wide = (np.ptp(values.interval(confidence), axis=1) for confidence in (0.5, 0.99))
+    assert (narrow < wide).all()
     assert values.interval().tolist() == values.interval(0.95).tolist()
     exact = estimate(_game(), "exact")
     assert exact.interval().tolist() == np.stack([exact.value, exact.value], axis=1).tolist()

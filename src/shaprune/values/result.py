@@ -64,12 +64,14 @@ class Values:
         return np.argsort(self.value, kind="stable")
 
     def interval(self, confidence: float = 0.95) -> NDArray[np.float64]:
-        """(n, 2) lower and upper end of each player's own confidence interval, ``value -+ z * stderr``.
+        """(n, 2) lower and upper end of each player's own confidence interval, ``value -+ t * stderr``.
+
+        t is Student's quantile with ``counts - 1`` degrees of freedom.
 
         Raises:
             InputError: a confidence outside (0, 1).
         """
-        reach = quantile_of(confidence) * self.stderr
+        reach = _student(quantile_of(confidence), self.counts - 1) * self.stderr
         return np.stack([self.value - reach, self.value + reach], axis=1)
 
     def part(self, players: NDArray[np.int64]) -> Values:
@@ -142,3 +144,12 @@ def quantile_of(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}; it must lie strictly between 0 and 1, such as 0.95")
     return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _student(z: float, freedom: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Student's quantiles from the normal one (Abramowitz & Stegun 26.7.5); within 1 % of it from 4 degrees on."""
+    v = np.maximum(freedom, 1).astype(np.float64)
+    first = (z**3 + z) / (4 * v)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    return np.asarray(z + first + second + third)
