@@ -133,7 +133,7 @@ class _Sample:
 
 
 def _stratified(sample: _Sample) -> tuple[Array, Array, int]:
-    """(n,) values, (n,) standard errors, and the number of strata that borrowed."""
+    """(n,) values, (n,) standard errors (inf where a variance is unknown), and the number of strata that borrowed."""
     rows, worths, n = sample.rows, sample.worths, sample.task.n
     size = rows.sum(1)
     at = (size[:, None] == np.arange(n + 1)).astype(np.float64)  # (m, n + 1)
@@ -154,6 +154,8 @@ def _stratified(sample: _Sample) -> tuple[Array, Array, int]:
         within = (np.maximum(square, 0) + PRIOR * pooled[:, None]) / (np.maximum(count - 1, 0) + PRIOR)
         value += sign * weight @ (mean + overall[:, None])
         variance += (weight**2 * unseen) @ (within / np.maximum(count, 1))
-        empty = (count == 0) | ((freedom == 0) & (unseen > 0))[:, None]
-        borrowed += int(np.count_nonzero(empty[weight > NEGLIGIBLE]))
+        counts = weight > NEGLIGIBLE
+        borrowed += int(np.count_nonzero(count[counts] == 0))
+        if (counts & (freedom == 0) & (unseen > 0)).any():
+            variance += np.inf
     return value, np.sqrt(variance), borrowed
