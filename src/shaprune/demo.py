@@ -11,19 +11,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_model
-from torch import nn
 
 from shaprune.atomic import check_free, foreign, new_directory, write_text
-from shaprune.bench.datasets import Dataset, load_dataset
-from shaprune.bench.models import build_model
+from shaprune.bench.datasets import load_dataset
 from shaprune.bench.recipes import RECIPES, choose_architecture
+from shaprune.bench.training import train
 from shaprune.compression import compress
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS, save
 from shaprune.measure import Measurement
 from shaprune.network.borrow import kept_globals
 from shaprune.planning import Budget
-from shaprune.recovery.fit import fit
 from shaprune.report.comparison import latency_setting, to_json
 from shaprune.report.curves import removal_curves
 from shaprune.report.page import Content, page
@@ -108,7 +106,7 @@ def run_demo(
             dataset = load_dataset(data)
         say(f"training {name} on {len(dataset.train):,} images, epochs: {RECIPES[name].epochs} ...")
         with _timed(seconds, "train"):
-            dense = _train(name, dataset, seed, torch.device(device))
+            dense = train(name, dataset, seed=seed, device=device)
         say(f"scoring, planning, pruning and recovering ({seconds['train']:.1f} s so far for the training) ...")
         result = compress(
             dense,
@@ -134,22 +132,6 @@ def run_demo(
             save_model(dense, str(folder / ARTIFACTS["dense"]))
             save(result.model, result.plan, folder / ARTIFACTS["model"])
     return Demo(result.measurements, setting, seconds, {key: out / file for key, file in ARTIFACTS.items()})
-
-
-def _train(name: str, dataset: Dataset, seed: int, device: torch.device) -> nn.Module:
-    recipe = RECIPES[name]
-    torch.manual_seed(seed)
-    model = build_model(name).to(device)
-    fit(
-        model,
-        dataset.train.batches(),
-        epochs=recipe.epochs,
-        lr=recipe.lr,
-        weight_decay=1e-2,
-        batch_size=recipe.batch_size,
-        seed=seed,
-    )
-    return model.eval()
 
 
 @contextmanager

@@ -234,3 +234,11 @@ def _points(points: Sequence[int] | None, most: int) -> NDArray[np.int64]:
     if removed[0] < 0 or removed[-1] > most:
         raise InputError(f"points run from {removed[0]} to {removed[-1]}; they must lie between 0 and {most}")
     return removed.astype(np.int64)
+
+
+def removal_order(players: Players, value: NDArray[np.float64]) -> NDArray[np.int64]:
+    """All players, the least valuable first; where there are several groups, the best of each comes last."""
+    order = np.argsort(value, kind="stable")
+    spared = np.zeros(players.n, dtype=bool)
+    spared[[group.indices[np.argsort(value[group.indices], kind="stable")[-1]] for group in players.groups]] = True
+    return np.concatenate([order[~spared[order]], order[spared[order]]])

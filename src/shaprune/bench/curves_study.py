@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from shaprune.bench.contenders import Contender, Contest, players_of
-from shaprune.bench.curves import Curve, band, mean_and_reach, quality, removal_curves
+from shaprune.bench.curves import Curve, band, mean_and_reach, quality, removal_curves, removal_order
 from shaprune.bench.splits import Dataset, Split
 from shaprune.bench.training import train
 from shaprune.errors import InputError
@@ -86,16 +85,6 @@ def measured(
     at = points_of(players.n) if points is None else points
     curves = removal_curves(model, players, orders, test, points=at)
     return {name: replace(entry, curve=curve) for (name, entry), curve in zip(entries.items(), curves, strict=True)}
-
-
-def removal_order(players: Players, value: NDArray[np.float64]) -> NDArray[np.int64]:
-    """All players, the least valuable first; where there are several groups, the best of each comes last."""
-    order = np.argsort(value, kind="stable")
-    if len(players.groups) == 1:
-        return order
-    spared = np.zeros(players.n, dtype=bool)
-    spared[[group.indices[np.argsort(value[group.indices], kind="stable")[-1]] for group in players.groups]] = True
-    return np.concatenate([order[~spared[order]], order[spared[order]]])
 
 
 def points_of(n: int, most: int = 9) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from shaprune.bench.curves import removal_order as order_of_values
 from shaprune.network.criteria import rank
 from shaprune.network.game import NetworkGame
 from shaprune.network.players import Players
@@ -77,11 +78,7 @@ def removal_curves(
 
 def removal_order(players: Players, scores: Mapping[str, Values]) -> NDArray[np.int64]:
     """All players, the least valuable first; the most valuable of every group come last."""
-    value = np.concatenate([scores[group.name].value for group in players.groups])
-    spared = np.zeros(players.n, dtype=bool)
-    spared[[group.indices[scores[group.name].ranking()[-1]] for group in players.groups]] = True
-    order = np.argsort(value, kind="stable")
-    return np.concatenate([order[~spared[order]], order[spared[order]]])
+    return order_of_values(players, np.concatenate([scores[group.name].value for group in players.groups]))
 
 
 def _scaled(norms: Values) -> Values:

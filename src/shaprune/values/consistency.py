@@ -20,6 +20,11 @@ from shaprune.values.game import (
 NEAR = 1e-4  # relative difference that rounding in float32 explains, also with other batch sizes
 
 
+def agree(one: float, other: float) -> bool:
+    """Whether two answers to the same question differ by no more than rounding."""
+    return abs(one - other) <= NEAR * max(abs(one), abs(other), 1.0)
+
+
 class Watched(GameWrapper):
     """Compares the answers for the full and the empty coalition, which most estimators ask for again and again.
 
@@ -78,7 +83,7 @@ class Watched(GameWrapper):
             if known is worth or not np.isfinite(known):  # the caller refuses what is not finite
                 continue
             self._again = True
-            if not abs(known - worth) <= NEAR * max(abs(known), abs(worth), 1.0):
+            if not agree(known, worth):
                 of = describe(self._noted[which])
                 where = "" if key < 0 else f" on example {key}"
                 raise GameError(

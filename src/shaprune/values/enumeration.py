@@ -11,7 +11,7 @@ a[s] = weights[s - 1] / C(n - 1, s - 1), and for the s others of one who is not 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from math import comb, log10
 from typing import ClassVar
@@ -53,30 +53,23 @@ class _Enumeration(Method):
         return self.least(task)
 
     def run(self, task: Task) -> Values:
+        task = replace(task, concept=self.concept_of(task))
         n = task.n
-        concept = self.concept_of(task)
-        weights = concept.weights(n)
-        value, ends, total = (_from_table if n <= MAX_PLAYERS else _streamed)(task, weights)
+        value, ends, total = (_from_table if n <= MAX_PLAYERS else _streamed)(task, task.weights)
         worth_all, worth_none = ends.get(n), ends.get(0)
-        efficient = concept.efficient(n)
-        gap = (
-            float(value.sum() - (worth_all - worth_none))
-            if efficient and worth_all is not None and worth_none is not None
-            else None
-        )
         return Values(
             value=value,
             stderr=np.zeros(n),
             n_evaluations=task.game.evaluations,
             method=self.name,
-            efficiency_gap=gap,
+            efficiency_gap=task.gap(value, worth_all, worth_none),
             stopped_by="enumerated",
             worth_all=worth_all,
             worth_none=worth_none,
             counts=np.full(n, total, dtype=np.int64),
-            options={**self.options(task), "concept": concept.label},
-            concept=concept.label,
-            efficient=efficient,
+            options=self.options(task),
+            concept=task.concept.label,
+            efficient=task.efficient,
         )
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from shaprune.atomic import write_bytes
 from shaprune.errors import GameError, InputError
+from shaprune.values.consistency import agree
 from shaprune.values.game import (
     Coalitions,
     Examples,
@@ -36,7 +37,6 @@ from shaprune.values.game import (
 
 SCHEMA = 1
 MAX_MEMORY = 1 << 28
-NEAR = 1e-4  # relative difference that rounding in float32 explains
 _ENTRY = 160  # bytes of one entry of the dictionary besides the coalition itself
 
 
@@ -110,7 +110,7 @@ class LoggedGame(GameWrapper):
         known = self._worths[key]
         again = float(checked(self.game(coalition[None]), coalition[None])[0])
         self._checked = True
-        if abs(again - known) <= NEAR * max(abs(again), abs(known), 1.0):
+        if agree(again, known):
             return None
         return f"{describe(coalition)} is worth {known} there and {again} here"
 
