@@ -32,7 +32,7 @@ from shaprune.values.regression import Regression
 from shaprune.values.svarm import SVARM
 
 IMAGES = 200
-SEEDS = 5
+SEEDS = 20
 REPETITIONS = 1_000
 MULTIPLES = (2, 5, 10, 20)  # coalitions per player
 OURS: dict[str, Method] = {
