@@ -243,12 +243,13 @@ def test_batch_norm_scales_are_those_of_torch_pruning(name: str) -> None:
 
 
 def filters(model: nn.Module, group: Group) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(player, filter, its layer's weight) for every filter of every producer."""
+    """(player, filter, all filters of the group in that layer) for every filter of every producer."""
     for member in group.producers:
         weight = model.get_submodule(member.module).weight
+        owned = weight[sorted(channel for channels in member.channels for channel in channels)]
         for player, channels in enumerate(member.channels):
             for channel in channels:
-                yield player, weight[channel], weight
+                yield player, weight[channel], owned
 
 
 @pytest.mark.parametrize("name", ["residual", "grouped", "padded", "concatenated"])

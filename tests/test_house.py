@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 WITHOUT_TORCH = ("errors", "atomic", "values", "network.layers", "network.players", "planning", "scores")
 AT_HOME = {  # third party -> the only files that may import it
-    "torch_pruning": {"network/coupling.py", "network/peers.py", "network/surgery.py"},
+    "torch_pruning": {"network/peers.py", "network/surgery.py"},
     "shapiq": {"values/interplay.py"},
 }
 ONE_FILE_EACH = ("lightning", "ray", "plotly", "transformers", "timm", "torchvision", "onnx")

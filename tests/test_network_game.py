@@ -18,7 +18,7 @@ from shaprune.network.discovery import find_players
 from shaprune.network.game import NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
-from shaprune.network.surgery import cut, removals
+from shaprune.network.surgery import cut
 from shaprune.network.worths import WORTHS, Evaluate, SetWorth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,7 +76,7 @@ def test_walks_from_a_coalition_are_those_of_networks_after_surgery(name: str, g
                         break
                 else:
                     with torch.no_grad():
-                        outputs = cut(copy.deepcopy(model), players, removals(players.groups, kept))(x)[:, 0]
+                        outputs = cut(copy.deepcopy(model), players, kept)(x)[:, 0]
                     expected = outputs.mean() if way in ("over all", "metric") else outputs[example]
                     assert row[step] == pytest.approx(float(expected), abs=1e-5 * scale)
         assert steps == 0 or np.ptp(worths) > 1e-6 * scale

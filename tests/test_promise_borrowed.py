@@ -234,7 +234,7 @@ def test_a_model_that_raises_while_players_are_found_comes_back(
     ("options", "words"),
     [
         ({"include": "nothing"}, "matches no prunable layer"),
-        ({"unit": "head"}, "unknown unit"),
+        ({"unit": "atom"}, "unknown unit"),
         ({"exclude": nn.Conv2d}, "nothing in this model can be pruned"),
         ({"example_inputs": torch.zeros(2, 9, 8, 8)}, "does not run on example_inputs"),
     ],

@@ -111,7 +111,7 @@ def test_a_layer_that_cannot_be_cut_is_named() -> None:
     name = players.groups[0].members[0].module
     setattr(model, name, nn.Identity())
     with pytest.raises(sp.SurgeryError, match=f"layer '{name}' could not be cut"):
-        cut(model, players, [(name, "out", [0])])
+        cut(model, players, np.arange(players.n) > 0)
 
 
 def test_a_plan_by_hand_may_leave_one_player() -> None:

@@ -26,7 +26,7 @@ from shaprune.errors import GameError, InputError, ShapruneWarning
 from shaprune.network.discovery import find_players
 from shaprune.network.game import NetworkGame
 from shaprune.network.players import Players
-from shaprune.network.surgery import cut, removals
+from shaprune.network.surgery import cut
 from shaprune.network.worths import Evaluate, SetWorth
 from shaprune.values.estimate import estimate
 
@@ -72,7 +72,7 @@ def coalitions_of(players: Players, count: int = 8) -> NDArray[np.bool_]:
 
 def after_surgery(model: nn.Module, players: Players, kept: NDArray[np.bool_], x: Tensor) -> list[NDArray[np.float64]]:
     with torch.no_grad():
-        small = [cut(copy.deepcopy(model), players, removals(players.groups, row)) for row in kept]
+        small = [cut(copy.deepcopy(model), players, row) for row in kept]
         return [net(x).double().numpy() for net in small]
 
 

@@ -17,7 +17,7 @@ from shaprune.network.discovery import find_players
 from shaprune.network.game import NetworkGame
 from shaprune.network.metric import MetricFunction
 from shaprune.network.players import Players
-from shaprune.network.surgery import cut, removals
+from shaprune.network.surgery import cut
 from shaprune.network.worths import WORTHS, Evaluate, SetWorth, Worth, built_in, name_of, worth_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,7 +127,7 @@ def coalitions_of(players: Players, count: int = 12) -> NDArray[np.bool_]:
 def after_surgery(model: nn.Module, players: Players, kept: NDArray[np.bool_], x: Tensor) -> Floats:
     """(R, N, ...) outputs of the networks in which the players of each coalition stay."""
     with torch.no_grad():
-        small = [cut(copy.deepcopy(model), players, removals(players.groups, row)) for row in kept]
+        small = [cut(copy.deepcopy(model), players, row) for row in kept]
         return np.stack([net(x).double().numpy() for net in small])
 
 

@@ -18,7 +18,8 @@ from torch import nn
 from shaprune.atomic import new_directory, read_json
 from shaprune.errors import InputError
 from shaprune.network.borrow import copied
-from shaprune.network.surgery import check_fits, cut, removals, width_of
+from shaprune.network.kinds import widths_of
+from shaprune.network.surgery import check_fits, cut
 from shaprune.planning import Plan, check_schema
 
 SCHEMA = 1
@@ -86,7 +87,7 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
     if not isinstance(model, nn.Module):
         raise InputError(f"build() returned a {type(model).__name__}; it must return the dense torch.nn.Module")
     check_fits(model, plan.players)
-    small = cut(copied(model), plan.players, removals(plan.players.groups, plan.kept))
+    small = cut(copied(model), plan.players, plan.kept)
     try:
         load_model(small, str(folder / WEIGHTS), strict=True)
     except (RuntimeError, SafetensorError) as error:
@@ -97,9 +98,11 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
 def _check_made_by(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     for name, expected in plan.players.widths(plan.kept).items():
+        if plan.players.layers[name].kind == "parameter":
+            continue  # their shapes stand in the manifest
         if name not in modules:
             raise InputError(f"the plan does not belong to this model: layer {name!r} is missing")
-        width = width_of(modules[name])
+        width = widths_of(modules[name])
         if width is not None and width != expected:
             raise InputError(
                 f"the plan does not belong to this model: layer {name!r} is {width[0]} -> {width[1]}, "

@@ -10,7 +10,7 @@ from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, tensors
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.masks import edges_of, masked
-from shaprune.network.surgery import check_fits, cut, removals
+from shaprune.network.surgery import check_fits, cut
 from shaprune.planning import Plan
 
 TOLERANCE = 1e-4  # relative, float32; deep networks round to about 1e-6
@@ -36,7 +36,7 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
         raise InputError("the plan removes nothing; lower the budget, or remove at least one player")
     check_fits(model, plan.players)
     inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
-    small = cut(copied(model), plan.players, removals(plan.players.groups, plan.kept))
+    small = cut(copied(model), plan.players, plan.kept)
     params = sum(p.numel() for p in small.parameters())
     if params != plan.cost["params"]:
         raise SurgeryError(f"surgery left {params} parameters where the plan predicts {plan.cost['params']:.0f}")

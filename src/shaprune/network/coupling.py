@@ -1,285 +1,248 @@
-"""Which channels are coupled: the adapter around torch-pruning's `DependencyGraph`, shielding its traps.
+"""Which channels are coupled: those that can only leave together, in every layer.
 
-It works on a private copy of the model, with autograd on and every parameter trainable, because torch-pruning finds
-nothing otherwise. Indices that torch-pruning merges are followed per channel, and channels that share a member (or a
-slot of a grouped convolution) become one player.
+Channels that reach the same input channel of a layer leave together (see `shaprune.network.links`), and so do channels
+that share a slot of a grouped convolution. One rule covers shortcuts, concatenations, splits, flattening, gates, padded
+shortcuts, groups of a group norm, and attention: a head is the smallest set of its channels that can leave.
+torch-pruning's graph, which this replaces, gets padded shortcuts, parameters outside layers and attention wrong.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch_pruning as tp
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from shaprune.errors import InputError
-from shaprune.network.batches import Inputs, call, length, tensors
-from shaprune.network.layers import Kind, Layer
+from shaprune.network.batches import Inputs
+from shaprune.network.kinds import CONSUMERS, PRODUCERS, kind_of, measure, widths_of
+from shaprune.network.layers import Layer
+from shaprune.network.links import Links, links_of
+from shaprune.network.marks import Marking, Source
 from shaprune.network.players import Member, Role, Skipped
 
-_CONV = nn.modules.conv._ConvNd
-_ROOTS = (_CONV, nn.Linear)
-_Key = tuple[str, Role]
+_TOGETHER = "all its channels can only leave together"
+UNITS = (*PRODUCERS, "depthwise")  # kinds whose channels are all accounted for, as players or as skipped
+_Side = tuple[str, Role]
+_Node = tuple[str, Role, int]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A coupled group as found, not yet verified; ``producers`` names the layers whose filters it would remove."""
+    """A coupled group as found, not yet verified; ``producers`` names what it would take channels from."""
 
     name: str
     members: tuple[Member, ...]
 
     @property
     def producers(self) -> tuple[str, ...]:
-        return tuple(m.module for m in self.members if m.role != "in")
+        return tuple(dict.fromkeys(m.module for m in self.members if m.role != "in"))
+
+    def skipped(self, layers: dict[str, Layer], reason: str) -> list[Skipped]:
+        """What stays when the group is no group of players."""
+        made = [m for m in self.members if m.role == "out" or layers[m.module].kind == "depthwise"]
+        return [Skipped(m.module, int(m.widths.sum()), reason) for m in made]
 
 
-class _Refused(Exception):
-    """Why a group cannot be pruned."""
-
-
-def candidates(copy: nn.Module, inputs: Inputs) -> tuple[list[Candidate], list[Skipped], dict[str, Layer]]:
+def candidates(
+    copy: nn.Module, inputs: Inputs, *, max_seconds: float, max_memory: int
+) -> tuple[list[Candidate], list[Skipped], dict[str, Layer]]:
     """Find coupled groups in a private copy of a model.
 
     Args:
-        copy: a private copy, in eval mode; it is changed.
+        copy: a private copy, in eval mode.
         inputs: example inputs for one forward pass.
+        max_seconds, max_memory: bounds, in bytes for the activations.
 
     Returns:
-        Candidates in order of execution; every convolution and linear layer that is in none of them, with the reason;
-        and the costs of all layers that ran.
+        Candidates in order of execution; every convolution, linear layer and embedding that is in none of them, with
+        the reason; and the costs of all layers that ran.
+
+    Raises:
+        InputError: the bounds are passed.
     """
-    copy.requires_grad_(True)
-    names = {module: name for name, module in copy.named_modules()}
-    layers = _measure(copy, inputs, names)
-    graph = _trace(copy, inputs)
+    layers = measure(copy, inputs)
+    marking = Marking(copy, inputs, layers, max_seconds, max_memory)
+    links = links_of(marking)
+    layers |= _parameters(copy, marking.sources)
+    sets = _coupled(marking.sources, links, layers)
+    groups = _groups(sets, list(layers))
     shared = _shared_parameters(copy)
+    to_output = {marking.sources[i].name for i in links.to_output if marking.sources[i].is_layer}
     found: list[Candidate] = []
     skipped: list[Skipped] = []
-    covered: set[str] = set()
-    for name in [n for n in layers if isinstance(copy.get_submodule(n), _ROOTS)]:
-        if name in covered:
-            continue
-        module = copy.get_submodule(name)
-        if module not in graph.module2node:
-            skipped.append(
-                Skipped(name, layers[name].n_out, "its output does not reach the network's output in the trace")
-            )
-            continue
-        producers = [name]
-        try:
-            group = _group(graph, module, range(layers[name].n_out))
-            producers = [n for n in _out_layers(graph, group, names) if n in layers and n not in covered] or [name]
-            found.append(Candidate(name, _members(graph, module, group, names, layers, shared)))
-            covered.update(found[-1].producers)
-        except _Refused as reason:
-            skipped += [
-                Skipped(n, layers[n].n_out, str(reason)) for n in producers if layers[n].kind not in ("norm", "prelu")
-            ]
-            covered.update(producers)
+    for sides, parts in groups:
+        candidate = _candidate(sides, parts)
+        reason = _refusal(copy, sides, parts, layers, shared, to_output)
+        if reason == _TOGETHER:
+            reason = _mixing(marking, candidate.name)
+        if reason is None:
+            found.append(candidate)
+        skipped += candidate.skipped(layers, reason) if reason is not None else []
+        for lost in candidate.skipped(layers, "they reach no other layer"):
+            left = layers[lost.name].n_out - lost.channels
+            skipped += [Skipped(lost.name, left, lost.reason)] if left else []
+    covered = {p for c in found for p in c.producers} | {s.name for s in skipped}
+    for name, layer in layers.items():
+        if layer.kind in UNITS and name not in covered:
+            reason = "it feeds the network's output" if name in to_output else "its output reaches no other layer"
+            skipped.append(Skipped(name, layer.n_out, reason))
     for name, module in copy.named_modules():
-        if isinstance(module, _ROOTS) and name not in layers:
-            width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            skipped.append(Skipped(name, width, "it did not run on the example inputs"))
+        if kind_of(module) in UNITS and name not in layers:
+            widths = widths_of(module)
+            assert widths is not None
+            skipped.append(Skipped(name, widths[1], "it did not run on the example inputs"))
     return found, skipped, layers
 
 
-def _trace(copy: nn.Module, inputs: Inputs) -> tp.DependencyGraph:
-    try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
-                copy, example_inputs=inputs, forward_fn=lambda model, x: _all_outputs(call(model, x)), verbose=False
-            )
-    except RecursionError as error:
-        raise InputError("torch-pruning cannot follow this model: its graph is too deep to trace") from error
-    except Exception as error:
-        raise InputError(f"torch-pruning cannot trace this model: {type(error).__name__}: {error}") from error
+def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:
+    """Parameters and buffers outside layers, as layers that are cut along one axis."""
+    tensors = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
+    counted = {name for name, _ in copy.named_parameters()}
+    found = {}
+    for source in sources:
+        if source.axis is not None:
+            each = tensors[source.name].numel() // source.width if source.name in counted else 0
+            found[_key(source)] = Layer("parameter", source.width, source.width, 1, each, False, 0.0, source.axis)
+    return found
 
 
-def _all_outputs(outputs: Any) -> Any:
-    return [t for t in tensors(outputs) if t.grad_fn is not None] or outputs
+def _key(source: Source) -> str:
+    return source.name if source.axis is None or source.alone else f"{source.name}@{source.axis}"
 
 
-def _measure(copy: nn.Module, inputs: Inputs, names: dict[nn.Module, str]) -> dict[str, Layer]:
-    """Run once and record the cost of every layer, in order of execution."""
-    positions: dict[str, float] = defaultdict(float)
-    rows = length(inputs)
-
-    def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        width = (
-            module.out_features if isinstance(module, nn.Linear) else getattr(module, "out_channels", output.shape[1])
-        )
-        counted = output.numel() / width
-        if getattr(module, "transposed", False):
-            counted = args[0].numel() / module.in_channels
-        positions[names[module]] += counted / rows
-
-    handles = [m.register_forward_hook(hook) for m in copy.modules() if _kind(m) is not None]
-    try:
-        with torch.no_grad():
-            call(copy, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: _layer(copy.get_submodule(name), n) for name, n in positions.items()}
-
-
-def _kind(module: nn.Module) -> Kind | None:
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, _CONV):
-        alone = module.groups == module.out_channels == module.in_channels and module.groups > 1
-        return "depthwise" if alone else "conv"
-    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
-        return "norm"
-    if isinstance(module, nn.PReLU):
-        return "prelu"
-    return None
+def _coupled(sources: list[Source], links: Links, layers: dict[str, Layer]) -> list[set[_Node]]:
+    """Sets of channels that can only leave together."""
+    joined = _Joined()
+    for i, channels, reader, positions in links.pairs:
+        role = _reading(layers[reader])
+        for a, b in zip(channels.tolist(), positions.tolist(), strict=True):
+            joined.join(_making(sources[i], a), (reader, role, b))
+    for i, blocks, reached in links.mixed:
+        if not sources[i].is_layer and i in links.spread:
+            continue  # an axis that is no channel axis (positions, entries of a table)
+        for block, where in zip(blocks, reached, strict=True):
+            first = _making(sources[i], int(block[0]))
+            for channel in block.tolist()[1:]:
+                joined.join(first, _making(sources[i], channel))
+            for reader, position in where:
+                if _reading(layers[reader]) == "in":  # a norm that all heads share stays whole
+                    joined.join(first, (reader, "in", position))
+    for name, layer in layers.items():
+        if layer.kind == "conv" and layer.groups > 1:
+            sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
+            for role, width in sides:
+                slots = width // layer.groups
+                for channel in range(slots, width):
+                    joined.join((name, role, channel % slots), (name, role, channel))
+    return joined.sets()
 
 
-def _layer(module: nn.Module, positions: float) -> Layer:
-    kind = _kind(module)
-    assert kind is not None
-    if isinstance(module, nn.Linear):
-        return Layer(kind, module.in_features, module.out_features, 1, 1, module.bias is not None, positions)
-    if isinstance(module, _CONV):
-        kernel = 1
-        for size in module.kernel_size:
-            kernel *= size
-        bias = module.bias is not None
-        return Layer(kind, module.in_channels, module.out_channels, module.groups, kernel, bias, positions)
-    if isinstance(module, nn.PReLU):
-        width = module.num_parameters
-        return Layer(kind, width, width, 1, 1 if width > 1 else 0, False, positions)
-    width = int(module.num_features)  # type: ignore[arg-type]
-    return Layer(kind, width, width, 1, 2 if module.affine else 0, False, positions)
+def _making(source: Source, channel: int) -> _Node:
+    return _key(source), "out" if source.is_layer else "both", channel
 
 
-def _group(graph: tp.DependencyGraph, module: nn.Module, channels: Any) -> Any:
-    pruner = graph.get_pruner_of_module(module)
-    return graph.get_pruning_group(module, pruner.prune_out_channels, list(channels))
+def _reading(layer: Layer) -> Role:
+    return "in" if layer.kind in CONSUMERS else "both"
 
 
-def _role(graph: tp.DependencyGraph, handler: Any) -> Role:
-    is_in, is_out = graph.is_in_channel_pruning_fn(handler), graph.is_out_channel_pruning_fn(handler)
-    return "both" if is_in and is_out else "in" if is_in else "out"
+class _Joined:
+    """Union of sets of nodes."""
+
+    def __init__(self) -> None:
+        self.leader: dict[_Node, _Node] = {}
+
+    def find(self, node: _Node) -> _Node:
+        path = [node]
+        while (above := self.leader.setdefault(node, node)) != node:
+            node = above
+            path.append(node)
+        for below in path:
+            self.leader[below] = node
+        return node
+
+    def join(self, a: _Node, b: _Node) -> None:
+        self.leader[self.find(b)] = self.find(a)
+
+    def sets(self) -> list[set[_Node]]:
+        found: dict[_Node, set[_Node]] = defaultdict(set)
+        for node in list(self.leader):
+            found[self.find(node)].add(node)
+        return list(found.values())
 
 
-def _out_layers(graph: tp.DependencyGraph, group: Any, names: dict[nn.Module, str]) -> list[str]:
-    roles = [(names.get(dep.target.module), _role(graph, dep.handler)) for dep, _ in group]
-    return list(dict.fromkeys(name for name, role in roles if name is not None and role != "in"))
+def _groups(sets: list[set[_Node]], order: list[str]) -> Iterator[tuple[list[_Side], list[set[_Node]]]]:
+    """Sets that take channels from the same layers, in order of execution: their sides, and the sets as parts."""
+    place = {name: i for i, name in enumerate(order)}
+    parts = [part for part in sets if any(role == "out" for _, role, _ in part)]
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            name = leader[name]
+        return name
+
+    made = [sorted({name for name, role, _ in part if role != "in"}, key=place.__getitem__) for part in parts]
+    for names in made:
+        for name in names[1:]:
+            leader[find(name)] = find(names[0])
+    together: dict[str, list[set[_Node]]] = defaultdict(list)
+    for names, part in zip(made, parts, strict=True):
+        together[find(names[0])].append(part)
+    result = []
+    for members in together.values():
+        sides = {(name, role) for part in members for name, role, _ in part}
+        ordered = sorted(sides, key=lambda s: (place[s[0]], s[1]))
+        first = next(s for s in ordered if s[1] == "out")
+        ordered = [first, *(s for s in ordered if s != first)]
+        rank = {side: i for i, side in enumerate(ordered)}
+        members.sort(key=lambda part: min((rank[name, role], channel) for name, role, channel in part))
+        result.append((ordered, members))
+    yield from sorted(result, key=lambda r: place[r[0][0][0]])
 
 
-def _members(
-    graph: tp.DependencyGraph,
-    root: nn.Module,
-    group: Any,
-    names: dict[nn.Module, str],
+def _refusal(
+    copy: nn.Module,
+    sides: list[_Side],
+    parts: list[set[_Node]],
     layers: dict[str, Layer],
     shared: dict[str, str],
-) -> tuple[Member, ...]:
-    """Turn a torch-pruning group into members with channels per player.
-
-    Raises:
-        _Refused: with the reason.
-    """
-    n = layers[names[root]].n_out
-    owned = _owned(graph, group, names)
-    if any(sorted(roots) != list(range(n)) or len({len(c) for c in roots.values()}) > 1 for roots in owned.values()):
-        owned = _owned_per_channel(graph, root, n, names)  # torch-pruning attributes a merged channel to one root only
-    for module, role in owned:
-        if module not in layers:
-            raise _Refused(f"{module} is no layer that can be cut")
-        width = layers[module].n_in if role == "in" else layers[module].n_out
-        if any(channel >= width for channels in owned[module, role].values() for channel in channels):
-            raise _Refused(f"torch-pruning finds more channels than the {width} of {module}")
-        if (module in shared) and role != "both":
-            raise _Refused(f"{module} shares its weight with {shared[module]}")
-    if not any(role == "in" for _, role in owned):
-        raise _Refused("it feeds the network's output")
-    parts = _partition(owned, layers, n)
-    if len(parts) < 2:
-        raise _Refused("all its channels can only leave together" if n > 1 else "it has one channel")
-    first: _Key = next(key for key in owned if key[1] != "in")
-    ordered = [first, *sorted((k for k in owned if k != first), key=lambda k: list(layers).index(k[0]))]
-    return tuple(
-        Member(
-            module,
-            role,
-            tuple(tuple(sorted({c for r in part for c in owned[module, role].get(r, ())})) for part in parts),
-        )
-        for module, role in ordered
-    )
+    to_output: set[str],
+) -> str | None:
+    """Why a group cannot be pruned."""
+    names = list(dict.fromkeys(name for name, _ in sides))
+    if any(name in to_output for name, role in sides if role == "out"):
+        return "it feeds the network's output"
+    for name, role in sides:
+        if name in shared and role != "both":
+            return f"{name} shares its weight with {shared[name]}"
+        if layers[name].kind != "parameter" and is_parametrized(copy.get_submodule(name)):
+            return f"{name} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations on it first"
+    if len({name.partition("@")[0] for name in names}) < len(names):
+        return "a parameter would be cut along two axes"
+    if not any(role == "in" for _, role in sides):
+        return "its output reaches no other layer"
+    if len(parts) > 1:
+        return None
+    if layers[sides[0][0]].n_out == 1:
+        return "it has one channel"
+    return _TOGETHER
 
 
-def _owned(graph: tp.DependencyGraph, group: Any, names: dict[nn.Module, str]) -> dict[_Key, dict[int, list[int]]]:
-    """Channels that each root channel owns in each layer of a torch-pruning group.
-
-    Raises:
-        _Refused: the group reaches something that cannot be cut.
-    """
-    owned: dict[_Key, dict[int, list[int]]] = {}
-    for item in group:
-        module = item.dep.target.module
-        if isinstance(module, tp.ops._OutputOp):
-            raise _Refused("it feeds the network's output")
-        if isinstance(module, nn.Parameter):
-            raise _Refused(f"it meets a parameter outside layers, of shape {tuple(module.shape)}")
-        if module not in names:
-            continue  # an operation without weights
-        if _kind(module) is None:
-            mixing = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm))
-            what = (
-                "mixes channels, so a mask is not a removal" if mixing else "is a kind of layer that cannot be cut yet"
-            )
-            raise _Refused(f"{names[module]} ({type(module).__name__}) {what}")
-        roots = owned.setdefault((names[module], _role(graph, item.dep.handler)), {})
-        for root, channel in zip(item.root_idxs, item.idxs, strict=True):
-            if root is None:
-                raise _Refused(f"torch-pruning loses track of channels at {names[module]}")
-            roots.setdefault(root, []).append(channel)
-    return owned
+def _mixing(marking: Marking, producer: str) -> str:
+    """Why all channels of a producer hang together."""
+    mixer = marking.mixer([s.name for s in marking.sources].index(producer))
+    what = f"{mixer} mixes channels, so a mask is not a removal" if mixer else "the network's code mixes them"
+    return f"{_TOGETHER}: {what}"
 
 
-def _owned_per_channel(
-    graph: tp.DependencyGraph, root: nn.Module, n: int, names: dict[nn.Module, str]
-) -> dict[_Key, dict[int, list[int]]]:
-    """The same, asked for one root channel at a time: slower, and nothing is merged away."""
-    owned: dict[_Key, dict[int, list[int]]] = {}
-    for channel in range(n):
-        for key, roots in _owned(graph, _group(graph, root, [channel]), names).items():
-            owned.setdefault(key, {})[channel] = [c for channels in roots.values() for c in channels]
-    return owned
-
-
-def _partition(owned: dict[_Key, dict[int, list[int]]], layers: dict[str, Layer], n: int) -> list[list[int]]:
-    """Root channels that can only leave together: they share a channel, or a slot of a grouped convolution."""
-    leader = list(range(n))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for (module, role), roots in owned.items():
-        layer = layers[module]
-        slots = (layer.n_in if role == "in" else layer.n_out) // layer.groups
-        holder: dict[int, int] = {}
-        for root, channels in roots.items():
-            for channel in channels:
-                slot = channel % slots if layer.kind == "conv" and layer.groups > 1 else channel
-                a, b = find(root), find(holder.setdefault(slot, root))
-                leader[max(a, b)] = min(a, b)
-    parts: dict[int, list[int]] = defaultdict(list)
-    for root in range(n):
-        parts[find(root)].append(root)
-    return [parts[key] for key in sorted(parts)]
+def _candidate(sides: list[_Side], parts: list[set[_Node]]) -> Candidate:
+    owned: dict[_Side, list[tuple[int, ...]]] = {}
+    for name, role in sides:
+        owned[name, role] = [tuple(sorted(c for n, r, c in part if (n, r) == (name, role))) for part in parts]
+    members = [Member(name, role, tuple(channels)) for (name, role), channels in owned.items()]
+    return Candidate(sides[0][0], tuple(members))
 
 
 def _shared_parameters(model: nn.Module) -> dict[str, str]:

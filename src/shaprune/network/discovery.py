@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from shaprune.errors import InputError, check_choice, nearest
-from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, concatenate, length, tensors, transform
+from shaprune.errors import InputError, nearest
+from shaprune.network.batches import Inputs, call, length, tensors, transform
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.coupling import Candidate, candidates
 from shaprune.network.layers import Layer
-from shaprune.network.masks import edges_of, masked
-from shaprune.network.players import Players, Skipped, number_groups
-from shaprune.network.surgery import cut, removals
+from shaprune.network.players import Players
+from shaprune.network.units import wanted
+from shaprune.network.verification import players_of, verified
 
 Filter = str | type[nn.Module]
 
@@ -26,9 +23,12 @@ Filter = str | type[nn.Module]
 def find_players(
     model: nn.Module,
     example_inputs: Inputs,
-    unit: str = "channel",
+    unit: str | Sequence[str] = "channel",
     include: Filter | Sequence[Filter] | None = None,
     exclude: Filter | Sequence[Filter] | None = None,
+    *,
+    max_seconds: float = 300.0,
+    max_memory: int = 1 << 31,
 ) -> Players:
     """Find every group of coupled channels (or neurons) that can leave, and list what cannot, with the reason.
 
@@ -38,29 +38,29 @@ def find_players(
     Args:
         model: any module; it is not changed.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, batch first.
-        unit: what a player is; ``"channel"``: output channels of convolutions and neurons of linear layers.
+        unit: what a player is, one name or several: ``"channel"``, the smallest sets of channels that can leave, of
+            whatever layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``:
+            hidden neurons of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys).
         include: names, globs (``"layer*.conv1"``) or module types; only groups with a matching producer are kept.
         exclude: the same; groups with a matching producer are skipped.
+        max_seconds, max_memory: bounds of following channels through the network; bytes for its activations.
 
     Raises:
         InputError: inputs that the model does not take, a model that is not deterministic in eval mode, a filter that
             matches nothing, or no prunable group at all (the reasons are in the message).
     """
-    check_choice("unit", unit, ["channel"])
+    is_wanted = wanted(unit)
     with borrowed(copied(model)) as copy:
         inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
         inputs = transform(inputs, torch.clone)  # a model may write to what it is given
         _check_runs(copy, inputs)
-        found, skipped, layers = candidates(copy, inputs)
+        found, skipped, layers = candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)
         costs = _model_cost(copy, layers)
         chosen, left_out = _choose(copy, found, _filters(include), _filters(exclude))
-        skipped += [
-            Skipped(p, layers[p].n_out, why) for c, why in left_out for p in c.producers if layers[p].kind != "norm"
-        ]
-        accepted, refused = _verify(copy, inputs, chosen, layers, costs)
-        skipped += [
-            Skipped(p, layers[p].n_out, why) for c, why in refused for p in c.producers if layers[p].kind != "norm"
-        ]
+        left_out += [(c, f"it is no {unit!r}") for c in chosen if not is_wanted(c.members, layers)]
+        chosen = [c for c in chosen if is_wanted(c.members, layers)]
+        accepted, refused = verified(copy, inputs, chosen, layers, costs)
+        skipped += [s for candidate, why in (*left_out, *refused) for s in candidate.skipped(layers, why)]
     order = {name: i for i, name in enumerate(layers)}
     skipped.sort(key=lambda s: order.get(s.name, len(order)))
     if not accepted:
@@ -68,15 +68,7 @@ def find_players(
         raise InputError(
             f"nothing in this model can be pruned:\n{reasons or '  it has no convolution or linear layer'}"
         )
-    return _players(accepted, layers, skipped, costs)
-
-
-def _players(
-    chosen: Sequence[Candidate], layers: dict[str, Layer], skipped: Sequence[Skipped], costs: tuple[int, float]
-) -> Players:
-    touched = {m.module for c in chosen for m in c.members}
-    groups = number_groups([(c.name, c.members) for c in chosen])
-    return Players(groups, {n: layer for n, layer in layers.items() if n in touched}, tuple(skipped), *costs)
+    return players_of(accepted, layers, costs, skipped)
 
 
 def _check_runs(copy: nn.Module, inputs: Inputs) -> None:
@@ -139,69 +131,3 @@ def _choose(
         else:
             chosen.append(candidate)
     return chosen, left_out
-
-
-def _verify(
-    copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: tuple[int, float]
-) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
-    """Split candidates into those whose mask equals their removal and those that disagree, by halving."""
-    if not found:
-        return [], []
-    reason = _disagreement(copy, inputs, _players(found, layers, (), costs))
-    if reason is None:
-        return list(found), []
-    if len(found) == 1:
-        return [], [(found[0], reason)]
-    middle = len(found) // 2
-    left, right = (_verify(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
-    accepted, refused = left[0] + right[0], left[1] + right[1]
-    if left[0] and right[0]:  # each side agrees alone
-        reason = _disagreement(copy, inputs, _players(accepted, layers, (), costs))
-        if reason is not None:
-            return [], refused + [(c, f"together with other groups {reason}") for c in accepted]
-    return accepted, refused
-
-
-def _disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
-    """Mask and remove two random coalitions, one per row; return what differs, None where they agree.
-
-    In double precision, where rounding cannot hide an operation that mixes channels only a little.
-    """
-    rng = np.random.default_rng(0)
-    coalitions = rng.random((2, players.n)) < 0.5
-    for group in players.groups:
-        for row in coalitions:
-            row[rng.choice(group.indices, 2, replace=False)] = (True, False)
-    pair = transform(inputs, lambda t: t[:2] if t.ndim and len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
-    model, limit = copy, 1e-5
-    try:
-        doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
-        precise = copied(copy).double()
-        with torch.no_grad():
-            call(precise, transform(doubled, torch.clone))
-        model, pair, limit = precise, doubled, 1e-9
-    except Exception:
-        pass  # a model that insists on its own precision is compared in that
-    try:
-        return _compare(model, pair, players, coalitions, limit)
-    except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
-        return f"removal breaks the network: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-
-
-def _compare(
-    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
-) -> str | None:
-    device = tensors(pair)[0].device
-    mask = torch.from_numpy(coalitions).to(device, torch.float32)
-    with torch.no_grad():
-        with masked(model, edges_of(players, players.groups, device), mask):
-            by_mask = call(model, transform(pair, torch.clone))
-        by_removal = []
-        for row, kept in enumerate(coalitions):
-            small = cut(copied(model), players, removals(players.groups, kept))
-            by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1].clone() if t.ndim else t)))  # noqa: B023
-    for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
-        error = relative_difference(masks, cuts)
-        if not error < limit_for(masks.dtype, limit):
-            return f"masking and removing disagree (relative difference {error:.1e})"
-    return None

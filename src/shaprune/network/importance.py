@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import InputError
+from shaprune.network.kinds import widths_of
 from shaprune.network.players import Players
-from shaprune.network.surgery import check_fits, width_of
+from shaprune.network.surgery import check_fits
 from shaprune.values.result import Values
 
 
@@ -69,7 +70,7 @@ class ShapleyImportance:
         values = self._values.get((name, consumes))
         if values is None:
             return None
-        width = width_of(module)
+        width = widths_of(module)
         if width is not None and width[0 if consumes else 1] != len(values):
             raise InputError(
                 f"layer {name!r} had {len(values)} channels when it was scored and has "

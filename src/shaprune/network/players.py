@@ -71,8 +71,9 @@ class Group:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the players, such as ``conv2[17]``: the group and the first channel in its first producer."""
-        return tuple(f"{self.name}[{c[0]}]" for c in self.members[0].channels)
+        """Names of the players, such as ``conv2[17]``: the first layer with a channel of theirs, and that channel."""
+        first = [next(m for m in self.members if m.channels[i]) for i in range(len(self))]
+        return tuple(f"{m.module}[{m.channels[i][0]}]" for i, m in enumerate(first))
 
 
 @dataclass(frozen=True)

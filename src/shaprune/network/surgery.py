@@ -1,21 +1,27 @@
-"""Surgery: a new, plain module without the removed players. torch-pruning cuts the layers.
+"""Surgery: a new, plain module without the removed players. torch-pruning cuts the layers that it knows.
 
 All removals are applied at once, from indices of the dense network, so that layers which belong to several groups
-(concatenations, chains) need no bookkeeping of shifted indices.
+(concatenations, chains) need no bookkeeping of shifted indices. Modules that count their heads or split by a width are
+told the new numbers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 import torch_pruning as tp
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from shaprune.errors import InputError, SurgeryError
+from shaprune.network.kinds import is_transposed_linear, widths_of
+from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players, Role
+from shaprune.network.units import are_heads
 
 _CUTTERS = {
     ("conv", "out"): tp.prune_conv_out_channels,
@@ -24,11 +30,15 @@ _CUTTERS = {
     ("linear", "out"): tp.prune_linear_out_channels,
     ("linear", "in"): tp.prune_linear_in_channels,
     ("prelu", "both"): tp.prune_prelu_out_channels,
+    ("embedding", "out"): tp.prune_embedding_out_channels,
 }
 _NORM_CUTTERS = {
     nn.modules.batchnorm._BatchNorm: tp.prune_batchnorm_out_channels,
     nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
 }
+# What modules that reshape into heads call their numbers: all are divided as the heads are.
+_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
+_WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
 
 Removal = tuple[str, Role, list[int]]  # module, side, channels of the dense layer
 
@@ -52,9 +62,12 @@ def check_fits(model: nn.Module, players: Players) -> None:
     """
     modules = dict(model.named_modules())
     for name, layer in players.layers.items():
+        if layer.kind == "parameter":
+            _check_parameter(model, name, layer)
+            continue
         if name not in modules:
             raise InputError(f"this plan belongs to another model: layer {name!r} is missing here; find_players again")
-        width = width_of(modules[name])
+        width = widths_of(modules[name])
         if width is not None and width != (layer.n_in, layer.n_out):
             raise InputError(
                 f"this plan belongs to another model: layer {name!r} has {width[0]} inputs and {width[1]} outputs, "
@@ -62,35 +75,102 @@ def check_fits(model: nn.Module, players: Players) -> None:
             )
 
 
-def cut(model: nn.Module, players: Players, removed: Sequence[Removal]) -> nn.Module:
-    """Remove channels from ``model`` in place and return it; ``requires_grad`` flags and training flags stay.
+def _check_parameter(model: nn.Module, name: str, layer: Layer) -> None:
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensor = tensors.get(name.partition("@")[0])
+    if tensor is None or tensor.ndim <= layer.axis or tensor.shape[layer.axis] != layer.n_out:
+        raise InputError(
+            f"this plan belongs to another model: parameter {name!r} with {layer.n_out} entries is missing here; "
+            "find_players again"
+        )
+
+
+def cut(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Module:
+    """Remove from ``model``, in place, all players but ``kept`` (n,); ``requires_grad`` and training flags stay.
 
     Raises:
         SurgeryError: naming the layer.
     """
-    for name, role, channels in removed:
-        module = model.get_submodule(name)
-        frozen = {key: not p.requires_grad for key, p in module.named_parameters(recurse=False)}
+    for name, role, channels in removals(players.groups, kept):
+        layer = players.layers[name]
         try:
-            _cutter(module, players.layers[name].kind, role)(module, channels)
+            if layer.kind == "parameter":
+                _cut_parameter(model, name, layer.axis, channels)
+                continue
+            module = model.get_submodule(name)
+            frozen = {key: not p.requires_grad for key, p in module.named_parameters(recurse=False)}
+            _cutter(module, layer, role)(module, channels)
         except Exception as error:
             raise SurgeryError(f"layer {name!r} could not be cut: {error}; exclude its group") from error
         for key, parameter in module.named_parameters(recurse=False):
             parameter.requires_grad_(not frozen.get(key, False))
+    for group in players.groups:
+        if are_heads(group.members, players.layers):
+            _tell_heads(model, group, players.layers, int(kept[group.indices].sum()))
     return model
 
 
-def _cutter(module: nn.Module, kind: str, role: Role):  # type: ignore[no-untyped-def]
-    if kind == "norm":
-        return next(cutter for base, cutter in _NORM_CUTTERS.items() if isinstance(module, base))
-    return _CUTTERS[kind, role]
+def _tell_heads(model: nn.Module, group: Group, layers: dict[str, Layer], kept: int) -> None:
+    """Update the numbers that the modules around a group's layers keep of their heads and widths."""
+    n, dense = len(group), {layers[m.module].n_in for m in group.consumers}
+    for owner in dict.fromkeys(m.module.rpartition(".")[0] for m in group.members if m.role == "out"):
+        module = model.get_submodule(owner)
+        for name in _COUNTS:
+            value = getattr(module, name, None)
+            if isinstance(value, int) and value % n == 0:
+                setattr(module, name, value // n * kept)
+        for name in _WIDTHS:
+            value = getattr(module, name, None)
+            if isinstance(value, int) and value in dense:
+                setattr(module, name, value // n * kept)
 
 
-def width_of(module: nn.Module) -> tuple[int, int] | None:
-    """Channels in and out of a layer as it is now; None for kinds that cannot be told."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return module.in_channels, module.out_channels
-    features = getattr(module, "num_features", None)
-    return None if features is None else (features, features)
+def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
+    if is_transposed_linear(module):
+        return _cut_transposed_out if role == "out" else _cut_transposed_in
+    if isinstance(module, nn.GroupNorm):
+        return _cut_group_norm
+    cutter: Callable[[Any, list[int]], Any]
+    if layer.kind == "norm":
+        cutter = next(cutter for base, cutter in _NORM_CUTTERS.items() if isinstance(module, base))
+    else:
+        cutter = _CUTTERS[layer.kind, role]
+    return cutter
+
+
+def _cut_group_norm(module: nn.GroupNorm, channels: Sequence[int]) -> None:
+    """Whole groups of a group norm leave."""
+    size = module.num_channels // module.num_groups
+    _keep(module, "weight", 0, channels)
+    _keep(module, "bias", 0, channels)
+    module.num_channels -= len(channels)
+    module.num_groups = module.num_channels // size
+
+
+def _cut_transposed_out(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 1, channels)
+    _keep(module, "bias", 0, channels)
+    module.nf = module.weight.shape[1]
+
+
+def _cut_transposed_in(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 0, channels)
+    module.nx = module.weight.shape[0]
+
+
+def _cut_parameter(model: nn.Module, name: str, axis: int, channels: Sequence[int]) -> None:
+    owner, _, attribute = name.partition("@")[0].rpartition(".")
+    _keep(model.get_submodule(owner), attribute, axis, channels)
+
+
+def _keep(module: nn.Module, name: str, axis: int, gone: Sequence[int]) -> None:
+    """Drop the entries ``gone`` of a parameter or buffer along an axis; None stays None."""
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    left = np.setdiff1d(np.arange(tensor.shape[axis]), np.asarray(gone, dtype=np.int64))
+    rest: Tensor = tensor.detach().index_select(axis, torch.from_numpy(left).to(tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(rest, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, rest)

@@ -1,0 +1,226 @@
+"""Which channels reach which: the network is run on channels that are marked with NaN.
+
+A NaN survives every operation that an activation passes on its way, at exactly the positions that depend on it, through
+shortcuts, concatenations, splits, shuffles, paddings and reshapes alike. Layers that make channels of their own
+(convolutions, linear layers, embeddings) are not run: each hands out what it gave in one clean run, with some of its
+channels marked, so that a mark ends at the next such layer. Who reads marks is noted at the input of every layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from shaprune.errors import InputError
+from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.kinds import PRODUCERS, channel_axis, kind_of
+from shaprune.network.layers import Layer
+
+OUTPUT = ""  # the reader that stands for the network's output
+Channels = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Channels that may be marked: of a layer's output, or of one axis of a parameter or buffer outside layers."""
+
+    name: str
+    width: int
+    axis: int | None = None  # of a parameter; None for a layer
+    alone: bool = True  # no other axis of the same parameter is a source
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether these are the outputs of a layer."""
+        return self.axis is None
+
+
+class Marking:
+    """Runs a model with marks.
+
+    Args:
+        copy: a private copy in eval mode; between runs it is as it was.
+        inputs: example inputs; the first example is run, twice in one batch.
+        layers: the layers that run, by name.
+        max_seconds: when to give up.
+        max_memory: bytes that the clean outputs may take.
+
+    Attributes:
+        sources: what can be marked.
+
+    Raises:
+        InputError: the bounds are passed.
+    """
+
+    def __init__(
+        self, copy: nn.Module, inputs: Inputs, layers: Mapping[str, Layer], max_seconds: float, max_memory: int
+    ) -> None:
+        self.model, self.max_seconds, self.started = copy, max_seconds, time.monotonic()
+        self.inputs = transform(inputs, lambda t: t[:1].expand(2, *t.shape[1:]).clone() if t.ndim else t.clone())
+        self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
+        makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
+        self.sources = [Source(name, layers[name].n_out) for name in makers] + list(_outside(copy))
+        self._clean = self._record(makers, max_memory)
+        self._index = {name: i for i, name in enumerate(makers)}
+
+    def run(self, marked: Mapping[int, Channels]) -> dict[str, Channels]:
+        """Which input channels of each layer are reached from marked channels.
+
+        Args:
+            marked: per source (its position in `sources`), which of its channels (width,) carry a mark.
+
+        Returns:
+            Per layer (n_in,) bool; and for `OUTPUT` (1,) bool.
+        """
+        if time.monotonic() - self.started > self.max_seconds:
+            raise InputError(
+                f"following the channels of this model takes more than {self.max_seconds:.0f} seconds; give smaller "
+                "example_inputs, or raise max_seconds"
+            )
+        seen: dict[str, Channels] = {}
+        plain = sdpa_kernel(SDPBackend.MATH)  # fused attention takes maxima that lose a NaN
+        with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
+            outputs = tensors(call(self.model, transform(self.inputs, torch.clone)))
+        seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
+        return seen
+
+    def mixer(self, source: int) -> str | None:
+        """The first module that spreads one channel's mark over others; None where no module alone does."""
+        names = {module: name for name, module in self.model.named_modules()}
+        found: list[str] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            before, after = _marked_share(args), _marked_share(output)
+            if before and after > 1.5 * before and not found:
+                found.append(f"{names[module]} ({type(module).__name__})")
+
+        leaves = [m for m in names if next(m.children(), None) is None and kind_of(m) not in PRODUCERS]
+        handles = [m.register_forward_hook(hook) for m in leaves]
+        try:
+            self.run({source: np.arange(self.sources[source].width) == 0})
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if found else None
+
+    def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Tensor]]:
+        clean: dict[str, list[Tensor]] = {name: [] for name in makers}
+        room = max_memory
+
+        def hook_of(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+                nonlocal room
+                room -= output.numel() * output.element_size()
+                if room < 0:
+                    raise MemoryError
+                clean[name].append(output.detach().clone())
+
+            return hook
+
+        handles = [self.model.get_submodule(name).register_forward_hook(hook_of(name)) for name in makers]
+        try:
+            with torch.no_grad():
+                call(self.model, transform(self.inputs, torch.clone))
+        except MemoryError as error:
+            raise InputError(
+                f"the activations of this model take more than {max_memory:,} bytes for two examples; give smaller "
+                "example_inputs, or raise max_memory"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        return clean
+
+    @contextmanager
+    def _patched(self, marked: Mapping[int, Channels]) -> Iterator[None]:
+        """Layers hand out their clean outputs with marks; parameters carry theirs."""
+        patched: list[nn.Module] = []
+        kept: list[tuple[Tensor, Tensor]] = []
+        try:
+            for name, i in self._index.items():
+                module = self.model.get_submodule(name)
+                module.forward = self._answer(module, name, marked.get(i))
+                patched.append(module)
+            for i, channels in marked.items():
+                source = self.sources[i]
+                if source.axis is not None and channels.any():
+                    tensor = _tensor(self.model, source.name)
+                    kept.append((tensor, tensor.data))
+                    tensor.data = _with_marks(tensor.data, source.axis, channels)
+            yield
+        finally:
+            for module in patched:
+                del module.forward
+            for tensor, data in reversed(kept):
+                tensor.data = data
+
+    def _answer(self, module: nn.Module, name: str, channels: Channels | None) -> Any:
+        outputs = iter(self._clean[name])
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            output = next(outputs)
+            if channels is None or not channels.any():
+                return output.clone()
+            return _with_marks(output, channel_axis(module, output.ndim), channels)
+
+        return forward
+
+    @contextmanager
+    def _watched(self, seen: dict[str, Channels]) -> Iterator[None]:
+        def hook_of(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                x = args[0]
+                axis = channel_axis(module, x.ndim)
+                others = [d for d in range(x.ndim) if d != axis]
+                sums = x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32)) if others else x  # keeps a NaN
+                found = torch.isnan(sums).cpu().numpy()
+                seen[name] = seen[name] | found if name in seen else found
+
+            return hook
+
+        handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in self.readers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _marked_share(values: Any) -> float:
+    found = [t for t in tensors(values) if t.is_floating_point()]
+    return sum(int(torch.isnan(t).sum()) for t in found) / max(1, sum(t.numel() for t in found))
+
+
+def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:
+    which = torch.from_numpy(np.flatnonzero(channels)).to(tensor.device)
+    return tensor.clone().index_fill_(axis, which, float("nan"))
+
+
+def _outside(model: nn.Module) -> Iterator[Source]:
+    """The axes of floating-point parameters and buffers that no known layer owns."""
+    for prefix, module in model.named_modules():
+        own = set() if kind_of(module) is None else {"weight", "bias", "running_mean", "running_var"}
+        tensors_here = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, tensor in tensors_here:
+            if name in own or not tensor.is_floating_point():
+                continue
+            axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+            for axis in axes:
+                full = f"{prefix}.{name}" if prefix else name
+                yield Source(full, tensor.shape[axis], axis, alone=len(axes) == 1)
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), attribute)
+    assert isinstance(tensor, Tensor)
+    return tensor

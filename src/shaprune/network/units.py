@@ -1,0 +1,62 @@
+"""What a player is: which coupled groups a unit names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from shaprune.errors import InputError, check_choice
+from shaprune.network.layers import Layer
+from shaprune.network.players import Member
+
+Layers = Mapping[str, Layer]
+
+
+def _makers(members: Sequence[Member]) -> list[Member]:
+    return [m for m in members if m.role == "out"]
+
+
+def _readers(members: Sequence[Member]) -> list[Member]:
+    return [m for m in members if m.role == "in"]
+
+
+def are_heads(members: Sequence[Member], layers: Layers) -> bool:
+    """Attention heads: several neurons of linear layers each, read by several inputs of linear layers."""
+    sides = (*_makers(members), *_readers(members))
+    return bool(_makers(members)) and all(
+        layers[m.module].kind == "linear" and bool((m.widths > 1).all()) for m in sides
+    )
+
+
+def are_neurons(members: Sequence[Member], layers: Layers) -> bool:
+    """Neurons: one output of linear layers each."""
+    made = _makers(members)
+    return bool(made) and all(layers[m.module].kind == "linear" and bool((m.widths == 1).all()) for m in made)
+
+
+def are_feed_forward(members: Sequence[Member], layers: Layers) -> bool:
+    """Hidden neurons of a feed-forward block, which writes as many features as it reads."""
+    read = {layers[m.module].n_in for m in _makers(members)}
+    written = {layers[m.module].n_out for m in _readers(members)}
+    return are_neurons(members, layers) and len(read) == 1 and read == written
+
+
+UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
+    "channel": lambda members, layers: True,  # the smallest sets of channels that can leave, of whatever layer
+    "neuron": are_neurons,
+    "ffn": are_feed_forward,
+    "head": are_heads,
+}
+
+
+def wanted(unit: str | Sequence[str]) -> Callable[[Sequence[Member], Layers], bool]:
+    """Whether a coupled group consists of such units.
+
+    Raises:
+        InputError: an unknown unit, with the nearest name.
+    """
+    names = [unit] if isinstance(unit, str) else list(unit)
+    if not names:
+        raise InputError("unit is empty; name at least one")
+    for name in names:
+        check_choice("unit", name, UNITS)
+    return lambda members, layers: any(UNITS[name](members, layers) for name in names)

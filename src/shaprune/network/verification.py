@@ -1,0 +1,121 @@
+"""The proof that masking a group is removing it: both are done to random coalitions, and the outputs must agree."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from shaprune.network.agreement import limit_for, relative_difference
+from shaprune.network.batches import Inputs, call, concatenate, tensors, transform
+from shaprune.network.borrow import copied
+from shaprune.network.coupling import Candidate
+from shaprune.network.layers import Layer
+from shaprune.network.masks import edges_of, masked
+from shaprune.network.players import Member, Players, Skipped, number_groups
+from shaprune.network.surgery import cut
+
+Refused = tuple[Candidate, str]
+
+
+def players_of(
+    chosen: Sequence[Candidate], layers: dict[str, Layer], costs: tuple[int, float], skipped: Sequence[Skipped] = ()
+) -> Players:
+    """The players of some candidates."""
+    touched = {m.module for c in chosen for m in c.members}
+    groups = number_groups([(c.name, c.members) for c in chosen])
+    return Players(groups, {n: layer for n, layer in layers.items() if n in touched}, tuple(skipped), *costs)
+
+
+def verified(
+    copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: tuple[int, float]
+) -> tuple[list[Candidate], list[Refused]]:
+    """Split candidates into those whose mask equals their removal and those that disagree, by halving.
+
+    Of a single candidate, players that take channels from the same layers are tried together: behind a padded shortcut
+    those that run through all of the network can leave, and those that the padding adds cannot.
+    """
+    if not found:
+        return [], []
+    reason = _disagreement(copy, inputs, players_of(found, layers, costs))
+    if reason is None:
+        return list(found), []
+    if len(found) == 1:
+        kinds = _by_kind(found[0])
+        tried = [(kind, _disagreement(copy, inputs, players_of([kind], layers, costs))) for kind in kinds]
+        good = [kind for kind, why in tried if why is None and len(kinds) > 1]
+        return good, [(kind, why or reason) for kind, why in tried if kind not in good]
+    middle = len(found) // 2
+    left, right = (verified(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
+    accepted, refused = left[0] + right[0], left[1] + right[1]
+    if left[0] and right[0]:  # each side agrees alone
+        reason = _disagreement(copy, inputs, players_of(accepted, layers, costs))
+        if reason is not None:
+            return [], refused + [(c, f"together with other groups {reason}") for c in accepted]
+    return accepted, refused
+
+
+def _by_kind(candidate: Candidate) -> list[Candidate]:
+    """Candidates of the players that have channels in the same members; those of one player are left out."""
+    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for player in range(len(candidate.members[0].channels)):
+        kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
+    found = []
+    for widths, players in kinds.items():
+        members = tuple(
+            Member(m.module, m.role, tuple(m.channels[p] for p in players))
+            for m, width in zip(candidate.members, widths, strict=True)
+            if width
+        )
+        first = next(m for m in members if m.role == "out")
+        found.append(Candidate(first.module, (first, *(m for m in members if m is not first))))
+    return found
+
+
+def _disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
+    """Mask and remove two random coalitions, one per row; return what differs, None where they agree.
+
+    In double precision, where rounding cannot hide an operation that mixes channels only a little.
+    """
+    rng = np.random.default_rng(0)
+    coalitions = rng.random((2, players.n)) < 0.5
+    for group in players.groups:
+        for row in coalitions:
+            row[rng.choice(group.indices, 2, replace=False)] = (True, False)
+    pair = transform(inputs, lambda t: t[:2] if t.ndim and len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
+    model, limit = copy, 1e-5
+    try:
+        doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
+        precise = copied(copy).double()
+        with torch.no_grad():
+            call(precise, transform(doubled, torch.clone))
+        model, pair, limit = precise, doubled, 1e-9
+    except Exception:
+        pass  # a model that insists on its own precision is compared in that
+    try:
+        return _compare(model, pair, players, coalitions, limit)
+    except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
+        return f"removal breaks the network: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def _compare(
+    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
+) -> str | None:
+    device = tensors(pair)[0].device
+    mask = torch.from_numpy(coalitions).to(device, torch.float32)
+    with torch.no_grad():
+        with masked(model, edges_of(players, players.groups, device), mask):
+            by_mask = call(model, transform(pair, torch.clone))
+        by_removal = []
+        for row, kept in enumerate(coalitions):
+            small = cut(copied(model), players, kept)
+            by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1].clone() if t.ndim else t)))  # noqa: B023
+    for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
+        error = relative_difference(masks, cuts)
+        if not error < limit_for(masks.dtype, limit):
+            return f"masking and removing disagree (relative difference {error:.1e})"
+    return None
