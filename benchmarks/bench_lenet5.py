@@ -19,6 +19,7 @@ from common import error, mnist, trained, write
 
 import shaprune as sp
 from shaprune.values.game import Game
+from shaprune.values.permutation import Permutation
 from shaprune.values.result import Values
 
 IMAGES = 1000
@@ -60,7 +61,7 @@ def main() -> None:
             rows[f"one per image, {k}"] = _measure(_per_image(game, budget), truth.value)
         rows["one per image, recomputed"] = _measure(_per_image(Recomputed(game), IMAGES * (n + 1)), truth.value, 1)
         rows["antithetic pair per image"] = _measure(
-            _per_image(game, 2 * IMAGES * (n + 1), antithetic=True), truth.value
+            _per_image(game, 2 * IMAGES * (n + 1), Permutation(antithetic=True)), truth.value
         )
         steps = n - int(np.ceil(n / 2))
         rows["window (0.5, 1), one per image"] = _measure(
@@ -90,16 +91,18 @@ def main() -> None:
 def _truth(game: Game, walks: int, sizes: tuple[float, float]) -> Values:
     low = int(np.ceil(sizes[0] * game.n_players))
     budget = walks * (game.n_players - low + 1)
-    return sp.estimate(game, max_evaluations=budget, seed=1000, sizes=sizes, antithetic=False)
+    return sp.estimate(game, Permutation(), budget, seed=1000, sizes=sizes)
 
 
 def _shared(game: Game, orders: int) -> Callable[[int], Values]:
     budget = orders * (game.n_players + 1) * IMAGES
-    return lambda seed: sp.estimate(game, max_evaluations=budget, seed=seed, per_example=False)
+    return lambda seed: sp.estimate(game, Permutation(per_example=False), budget, seed=seed)
 
 
-def _per_image(game: Game, budget: int, **options: Any) -> Callable[[int], Values]:
-    return lambda seed: sp.estimate(game, max_evaluations=budget, seed=seed, **options)
+def _per_image(
+    game: Game, budget: int, method: Permutation = Permutation(), *, sizes: tuple[float, float] = (0.0, 1.0)
+) -> Callable[[int], Values]:
+    return lambda seed: sp.estimate(game, method, budget, seed=seed, sizes=sizes)
 
 
 def _measure(run: Callable[[int], Values], truth: np.ndarray, repeats: int = 3) -> dict[str, float]:
