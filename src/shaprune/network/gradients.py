@@ -97,7 +97,7 @@ def first_order(worth: AnyWorth) -> Worth:
     if chosen.reference == "dense":
         raise InputError(
             f"worth {chosen.name!r} is at its maximum at the dense network, so its gradient is zero and ranks "
-            "nothing; take worth='cross_entropy', or criterion='second_order'"
+            "nothing; take worth='cross_entropy', or method='second_order'"
         )
     return chosen
 
