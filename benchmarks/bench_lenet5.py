@@ -100,7 +100,7 @@ def _shared(game: Game, orders: int) -> Callable[[int], Values]:
 
 
 def _per_image(
-    game: Game, budget: int, method: Permutation = Permutation(), *, sizes: tuple[float, float] = (0.0, 1.0)
+    game: Game, budget: int, method: str | Permutation = "permutation", *, sizes: tuple[float, float] = (0.0, 1.0)
 ) -> Callable[[int], Values]:
     return lambda seed: sp.estimate(game, method, budget, seed=seed, sizes=sizes)
 
