@@ -24,6 +24,7 @@ from shaprune.demo import ARTIFACTS, check_replaceable
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS
 from shaprune.network.criteria import CRITERIA
+from shaprune.network.units import UNITS
 from shaprune.network.worths import WORTHS
 from shaprune.planning import ALLOCATIONS
 from shaprune.recovery.steps import STEPS
@@ -33,7 +34,7 @@ from shaprune.values.concepts import CONCEPTS
 from shaprune.values.estimate import METHODS
 from shaprune.values.modes import MODES
 
-COMMANDS = ["demo", "score", "plan", "prune", "evaluate", "report"]
+COMMANDS = ["demo", "players", "score", "plan", "prune", "evaluate", "report"]
 SHAPRUNE = [sys.executable, "-c", "from shaprune.cli import main; main()"]
 # One thread: tests share the machine. The handler: a shell may start pytest with Ctrl-C ignored.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -119,6 +120,7 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(options.CONCEPTS) == set(CONCEPTS)
     assert set(options.MODES) == set(MODES)
     assert set(options.LAYERS) == set(LAYERS)
+    assert set(options.UNITS) == set(UNITS)
     assert set(options.AGGREGATES) == set(NAMES)
     assert set(options.ALLOCATIONS) == set(ALLOCATIONS)
     assert set(options.STEPS) == set(STEPS)
@@ -207,6 +209,56 @@ def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, s
     assert (tmp_path / "out" / "report.html").read_text() == "an earlier demo"
 
 
+# --- players: a dry run ---
+
+
+def test_players_says_what_can_leave_and_what_not(trained: list[str], tmp_path: Path) -> None:
+    found = loaded("players", *trained, "--exclude", "conv2", "--out", tmp_path / "found.json")
+    assert {g["name"]: g["players"] for g in found["groups"]} == {"conv1": 32, "conv3": 64, "fc1": 64}
+    first = found["groups"][0]
+    assert first["params_per_player"] == [9 + 1 + 2 + 64 * 9] * 2  # filter, bias, batch-norm, the reader's weights
+    assert first["macs_per_player"] == [64 * (9 + 64 * 9)] * 2  # at 8 x 8 positions
+    assert [(m["name"], m["role"]) for m in first["layers"]] == [("conv1", "out"), ("bn1", "both"), ("conv2", "in")]
+    assert found["groups"][1]["layers"][-1] == {"name": "fc1", "role": "in", "channels_per_player": [4, 4]}
+    assert found["players"] == 160
+    assert {s["name"]: s["reason"] for s in found["skipped"]} == {
+        "conv2": "excluded by 'conv2'",
+        "fc2": "it feeds the network's output",
+    }
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert found == {**written, "artifacts": {"players": str(tmp_path / "found.json")}}
+
+
+def test_players_needs_neither_weights_nor_data(tmp_path: Path) -> None:
+    shown = run("players", "--model", "digits", "--shape", "1x8x8", "--unit", "neuron", "--out", tmp_path / "found")
+    assert re.search(r"fc1 +64 +267 +266  fc1:out, fc2:in", shown.stdout)
+    assert "conv1 (32 channels): it is no 'neuron'" in shown.stdout
+    assert "fc2 (10 channels): it feeds the network's output" in shown.stdout
+    assert [p.name for p in (tmp_path / "found").iterdir()] == ["players.json"]
+    units = ["--unit", "neuron", "--unit", "channel"]
+    assert loaded("players", "--model", "digits", "--shape", "1x8x8", *units)["players"] == 224
+
+
+def test_players_draws_inputs_of_any_number_and_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "words.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Words(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.table = nn.Embedding(9, 6)\n"
+        "        self.hidden, self.end = nn.Linear(6, 8), nn.Linear(8, 2)\n\n"
+        "    def forward(self, ids, scale):\n"
+        "        return self.end(torch.relu(self.hidden(self.table(ids).mean(1) * scale)))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = loaded("players", "--model", "words:Words", "--shape", "5:int64", "--shape", "1")
+    assert {g["name"]: g["players"] for g in found["groups"]} == {"table": 6, "hidden": 8}
+
+
+def test_players_stops_where_there_is_no_end(tmp_path: Path) -> None:
+    network = ["players", "--model", "digits", "--shape", "1x8x8"]
+    assert "takes more than 0 seconds" in failing(tmp_path, *network, "--max-seconds", 0)
+    assert "take more than 20,000 bytes" in failing(tmp_path, *network, "--max-memory", "20kB")
+    assert "nothing in this model can be pruned" in failing(tmp_path, *network, "--unit", "head")
+
+
 # --- score, plan, prune, evaluate, report ---
 
 
@@ -221,10 +273,16 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
     assert values["conv2"].concept == scored["concept"] == "shapley:0.5,1"
 
     limits = ["--budget", "macs=0.6", "--budget", "players=0.9"]
-    planned = loaded("plan", scored["artifacts"]["values"], *limits, "--min-players", 5, "--out", plans)
+    limits += ["--min-players", "5", "--round-to", "4", "--min-width", "20", "--max-removed", "0.6"]
+    limits += ["--max-removed", "conv3=0.25", "--exclude", "conv1"]
+    planned = loaded("plan", scored["artifacts"]["values"], *limits, "--out", plans)
     assert planned["cost"]["macs"] <= 0.6 * planned["dense"]["macs"]
     assert planned["cost"]["players"] <= 0.9 * planned["dense"]["players"]
-    assert all(g["kept"] >= 5 for g in planned["groups"])
+    kept = {g["name"]: g["kept"] for g in planned["groups"]}
+    assert kept["conv1"] == 32
+    assert kept["conv2"] >= 28  # at most 0.6 of 64 leave: 26 stay, and the next multiple of 4
+    assert kept["conv3"] >= 48
+    assert all(n % 4 == 0 for n in kept.values())
 
     arguments = ["--plan", planned["artifacts"]["plan"], "--recover", "refit,batchnorm", "--examples", 200]
     pruned = loaded("prune", *trained, *arguments, "--out", small)
@@ -352,6 +410,15 @@ def test_a_users_own_network_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
         (["plan", "VALUES", "--out", "OUT"], "Missing option '--budget'"),
         (["plan", "nowhere.json", "--budget", "macs=0.5", "--out", "OUT"], "'nowhere.json' does not exist"),
         (["plan", "VALUES", "--budget", "macs=0.5", "--allocation", "globl", "--out", "OUT"], "did you mean 'global'?"),
+        (["plan", "VALUES", "--budget", "macs=.5", "--round-to", "0", "--out", "OUT"], "'--round-to'"),
+        (["plan", "VALUES", "--budget", "macs=.5", "--max-removed", "half", "--out", "OUT"], "'half' is no share"),
+        (["plan", "VALUES", "--budget", "macs=.5", "--max-removed", "a=2", "--out", "OUT"], "between 0 and 1"),
+        (["players", "NET", "--unit", "heads", "--out", "OUT"], "did you mean 'head'?"),
+        (["players", "NET", "--shape", "1x8x8", "--out", "OUT"], "give the data, or else the shape"),
+        (["players", "--model", "digits", "--out", "OUT"], "give the data, or else the shape"),
+        (["players", "--model", "digits", "--shape", "3x-1", "--out", "OUT"], "'3x-1' is no shape"),
+        (["players", "--model", "digits", "--shape", "3:int", "--out", "OUT"], "unknown type 'int'"),
+        (["players", "NET", "--max-memory", "2GiG", "--out", "OUT"], "'2GiG' is no number of bytes"),
         (["score", "NET", "--worth", "accurcy", "--out", "OUT"], "did you mean 'accuracy'?"),
         (["score", "NET", "--method", "permutations", "--out", "OUT"], "did you mean 'permutation'?"),
         (["score", "NET", "--sizes", "half", "--out", "OUT"], "'half' is not of the form LO,HI"),

@@ -15,7 +15,7 @@ from torch import nn
 from shaprune.errors import InputError
 from shaprune.network.batches import Forward
 from shaprune.network.discovery import find_players
-from shaprune.network.players import Players
+from shaprune.network.players import Players, check_channels
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, judge_of
 from shaprune.planning import Plan
@@ -44,10 +44,11 @@ def score_backwards(
         score_group: scores one group of a (smaller) network.
 
     Raises:
-        InputError: a share outside (0, 1).
+        InputError: a share outside (0, 1), or players that are no channels.
     """
     if not 0 < remove < 1:
         raise InputError(f"remove is {remove!r}; it is the share of each group that leaves, strictly between 0 and 1")
+    check_channels(players.groups, "layers='output-to-input'")
     judge, targets = judge_of(worth), subject.targets
     if judge.reference == "dense":
         judge, targets = replace(judge, reference="targets", needs="anything"), subject.outputs

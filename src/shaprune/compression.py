@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,10 @@ def compress(
     include: Filter | Sequence[Filter] | None = None,
     exclude: Filter | Sequence[Filter] | None = None,
     allocation: str = "global",
+    min_players: int = 1,
+    min_width: int = 1,
+    round_to: int = 1,
+    max_removed: float | Mapping[str, float] = 1.0,
     sizes: tuple[float, float] = (0.5, 1.0),
     max_evaluations: int | None = None,
     test: Iterable[Any] | None = None,
@@ -74,7 +78,7 @@ def compress(
         worth, sizes, max_evaluations, forward, max_memory, progress: see `score`.
         recover: recovery steps, see `recover`; ``()`` for none.
         include, exclude: see `find_players`.
-        allocation: see `plan`.
+        allocation, min_players, min_width, round_to, max_removed: see `plan`.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
 
@@ -106,7 +110,16 @@ def compress(
     )
     seconds["score"], start = clock() - start, clock()
 
-    decided = plan(players, scores, budget, allocation)
+    decided = plan(
+        players,
+        scores,
+        budget,
+        allocation,
+        min_players=min_players,
+        min_width=min_width,
+        round_to=round_to,
+        max_removed=max_removed,
+    )
     seconds["plan"], start = clock() - start, clock()
 
     raw = prune(model, decided, example_inputs)

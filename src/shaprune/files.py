@@ -18,8 +18,7 @@ from torch import nn
 from shaprune.atomic import new_directory, read_json
 from shaprune.errors import InputError
 from shaprune.network.borrow import copied
-from shaprune.network.kinds import widths_of
-from shaprune.network.surgery import check_fits, cut
+from shaprune.network.surgery import check_fits, cut, width_as_is
 from shaprune.planning import Plan, check_schema
 
 SCHEMA = 1
@@ -98,11 +97,12 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
 def _check_made_by(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     for name, expected in plan.players.widths(plan.kept).items():
-        if plan.players.layers[name].kind == "parameter":
+        layer = plan.players.layers[name]
+        if layer.kind == "parameter":
             continue  # their shapes stand in the manifest
         if name not in modules:
             raise InputError(f"the plan does not belong to this model: layer {name!r} is missing")
-        width = widths_of(modules[name])
+        width = width_as_is(modules[name], layer)
         if width is not None and width != expected:
             raise InputError(
                 f"the plan does not belong to this model: layer {name!r} is {width[0]} -> {width[1]}, "

@@ -7,7 +7,7 @@ values.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shaprune.atomic import read_json, write_text
 from shaprune.errors import InputError, check_choice
+from shaprune.limits import Limits, Step, ladders
 from shaprune.network.players import Players
 from shaprune.values.result import Values
 
@@ -163,8 +164,15 @@ def plan(
     allocation: str = "global",
     *,
     min_players: int = 1,
+    min_width: int = 1,
+    round_to: int = 1,
+    max_removed: float | Mapping[str, float] = 1.0,
+    exclude: str | Sequence[str] = (),
 ) -> Plan:
     """Choose who leaves: the least valuable players, as few as the budget allows.
+
+    Players leave one by one, or as many of a group together as its limits ask for; such players are ranked by their
+    mean. A limit is never passed to meet a budget.
 
     Args:
         players: the players of the dense network.
@@ -172,16 +180,22 @@ def plan(
         budget: what may stay.
         allocation: ``"global"``: one ranking over all groups, by value per unit of what the budget limits (the greedy
             rule for knapsacks; for a budget of players that is the value itself); ``"uniform"``: the same share of
-            every group.
+            every group, or what its limits allow below it.
         min_players: players that stay in every group.
+        min_width: channels that stay in every layer whose filters are players; a narrower layer stays whole.
+        round_to: such a layer is left whole or with a multiple of so many channels (8, say). Of heads and of slots of
+            a grouped convolution, which own several channels each, only so many leave together that every width fits;
+            where no number does, the group stays whole.
+        max_removed: the largest share of each group's players, and of their channels in each such layer, that leaves;
+            or one per glob over group names (``{"layer1*": 0.25}``), of which the smallest holds.
+        exclude: globs over the names of groups whose players all stay.
 
     Raises:
-        InputError: values that do not fit the players, a budget that is already met, or one that cannot be met (with
-            the nearest that can).
+        InputError: values that do not fit the players, a limit out of range, a glob that matches no group, a budget
+            that is already met, or one that cannot be met (with the nearest that can).
     """
     check_choice("allocation", allocation, ALLOCATIONS)
-    if min_players < 0:
-        raise InputError(f"min_players is {min_players}; it must be 0 or above")
+    within = Limits(min_players, min_width, round_to, max_removed, exclude)
     value = _values_of(players, scores)
     limits = budget.absolute(players)
     dense = np.ones(players.n, dtype=bool)
@@ -191,10 +205,10 @@ def plan(
         )
         raise InputError(f"the dense network already meets the budget ({met}); nothing would be removed, lower it")
     if allocation == "global":
-        candidates = _global(players, _density(players, value, budget), min_players)
+        candidates = _global(players, _density(players, value, budget), within)
     else:
-        candidates = _uniform(players, value, min_players)
-    smallest = candidates(1 << 62)
+        candidates = _uniform(players, value, within)
+    smallest = candidates(players.n)
     if not _meets(players, smallest, limits):
         reachable = _costs(players, smallest)
         misses = [
@@ -204,7 +218,8 @@ def plan(
             if reachable[name] > limit
         ]
         raise InputError(
-            f"the budget cannot be met: {'; '.join(misses)}; raise it, lower min_players={min_players}, or exclude less"
+            f"the budget cannot be met: {'; '.join(misses)}; raise it, loosen the limits ({within}), or find more "
+            "players (another unit, fewer excluded layers)"
         )
     low, high = 0, players.n  # low misses the budget, high meets it: cost falls as more leave
     while high - low > 1:
@@ -236,41 +251,46 @@ def _density(players: Players, value: NDArray[np.float64], budget: Budget) -> ND
     A player of negative value harms, so the more it costs the sooner it leaves: its value is multiplied instead.
     """
     each = {"macs": players.macs, "params": players.params, "players": np.ones(players.n)}
+    for name in budget.limits:
+        if not each[name].any():
+            raise InputError(f"no player costs any {name} here, so that none can be saved; give Budget(players=...)")
     cost = sum(each[name] / each[name].sum() for name in budget.limits)
     cost = cost / np.mean(cost)
-    return np.asarray(np.where(value > 0, value / cost, value * cost), dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a player that costs nothing and is worth something: last
+        return np.asarray(np.where(value > 0, value / cost, value * cost), dtype=np.float64)
 
 
-def _global(players: Players, value: NDArray[np.float64], min_players: int) -> Callable[[int], Kept]:
-    """The coalition without the k least valuable players, sparing the best of every group."""
-    spared = np.zeros(players.n, dtype=bool)
-    for group in players.groups:
-        ranked = group.indices[np.argsort(value[group.indices], kind="stable")]
-        spared[ranked[len(ranked) - min(min_players, len(ranked)) :]] = True
-    order = np.argsort(value, kind="stable")
-    leaving = order[~spared[order]]
-
-    def without(k: int) -> Kept:
-        kept = np.ones(players.n, dtype=bool)
-        kept[leaving[:k]] = False
-        return kept
-
-    return without
+def _global(players: Players, value: NDArray[np.float64], within: Limits) -> Callable[[int], Kept]:
+    """The coalition after the first k steps down, of all groups' steps the least valuable first."""
+    steps: list[tuple[float, Step]] = []
+    for ladder in ladders(players, value, within):
+        reached = -np.inf  # a step comes no sooner than those before it in its group
+        for step in ladder:
+            reached = max(reached, float(value[step].mean()))
+            steps.append((reached, step))
+    steps.sort(key=lambda ranked: ranked[0])
+    return lambda k: _without(players, [step for _, step in steps[:k]])
 
 
-def _uniform(players: Players, value: NDArray[np.float64], min_players: int) -> Callable[[int], Kept]:
-    """The coalition at the k-th of all shares at which some group loses one more of its least valuable players."""
-    ranked = [g.indices[np.argsort(value[g.indices], kind="stable")] for g in players.groups]
-    shares = sorted({k / len(r) for r in ranked for k in range(len(r) + 1)})
+def _uniform(players: Players, value: NDArray[np.float64], within: Limits) -> Callable[[int], Kept]:
+    """The coalition at the k-th of all shares at which some group loses more of its least valuable players."""
+    found = ladders(players, value, within)
+    gone = [np.cumsum([len(step) for step in ladder]) for ladder in found]
+    sizes = [len(group) for group in players.groups]
+    shares = sorted({0.0, *(n / size for counts, size in zip(gone, sizes, strict=True) for n in counts.tolist())})
 
     def at(k: int) -> Kept:
         share = shares[min(k, len(shares) - 1)]
-        kept = np.ones(players.n, dtype=bool)
-        for order in ranked:
-            kept[order[: max(0, min(int(share * len(order) + 1e-9), len(order) - min_players))]] = False
-        return kept
+        steps = [int((counts <= share * size + 1e-9).sum()) for counts, size in zip(gone, sizes, strict=True)]
+        return _without(players, [step for ladder, n in zip(found, steps, strict=True) for step in ladder[:n]])
 
     return at
+
+
+def _without(players: Players, steps: Sequence[Step]) -> Kept:
+    kept = np.ones(players.n, dtype=bool)
+    kept[np.concatenate([np.empty(0, dtype=np.int64), *steps])] = False
+    return kept
 
 
 def _costs(players: Players, kept: Kept) -> dict[str, float]:

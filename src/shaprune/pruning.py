@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, SurgeryError
+from shaprune.network.acceptable import check_model
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, tensors
+from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.borrow import borrowed, copied
-from shaprune.network.masks import edges_of, masked
+from shaprune.network.masks import masked
+from shaprune.network.sites import sites_of
 from shaprune.network.surgery import check_fits, cut
 from shaprune.planning import Plan
 
@@ -34,6 +36,7 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
     """
     if plan.kept.all():
         raise InputError("the plan removes nothing; lower the budget, or remove at least one player")
+    check_model(model)
     check_fits(model, plan.players)
     inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
     small = cut(copied(model), plan.players, plan.kept)
@@ -43,10 +46,10 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
     device = tensors(inputs)[0].device
     mask = torch.from_numpy(plan.kept[None].astype("float32")).to(device)
     with torch.no_grad(), borrowed(model), borrowed(small):
-        with masked(model, edges_of(plan.players, plan.players.groups, device), mask):
-            expected = tensors(call(model, inputs))
+        with masked(model, sites_of(plan.players, plan.players.groups, device), mask):
+            expected = tensors(call(model, transform(inputs, torch.clone)))  # a model may write to its input
         try:
-            answers = tensors(call(small, inputs))
+            answers = tensors(call(small, transform(inputs, torch.clone)))
         except Exception as error:
             raise SurgeryError(f"the pruned network does not run: {error}; exclude the group that breaks it") from error
     for ours, theirs in zip(answers, expected, strict=True):

@@ -1,4 +1,4 @@
-"""The command line: ``shaprune demo | score | plan | prune | evaluate | report``."""
+"""The command line: ``shaprune demo | players | score | plan | prune | evaluate | report``."""
 
 from __future__ import annotations
 

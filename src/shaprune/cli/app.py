@@ -10,6 +10,7 @@ from shaprune.cli.bench import bench
 from shaprune.cli.demo import demo
 from shaprune.cli.evaluate import evaluate
 from shaprune.cli.plan import plan
+from shaprune.cli.players import players
 from shaprune.cli.prune import prune
 from shaprune.cli.report import report
 from shaprune.cli.score import score
@@ -46,6 +47,6 @@ def shaprune(
     """
 
 
-for command in (demo, score, plan, prune, evaluate, report):
+for command in (demo, players, score, plan, prune, evaluate, report):
     app.command(no_args_is_help=command is not demo)(command)
 app.add_typer(bench, name="bench")

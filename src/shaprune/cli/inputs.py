@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from shaprune.bench.factories import call_factory
 from shaprune.bench.models import MODELS
 from shaprune.cli.command import usage
 from shaprune.cli.options import FOLDERS
+from shaprune.cli.parse import shape_of
 from shaprune.errors import InputError, nearest
 from shaprune.report.comparison import latency_setting
 
@@ -65,9 +66,26 @@ def builder(spec: str) -> Callable[[], nn.Module]:
     return build
 
 
-def read_model(spec: str, weights: Path | None, device: torch.device, seed: int) -> nn.Module:
-    """Build the network, give it its weights, and put it in eval mode on the device."""
-    if weights is None and spec in MODELS:
+def drawn_inputs(shapes: Sequence[str], device: torch.device, seed: int) -> tuple[Tensor, ...]:
+    """Two examples per input of the network: normally distributed numbers, or zeros of a whole type."""
+    torch.manual_seed(seed)
+    drawn = []
+    for text in shapes:
+        shape, name = shape_of(text)
+        dtype: torch.dtype = getattr(torch, name)
+        example = torch.randn(2, *shape) if dtype.is_floating_point else torch.zeros(2, *shape)
+        drawn.append(example.to(device, dtype))
+    return tuple(drawn)
+
+
+def read_model(
+    spec: str, weights: Path | None, device: torch.device, seed: int, *, untrained: bool = False
+) -> nn.Module:
+    """Build the network, give it its weights, and put it in eval mode on the device.
+
+    A built-in network without weights is wrong usage, unless it may be ``untrained``.
+    """
+    if weights is None and spec in MODELS and not untrained:
         raise typer.BadParameter(f"the built-in {spec!r} comes untrained; give its weights", param_hint="--weights")
     if weights is not None and weights.suffix not in _READERS:
         raise typer.BadParameter(

@@ -41,6 +41,7 @@ CRITERIA = (
 )
 CONCEPTS = ("shapley", "banzhaf", "owen", "beta", "semivalue")
 MODES = ("one-shot", "iterated", "building", "greedy-backward", "greedy-forward")
+UNITS = ("channel", "neuron", "ffn", "head")
 LAYERS = ("independent", "output-to-input")
 AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
 ALLOCATIONS = ("global", "uniform")
@@ -60,6 +61,18 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None
         return value
 
     return check
+
+
+def all_of(what: str, names: Iterable[str]) -> Callable[[list[str] | None], list[str] | None]:
+    """The same for an option that may be given several times."""
+    check = one_of(what, names)
+
+    def check_all(values: list[str] | None) -> list[str] | None:
+        for value in values or []:
+            check(value)
+        return values
+
+    return check_all
 
 
 def _check_data(spec: str | None) -> str | None:
@@ -82,6 +95,9 @@ Device = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")]
 ReportOut = Annotated[Path, typer.Option(help="Folder to write report.html into, or a file ending in .html.")]
+PlayersOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write players.json into, or a file ending in .json.")
+]
 OptionalOut = Annotated[Path | None, typer.Option(help="Folder to write; it must be new or empty.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a folder that holds nothing but this command's own files.")
@@ -106,6 +122,25 @@ Include = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Only groups of these layers, e.g. 'layer*.conv1'. Repeatable.")
 ]
 Exclude = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="No groups of these layers. Repeatable.")]
+Unit = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="UNIT",
+        callback=all_of("unit", UNITS),
+        help=f"What a player is: {', '.join(UNITS)}. Repeatable.",
+        show_default="channel: the smallest sets of channels that can leave",
+    ),
+]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SHAPE",
+        help="Instead of --data: the shape of one example, such as 3x224x224, or 16:int64 for whole numbers (zeros). "
+        "Once per input of the network.",
+    ),
+]
+MaxSeconds = Annotated[float, typer.Option(min=0, help="When to give up following channels through the network.")]
+MaxMemory = Annotated[str, typer.Option(metavar="BYTES", help="What the activations may take: 2GiB, 500MB, 1e9.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass when latency is measured.")]
 
 # values
@@ -181,6 +216,21 @@ Allocation = Annotated[
     str, typer.Option(callback=one_of("allocation", ALLOCATIONS), help="global: one ranking; uniform: equal shares.")
 ]
 MinPlayers = Annotated[int, typer.Option(min=0, help="Players that stay in every group.")]
+MinWidth = Annotated[int, typer.Option(min=1, help="Channels that stay in every layer that loses some.")]
+RoundTo = Annotated[
+    int, typer.Option(min=1, help="Layers that lose channels are left with a multiple of so many, such as 8.")
+]
+MaxRemoved = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[GLOB=]SHARE",
+        help="The largest share of a group that leaves: 0.5, or 'layer1*=0.25' for some groups. Repeatable.",
+        show_default="1",
+    ),
+]
+Spared = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Groups whose players all stay. Repeatable.")
+]
 PlanFile = Annotated[Path, typer.Option("--plan", **_file, metavar="PLAN.json", help="What `shaprune plan` wrote.")]
 OptionalPlanFile = Annotated[
     Path | None, typer.Option("--plan", **_file, metavar="PLAN.json", help="What `shaprune plan` wrote.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from shaprune.cli.command import usage
 from shaprune.cli.options import STEPS
 from shaprune.errors import check_choice
+from shaprune.limits import Limits
 from shaprune.planning import Budget
 from shaprune.values import aggregation, concepts, stopping
 from shaprune.values.concepts import Concept, shapley
@@ -17,6 +19,8 @@ from shaprune.values.permutation import Permutation
 from shaprune.values.stopping import Rule
 
 _LIMITS = ("macs", "params", "players")
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 
 
 def budget_of(texts: Sequence[str]) -> Budget:
@@ -37,6 +41,48 @@ def budget_of(texts: Sequence[str]) -> Budget:
             except ValueError:
                 raise typer.BadParameter(f"{number!r} in {text!r} is not a number", param_hint="--budget") from None
         return Budget(**limits)
+
+
+def shares_of(texts: Sequence[str]) -> dict[str, float]:
+    """``["0.5", "layer1*=0.25"]`` -> the largest share that leaves, per glob."""
+    shares: dict[str, float] = {}
+    for text in texts:
+        glob, _, number = text.rpartition("=")
+        if glob in shares:
+            raise typer.BadParameter(f"{glob or 'a share for all groups'} is given twice", param_hint="--max-removed")
+        try:
+            shares[glob] = float(number)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{number!r} in {text!r} is no share, such as 0.5 or 'layer1*=0.25'", param_hint="--max-removed"
+            ) from None
+    found = {glob or "*": share for glob, share in shares.items()}
+    with usage("--max-removed"):
+        Limits(max_removed=found)
+    return found
+
+
+def bytes_of(text: str) -> int:
+    """``"2GiB"`` -> 2147483648."""
+    found = re.fullmatch(r"([\d.]+(?:e\d+)?) ?([a-z]*)", text.strip().lower())
+    try:
+        number, unit = found.groups() if found else ("", "")
+        return int(float(number) * _BYTES[unit])
+    except (ValueError, KeyError):
+        raise typer.BadParameter(
+            f"{text!r} is no number of bytes, such as 2GiB, 500MB or 1e9", param_hint="--max-memory"
+        ) from None
+
+
+def shape_of(text: str) -> tuple[tuple[int, ...], str]:
+    """``"3x224x224"`` -> ((3, 224, 224), "float32"); ``"16:int64"`` -> ((16,), "int64")."""
+    sizes, colon, dtype = text.partition(":")
+    parts = sizes.split("x")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise typer.BadParameter(f"{text!r} is no shape, such as 3x224x224 or 16:int64", param_hint="--shape")
+    with usage("--shape"):
+        check_choice("type", dtype if colon else "float32", _TYPES)
+    return tuple(map(int, parts)), dtype or "float32"
 
 
 def sizes_of(text: str) -> tuple[float, float]:

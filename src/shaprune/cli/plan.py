@@ -8,15 +8,19 @@ from shaprune.cli.options import (
     Debug,
     Json,
     Limits,
+    MaxRemoved,
     MinPlayers,
+    MinWidth,
     Out,
     Overwrite,
+    RoundTo,
+    Spared,
     UnusedDevice,
     UnusedSeed,
     ValuesFile,
 )
 from shaprune.cli.outputs import check_out
-from shaprune.cli.parse import budget_of
+from shaprune.cli.parse import budget_of, shares_of
 from shaprune.cli.tables import plan_rows
 
 
@@ -27,6 +31,10 @@ def plan(
     out: Out,
     allocation: Allocation = "global",
     min_players: MinPlayers = 1,
+    min_width: MinWidth = 1,
+    round_to: RoundTo = 1,
+    max_removed: MaxRemoved = None,
+    exclude: Spared = None,
     as_json: Json = False,
     seed: UnusedSeed = 0,
     device: UnusedDevice = None,
@@ -35,11 +43,12 @@ def plan(
 ) -> Outcome:
     """Decide from saved values who leaves so that a budget is met; writes plan.json into --out.
 
-    Needs neither the network nor data; several budgets must all be met.
+    Needs neither the network nor data; several budgets must all be met, and no limit is passed to meet them.
 
-    Example: shaprune plan scores/values.json --budget macs=0.5 --budget params=0.6 --out plan
+    Example: shaprune plan scores/values.json --budget macs=0.5 --budget params=0.6 --round-to 8 --out plan
     """
     budget = budget_of(limits)
+    shares = shares_of(max_removed or [])
     check_out(out, ["plan.json"], overwrite=overwrite)
 
     from shaprune import planning
@@ -47,7 +56,17 @@ def plan(
     from shaprune.scores import Scores
 
     scores = Scores.load(values)
-    decided = planning.plan(scores.players, scores, budget, allocation, min_players=min_players)
+    decided = planning.plan(
+        scores.players,
+        scores,
+        budget,
+        allocation,
+        min_players=min_players,
+        min_width=min_width,
+        round_to=round_to,
+        max_removed=shares,
+        exclude=exclude or (),
+    )
     with new_directory(out, overwrite=overwrite) as folder:
         decided.save(folder / "plan.json")
     written = out / "plan.json"

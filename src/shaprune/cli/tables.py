@@ -75,6 +75,27 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def group_rows(players: Players) -> list[dict[str, Any]]:
+    """Each group: its players, what one of them alone costs, and the layers that it is coupled to."""
+    return [
+        {
+            "name": group.name,
+            "players": len(group),
+            "params_per_player": _span(players.params[group.indices].tolist()),
+            "macs_per_player": _span(players.macs[group.indices].tolist()),
+            "layers": [
+                {"name": m.module, "role": m.role, "channels_per_player": _span(m.widths.tolist())}
+                for m in group.members
+            ],
+        }
+        for group in players.groups
+    ]
+
+
+def _span(numbers: list[float]) -> list[float]:
+    return [min(numbers), max(numbers)]
+
+
 def skipped_text(players: Players) -> str:
     """What cannot leave, and why."""
     if not players.skipped:

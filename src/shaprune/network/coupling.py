@@ -89,11 +89,22 @@ def candidates(
             reason = "it feeds the network's output" if name in to_output else "its output reaches no other layer"
             skipped.append(Skipped(name, layer.n_out, reason))
     for name, module in copy.named_modules():
-        if kind_of(module) in UNITS and name not in layers:
-            widths = widths_of(module)
-            assert widths is not None
-            skipped.append(Skipped(name, widths[1], "it did not run on the example inputs"))
+        skipped += _uncalled(copy, name, module) if name not in layers else []
     return found, skipped, layers
+
+
+def _uncalled(copy: nn.Module, name: str, module: nn.Module) -> list[Skipped]:
+    """Units of a layer that did not run, or of a recurrent one."""
+    if isinstance(module, nn.RNNBase):
+        units = module.hidden_size * module.num_layers * (1 + module.bidirectional)
+        return [Skipped(name, units, f"the hidden units of nn.{type(module).__name__} cannot be cut")]
+    widths = widths_of(module) if kind_of(module) in UNITS else None
+    if widths is None:
+        return []
+    if isinstance(copy.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+        reason = "nn.MultiheadAttention uses its weight without calling it, and cannot run with fewer heads"
+        return [Skipped(name, widths[1], reason)]
+    return [Skipped(name, widths[1], "it did not run on the example inputs")]
 
 
 def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:
@@ -127,8 +138,8 @@ def _coupled(sources: list[Source], links: Links, layers: dict[str, Layer]) -> l
             for channel in block.tolist()[1:]:
                 joined.join(first, _making(sources[i], channel))
             for reader, position in where:
-                if _reading(layers[reader]) == "in":  # a norm that all heads share stays whole
-                    joined.join(first, (reader, "in", position))
+                if layers[reader].kind in UNITS:  # but a norm that all heads share stays whole
+                    joined.join(first, (reader, _reading(layers[reader]), position))
     for name, layer in layers.items():
         if layer.kind == "conv" and layer.groups > 1:
             sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
@@ -183,7 +194,7 @@ def _groups(sets: list[set[_Node]], order: list[str]) -> Iterator[tuple[list[_Si
             name = leader[name]
         return name
 
-    made = [sorted({name for name, role, _ in part if role != "in"}, key=place.__getitem__) for part in parts]
+    made = [sorted({name for name, role, _ in part if role == "out"}, key=place.__getitem__) for part in parts]
     for names in made:
         for name in names[1:]:
             leader[find(name)] = find(names[0])
@@ -219,7 +230,7 @@ def _refusal(
             return f"{name} shares its weight with {shared[name]}"
         if layers[name].kind != "parameter" and is_parametrized(copy.get_submodule(name)):
             return f"{name} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations on it first"
-    if len({name.partition("@")[0] for name in names}) < len(names):
+    if len(parts) > 1 and len({name.partition("@")[0] for name in names}) < len(names):
         return "a parameter would be cut along two axes"
     if not any(role == "in" for _, role in sides):
         return "its output reaches no other layer"

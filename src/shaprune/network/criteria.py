@@ -18,7 +18,7 @@ from shaprune.errors import GameError, InputError, ShapruneWarning, check_choice
 from shaprune.network.activations import activation_means, nonzero_shares, sensitivities
 from shaprune.network.gradients import gate_gradients, second_order
 from shaprune.network.peers import bn_scales, geometric_medians, hessian, lamp, weight_norms
-from shaprune.network.players import Players
+from shaprune.network.players import Players, check_channels
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
 from shaprune.network.worths import AnyWorth, Evaluate
@@ -83,6 +83,8 @@ def rank(
     check_choice("criterion", criterion, CRITERIA)
     check_fits(model, players)
     chosen = CRITERIA[criterion]
+    if criterion != "random":
+        check_channels(players.groups, f"criterion {criterion!r}")
     if not chosen.examples:
         scores = chosen.score(model, players, seed)
     elif subject is None:

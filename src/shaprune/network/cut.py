@@ -15,18 +15,18 @@ from torch import Tensor, fx, nn
 
 from shaprune.network.batches import Forward, Inputs, main_output, transform
 from shaprune.network.firstlinear import first_linear
-from shaprune.network.masks import Edge, masked
+from shaprune.network.masks import Edge, Site, masked
 from shaprune.network.state import Fixed, State, batch_first, unfix
 from shaprune.network.trace import Env, Segment, Trace, first_not_finite, live_bytes
 
 
 class Whole:
-    """Runs all of a model under masks at the consumers; ``because`` says why it is not taken apart."""
+    """Runs all of a model under masks; ``because`` says why it is not taken apart."""
 
     first_linear = None
 
-    def __init__(self, model: nn.Module, edges: Sequence[Edge], forward: Forward, because: str | None = None) -> None:
-        self.model, self.edges, self.forward, self.because = model, edges, forward, because
+    def __init__(self, model: nn.Module, sites: Sequence[Site], forward: Forward, because: str | None = None) -> None:
+        self.model, self.sites, self.forward, self.because = model, sites, forward, because
 
     def prepare(self, inputs: Inputs) -> State:
         """Nothing to precompute: the inputs themselves."""
@@ -34,7 +34,7 @@ class Whole:
 
     def run(self, state: State, mask: Tensor) -> Tensor:
         """Outputs of the rows ``state`` under ``mask`` (rows, n)."""
-        with masked(self.model, self.edges, mask):
+        with masked(self.model, self.sites, mask):
             return main_output(self.forward(self.model, state))
 
     def row_bytes(self, state: State, mask: Tensor) -> int:

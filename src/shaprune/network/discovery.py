@@ -1,96 +1,130 @@
-"""Find the players of a network, and prove for each group that masking it is removing it."""
+"""Find the players of a network, and prove for all of them that masking is removing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
 from shaprune.errors import InputError, nearest
-from shaprune.network.batches import Inputs, call, length, tensors, transform
+from shaprune.network import blocks
+from shaprune.network.acceptable import check_model
+from shaprune.network.batches import Inputs, transform
+from shaprune.network.blocks import find_blocks, not_inside, outermost
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.coupling import Candidate, candidates
+from shaprune.network.experts import find_experts
+from shaprune.network.kinds import measure
 from shaprune.network.layers import Layer
-from shaprune.network.players import Players
-from shaprune.network.units import wanted
-from shaprune.network.verification import players_of, verified
+from shaprune.network.named import named_units, unite
+from shaprune.network.players import Players, Skipped
+from shaprune.network.trial import check_runs
+from shaprune.network.units import alone, wanted
+from shaprune.network.verification import disagreement, players_of, verified
+from shaprune.network.weights import entered, find_weights
 
 Filter = str | type[nn.Module]
+Unit = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+_Finder = Callable[[nn.Module, Inputs, Mapping[str, Layer]], tuple[list[Candidate], list[Skipped], dict[str, Layer]]]
+_FINDERS: dict[str, _Finder] = {"block": find_blocks, "expert": find_experts, "weight": find_weights}
+_NOTHING = {
+    "block": "it has no nn.Sequential or nn.ModuleList whose parts have weights",
+    "expert": "it has no nn.ModuleList of experts beside an nn.Linear router",
+}
 
 
 def find_players(
     model: nn.Module,
     example_inputs: Inputs,
-    unit: str | Sequence[str] = "channel",
+    unit: Unit = "channel",
     include: Filter | Sequence[Filter] | None = None,
     exclude: Filter | Sequence[Filter] | None = None,
     *,
     max_seconds: float = 300.0,
     max_memory: int = 1 << 31,
 ) -> Players:
-    """Find every group of coupled channels (or neurons) that can leave, and list what cannot, with the reason.
+    """Find every group of players that can leave, and list what cannot, with the reason.
 
     Every group is verified on the example inputs: two random coalitions are masked and removed, and the outputs must
-    agree; a group where they do not is skipped with the reason.
+    agree; a group where they do not is skipped with the reason. Units are one of
+
+    - coupled channels, one name or several: ``"channel"``, the smallest sets of channels that can leave, of whatever
+      layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``: hidden neurons
+      of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys);
+    - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
+      blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
+    - ``"expert"``: the experts in an `nn.ModuleList` beside an `nn.Linear` router; one group per mixture;
+    - ``"weight"``: the single weights of linear layers and convolutions, one group per layer, player k being entry k of
+      the flat weight. They are set to zero, nothing gets smaller, and their costs are 0: plan with
+      ``Budget(players=...)``, and name the layers by ``include``;
+    - a mapping ``{"mine": ["conv2[0]", "fc1[1?]"]}``: each name is one player that owns all channels of the channel
+      players (or groups) that its globs match; only ``*`` and ``?`` are special. All make one group, ``"named"``.
 
     Args:
         model: any module; it is not changed.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, batch first.
-        unit: what a player is, one name or several: ``"channel"``, the smallest sets of channels that can leave, of
-            whatever layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``:
-            hidden neurons of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys).
-        include: names, globs (``"layer*.conv1"``) or module types; only groups with a matching producer are kept.
+        unit: what a player is, see above.
+        include: names, globs (``"layer*.conv1"``) or module types; only groups with a matching producer (blocks,
+            mixtures, layers that match) are kept.
         exclude: the same; groups with a matching producer are skipped.
         max_seconds, max_memory: bounds of following channels through the network; bytes for its activations.
 
     Raises:
-        InputError: inputs that the model does not take, a model that is not deterministic in eval mode, a filter that
-            matches nothing, or no prunable group at all (the reasons are in the message).
+        InputError: inputs that the model does not take, a model that is not deterministic in eval mode, an unknown unit
+            or units that do not go together, a filter that matches nothing, too many weights, a named unit that cannot
+            leave, or no prunable group at all (the reasons are in the message).
     """
-    is_wanted = wanted(unit)
+    units = "channel" if isinstance(unit, Mapping) else unit
+    kind = alone(units)
+    is_wanted = wanted(units) if kind is None else lambda members, layers: True
+    check_model(model)
     with borrowed(copied(model)) as copy:
         inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
         inputs = transform(inputs, torch.clone)  # a model may write to what it is given
-        _check_runs(copy, inputs)
-        found, skipped, layers = candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)
-        costs = _model_cost(copy, layers)
+        check_runs(copy, inputs)
+        if kind is None:
+            found, skipped, layers = candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)
+            costs = _model_cost(copy, layers)
+        else:
+            ran = measure(copy, inputs)
+            costs = _model_cost(copy, ran)
+            found, skipped, layers = _FINDERS[kind](copy, inputs, ran)
         chosen, left_out = _choose(copy, found, _filters(include), _filters(exclude))
         left_out += [(c, f"it is no {unit!r}") for c in chosen if not is_wanted(c.members, layers)]
         chosen = [c for c in chosen if is_wanted(c.members, layers)]
+        if kind == "weight":
+            chosen = entered(chosen, layers, named=include is not None)
+        elif kind == "block":
+            chosen = outermost(chosen)
         accepted, refused = verified(copy, inputs, chosen, layers, costs)
-        skipped += [s for candidate, why in (*left_out, *refused) for s in candidate.skipped(layers, why)]
-    order = {name: i for i, name in enumerate(layers)}
-    skipped.sort(key=lambda s: order.get(s.name, len(order)))
-    if not accepted:
-        reasons = "\n".join(f"  {s.name}: {s.reason}" for s in skipped)
-        raise InputError(
-            f"nothing in this model can be pruned:\n{reasons or '  it has no convolution or linear layer'}"
-        )
-    return players_of(accepted, layers, costs, skipped)
+        skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
+        if kind == "block":
+            skipped = not_inside(skipped, accepted)
+        order = {name: i for i, name in enumerate(layers)}
+        skipped.sort(key=lambda s: order.get(s.name, len(order)))
+        if not accepted:
+            nothing = _NOTHING.get(kind or "", "it has no convolution or linear layer")
+            reasons = "\n".join(f"  {s.name}: {s.reason}" for s in skipped) or f"  {nothing}"
+            raise InputError(f"nothing in this model can be pruned:\n{reasons}")
+        players = players_of(accepted, layers, costs, skipped)
+        if kind == "block":
+            all_blocks = {c.name: (i,) for i, c in enumerate(accepted)}
+            return replace(players, groups=(unite(players, blocks.GROUP, all_blocks),))
+        if isinstance(unit, Mapping):
+            players = named_units(players, unit)
+            why = disagreement(copy, inputs, players)
+            if why is not None:
+                raise InputError(f"the named units cannot leave: {why}; name other players")
+    return players
 
 
-def _check_runs(copy: nn.Module, inputs: Inputs) -> None:
-    """One example must run, twice alike, to finite numbers."""
-    if not tensors(inputs):
-        raise InputError(
-            f"example_inputs is a {type(inputs).__name__} without a tensor; give a tensor, a tuple or a dict"
-        )
-    if length(inputs) == 0:
-        raise InputError("example_inputs holds no example; give at least one")
-    with torch.no_grad():
-        try:
-            first, second = (tensors(call(copy, transform(inputs, torch.clone))) for _ in range(2))
-        except Exception as error:
-            shapes = [tuple(t.shape) for t in tensors(inputs)]
-            raise InputError(f"the model does not run on example_inputs of shape {shapes}: {error}") from error
-    if not first:
-        raise InputError("the model returns no tensor; wrap it so that forward returns one")
-    if not all(torch.isfinite(t).all() for t in first if t.is_floating_point()):
-        raise InputError("the model's output on example_inputs is NaN or infinite; check the weights and the inputs")
-    if not all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
-        raise InputError("the model is not deterministic in eval mode: two runs on the same inputs differ")
+def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> list[Skipped]:
+    """What stays when a candidate is left out."""
+    channels = all(m.role in ("out", "in", "both") for m in candidate.members)
+    return candidate.skipped(layers, reason) if channels else [Skipped(candidate.name, 0, reason)]
 
 
 def _model_cost(copy: nn.Module, layers: dict[str, Layer]) -> tuple[int, float]:

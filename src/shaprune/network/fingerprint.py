@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import tensors
-from shaprune.network.masks import Edge
+from shaprune.network.masks import Site
 from shaprune.network.metric import MetricFunction
 from shaprune.network.worths import SetWorth, Worth
 
 
 def fingerprint_of(
-    model: nn.Module, edges: Sequence[Edge], data: Sequence[Any], functions: Sequence[object], *, n_players: int
+    model: nn.Module, sites: Sequence[Site], data: Sequence[Any], functions: Sequence[object], *, n_players: int
 ) -> str:
     """SHA-256 in hexadecimal over all that a worth depends on, as far as it can be seen.
 
@@ -28,7 +28,7 @@ def fingerprint_of(
 
     Args:
         model: the network.
-        edges: where the players' masks stand.
+        sites: where the players' masks stand.
         data: inputs and targets, nested structures of tensors.
         functions: worths, and functions that run the model.
         n_players: number of players.
@@ -38,8 +38,8 @@ def fingerprint_of(
         digest.update(f"|{name}:{type(module).__qualname__}({_plain(module.extra_repr())})".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _add(digest, name, tensor)
-    for edge in edges:
-        _add(digest, f"{edge.module} {edge.last}", edge.owners)
+    for site in sites:
+        _add(digest, f"{site.module} {site.label}", site.owners)
     for tree in data:
         for tensor in tensors(tree):
             _add(digest, "data", tensor)

@@ -1,7 +1,7 @@
 """A network as a game: players are units, the worth of a coalition is the quality with only these units kept.
 
-Masks stand at the consumers' inputs (see `shaprune.network.masks`), so the worth of a coalition is the worth of the
-network after surgery. Rows of a batch carry their own coalition and their own example.
+Masks stand where they do what removal does (see `shaprune.network.masks`), so the worth of a coalition is the worth of
+the network after surgery. Rows of a batch carry their own coalition and their own example.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shaprune.errors import GameError, InputError
+from shaprune.network.acceptable import check_model
 from shaprune.network.batches import Forward
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.fingerprint import fingerprint_of
 from shaprune.network.judging import Judge, answers, walks
-from shaprune.network.masks import edges_of, masked
+from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
 from shaprune.network.rows import Rows
+from shaprune.network.sites import sites_of
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
 from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, check_targets, judge_of
@@ -74,6 +76,7 @@ class NetworkGame(Game):
     ) -> None:
         if max_memory < 1:
             raise InputError(f"max_memory is {max_memory}; give a number of bytes, such as 1 << 30")
+        check_model(model)
         check_fits(model, players)
         wanted = [group] if isinstance(group, str) else group
         if wanted is not None and len(set(wanted)) != max(len(wanted), 1):
@@ -81,7 +84,7 @@ class NetworkGame(Game):
         self.groups: Sequence[Group] = players.groups if wanted is None else [players.group(name) for name in wanted]
         self.model = model
         self.n_players = sum(len(g) for g in self.groups)
-        self.edges = edges_of(players, self.groups, device_of(model))
+        self.sites = sites_of(players, self.groups, device_of(model))
         self.whole_model = worth.function if isinstance(worth, Evaluate) else None
         self.whole_because: str | None = None
         self._fingerprint: str | None = None
@@ -114,7 +117,7 @@ class NetworkGame(Game):
         check_targets(chosen, subject.targets, subject.outputs)
         reference = subject.outputs if chosen.reference == "dense" else subject.targets
         assert reference is not None
-        rows = Rows(subject, self.edges, max_memory) if rows is None else rows
+        rows = Rows(subject, self.sites, max_memory) if rows is None else rows
         self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
         self.runner: Cut | Whole = rows.runner
         self.whole_because = rows.runner.because
@@ -136,7 +139,7 @@ class NetworkGame(Game):
             if judge is not None and judge.worth.reference == "targets":
                 data.append(judge.reference)
             functions = [self.whole_model] if judge is None else [judge.worth, self.subject.forward]
-            self._fingerprint = fingerprint_of(self.model, self.edges, data, functions, n_players=self.n_players)
+            self._fingerprint = fingerprint_of(self.model, self.sites, data, functions, n_players=self.n_players)
         return self._fingerprint
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
@@ -192,7 +195,7 @@ class NetworkGame(Game):
     def _evaluate(self, kept: NDArray[np.bool_]) -> float:
         assert self.whole_model is not None
         mask = torch.from_numpy(kept[None]).to(device_of(self.model), torch.float32)
-        with borrowed(self.model), masked(self.model, self.edges, mask):
+        with borrowed(self.model), masked(self.model, self.sites, mask):
             worth = float(self.whole_model(self.model))
         if not np.isfinite(worth):
             raise GameError(f"evaluate(model) returned {worth} for {describe(kept)}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError
 from shaprune.network.kinds import widths_of
-from shaprune.network.players import Players
+from shaprune.network.players import Players, check_channels
 from shaprune.network.surgery import check_fits
 from shaprune.values.result import Values
 
@@ -44,11 +44,12 @@ class ShapleyImportance:
         model: the module that is given to the pruner; layers are found in it by identity.
 
     Raises:
-        InputError: scores of another model.
+        InputError: scores of another model, or of players that are no channels.
     """
 
     def __init__(self, scores: Scored, model: nn.Module) -> None:
         check_fits(model, scores.players)
+        check_channels(scores.players.groups, "ShapleyImportance")
         self._names = {module: name for name, module in model.named_modules()}
         self._values = _by_channel(scores)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["conv", "depthwise", "linear", "norm", "prelu", "embedding", "parameter"]
+Kind = Literal["conv", "depthwise", "linear", "norm", "prelu", "embedding", "parameter", "block", "expert", "weight"]
 PER_CHANNEL = ("norm", "prelu", "embedding", "parameter")  # weights that belong to one channel each; no multiply-adds
+WHOLE = ("block", "expert")  # they leave as they are, with everything inside
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,20 @@ class Layer:
 
     Attributes:
         kind: what it is; a depthwise convolution has one filter per channel, ``norm`` is a normalisation with weights
-            per channel, ``parameter`` a parameter or buffer outside such layers.
-        n_in, n_out: channels (features) in and out.
+            per channel, ``parameter`` a parameter or buffer outside such layers; ``block`` a submodule that can be
+            passed by, ``expert`` the list of a mixture's experts, ``weight`` the single weights of a layer, which cost
+            nothing because they stay, as zeros.
+        n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
         groups: groups of a convolution; 1 elsewhere.
         kernel: weights per pair of channels (9 for a 3x3 kernel), 1 for a linear layer; weights per channel of a
-            norm, an embedding or a parameter.
+            norm, an embedding or a parameter; all parameters of a block, or of one expert.
         bias: whether there is a bias of ``n_out`` entries.
-        positions: output positions per example at which the weights are used (input positions, where transposed).
+        positions: output positions per example at which the weights are used (input positions, where transposed);
+            all multiply-adds of a block, or of one expert.
         axis: the axis of a parameter along which it is cut.
+        least: channels (experts) that must stay for the network to run.
+        heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
+        returns: entries of the tuple that a block returns; None for a bare tensor.
     """
 
     kind: Kind
@@ -37,10 +44,13 @@ class Layer:
     bias: bool
     positions: float
     axis: int = 0
+    least: int = 1
+    heads: Literal["out", "in"] | None = None
+    returns: int | None = None
 
     def params(self, n_in: int, n_out: int) -> int:
         """Parameters when ``n_in`` and ``n_out`` channels are left."""
-        if self.kind in PER_CHANNEL or self.kind == "depthwise":
+        if self.kind in PER_CHANNEL or self.kind in WHOLE or self.kind == "depthwise":
             return self.kernel * n_out + (n_out if self.bias else 0)
         return self.kernel * (n_in // self.groups) * n_out + (n_out if self.bias else 0)
 
@@ -48,6 +58,8 @@ class Layer:
         """Multiply-adds per example when ``n_in`` and ``n_out`` channels are left."""
         if self.kind in PER_CHANNEL:
             return 0.0
+        if self.kind in WHOLE:
+            return self.positions * n_out
         fan_in = 1 if self.kind == "depthwise" else n_in // self.groups
         return self.positions * self.kernel * fan_in * n_out
 

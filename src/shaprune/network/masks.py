@@ -1,4 +1,4 @@
-"""Masks at the consumers' inputs: a zero there is what removal does.
+"""Where masks stand: at the consumers' inputs, a zero is what removal does.
 
 Behind a producer, batch-norm, bias and activation would turn a zero into something else, so the mask multiplies what
 the consumers of a group read. Every row of a batch may carry its own coalition.
@@ -6,6 +6,7 @@ the consumers of a group read. Every row of a batch may carry its own coalition.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,26 +16,61 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError
-from shaprune.network.players import Group, Players
+from shaprune.network.players import Group, Players, check_channels
 
 
 @dataclass(frozen=True, eq=False)
-class Edge:
-    """The input of one consumer: which mask column multiplies each of its channels.
+class Site(ABC):
+    """Where masks stand in one module.
 
     Attributes:
-        module: name of the consumer.
+        module: name of the module.
         n_players: n, the number of players of the game.
-        owners: (channels,) int64, the player (counted within the game) of each channel; n = nobody, never masked.
-        last: the channels are the last dimension (linear layers), not the second (convolutions).
+        owners: (entries,) int64, the player (counted within the game) of each channel, block, expert or weight here;
+            n = nobody, never masked.
     """
 
     module: str
     n_players: int
     owners: Tensor
+
+    @property
+    def label(self) -> str:
+        """What tells this kind of site from others."""
+        return type(self).__name__
+
+    def columns(self, mask: Tensor) -> Tensor:
+        """(rows, entries) of a mask (rows, n): which entries are kept."""
+        return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[:, self.owners]
+
+    @abstractmethod
+    def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+        """Hang hooks that mask rows by ``mask``, (rows, n) or (1, n) for all rows alike."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edge(Site):
+    """The input of one consumer: which mask column multiplies each of its channels.
+
+    Attributes:
+        last: the channels are the last dimension (linear layers), not the second (convolutions).
+    """
+
     last: bool
+
+    @property
+    def label(self) -> str:
+        return str(self.last)
+
+    def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            rows = mask.expand(len(args[0]), -1) if len(mask) == 1 else mask
+            return (self.apply(args[0], rows), *args[1:])
+
+        return [model.get_submodule(self.module).register_forward_pre_hook(hook)]
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
         """Multiply ``x`` (rows, channels, ...) or (rows, ..., channels) by ``mask`` (rows, n)."""
@@ -43,7 +79,7 @@ class Edge:
                 f"at the input of {self.module} the batch dimension is {len(x)} instead of {len(mask)} rows; "
                 "this layer mixes examples or moves the batch, exclude its group"
             )
-        columns = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1).to(x.dtype)[:, self.owners]
+        columns = self.columns(mask.to(x.dtype))
         return x * (columns.view(len(x), *[1] * (x.ndim - 2), -1) if self.last else _channels_second(columns, x))
 
 
@@ -52,7 +88,12 @@ def _channels_second(columns: Tensor, x: Tensor) -> Tensor:
 
 
 def edges_of(players: Players, groups: Sequence[Group], device: torch.device) -> list[Edge]:
-    """The edges of the game over the players of ``groups``, in that order."""
+    """The edges of the game over the players of ``groups``, in that order.
+
+    Raises:
+        InputError: players that are no channels.
+    """
+    check_channels(groups, "a mask at the inputs of layers")
     n = sum(len(g) for g in groups)
     owners: dict[str, NDArray[np.int64]] = {}
     offset = 0
@@ -69,24 +110,31 @@ def edges_of(players: Players, groups: Sequence[Group], device: torch.device) ->
     ]
 
 
-@contextmanager
-def masked(model: nn.Module, edges: Sequence[Edge], mask: Tensor) -> Iterator[None]:
-    """Run ``model`` with masks: hooks on the consumers multiply their inputs by ``mask``.
+def each_row(kept: Tensor, rows: int, module: str) -> Tensor:
+    """(rows, entries) from (examples, entries), or (1, entries) for all alike.
 
-    ``mask`` is (rows, n), or (1, n) for all rows alike. The hooks are removed on any exit.
+    Inside a network an example may have become several rows side by side (windows, tokens).
+
+    Raises:
+        GameError: no whole number of rows per example.
     """
-    handles = []
+    if len(kept) == 1:
+        return kept.expand(rows, -1)
+    if rows % len(kept):
+        raise GameError(
+            f"at {module} the batch dimension is {rows}, which is no multiple of {len(kept)} rows; this module mixes "
+            "examples or moves the batch, exclude it"
+        )
+    return kept.repeat_interleave(rows // len(kept), 0)
 
-    def hook_of(edge: Edge) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            rows = mask.expand(len(args[0]), -1) if len(mask) == 1 else mask
-            return (edge.apply(args[0], rows), *args[1:])
 
-        return hook
-
+@contextmanager
+def masked(model: nn.Module, sites: Sequence[Site], mask: Tensor) -> Iterator[None]:
+    """Run ``model`` under ``mask``, (rows, n) or (1, n) for all rows alike; the hooks are removed on any exit."""
+    handles: list[RemovableHandle] = []
     try:
-        for edge in edges:
-            handles.append(model.get_submodule(edge.module).register_forward_pre_hook(hook_of(edge)))
+        for site in sites:
+            handles += site.attach(model, mask)
         yield
     finally:
         for handle in handles:

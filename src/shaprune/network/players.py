@@ -1,13 +1,14 @@
-"""Players of a network: which channels can leave, and what leaves with them. Pure data, no torch.
+"""Players of a network: what can leave, and what leaves with it. Pure data, no torch.
 
 A *group* is a set of channels that are coupled across layers (the producer's filters, the batch-norm between, the
 consumers' input channels). Its players leave one by one; what one player owns in every member layer leaves together.
+Blocks, the experts of a mixture and the single weights of a layer are groups, too, with roles of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from shaprune.errors import InputError, nearest
 from shaprune.network.layers import Layer
 
-Role = Literal["out", "in", "both"]
+Role = Literal["out", "in", "both", "skip", "expert", "weight"]
+_LESS_OUT = ("out", "both", "skip", "expert")  # roles whose layer has fewer outputs when a player leaves
+_WHAT = {"skip": "blocks", "expert": "experts", "weight": "single weights"}  # roles of players that are no channels
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class Member:
     Attributes:
         module: name of the layer in the model.
         role: ``"out"`` produces the channels, ``"in"`` consumes them, ``"both"`` passes them on one by one (norms,
-            depthwise convolutions).
-        channels: per player of the group, the channels of this layer that it owns.
+            depthwise convolutions); ``"skip"`` is a block that is passed by, ``"expert"`` a list of experts,
+            ``"weight"`` a layer whose single weights are players.
+        channels: per player of the group, the channels (experts, entries of the flat weight) that it owns here.
     """
 
     module: str
@@ -50,11 +54,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Coupled channels: ``name`` is the first producer, ``indices`` the positions of its players among all players."""
+    """Players that are scored together, such as coupled channels.
+
+    Attributes:
+        name: of coupled channels the first producer.
+        indices: the positions of its players among all players.
+        members: what the players own.
+        labels: names of the players where they are not named after what they own.
+    """
 
     name: str
     indices: NDArray[np.int64]
     members: tuple[Member, ...]
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -72,17 +84,22 @@ class Group:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the players, such as ``conv2[17]``: the first layer with a channel of theirs, and that channel."""
+        if self.labels:
+            return self.labels
         first = [next(m for m in self.members if m.channels[i]) for i in range(len(self))]
         return tuple(f"{m.module}[{m.channels[i][0]}]" for i, m in enumerate(first))
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer whose output channels are not players, and why."""
+    """A layer whose output channels are not players, and why; 0 channels where it is not about channels."""
 
     name: str
     channels: int
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.channels:,} channels)" if self.channels else self.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +159,17 @@ class Players:
                 lost = int(member.widths @ gone)
                 if member.role in ("in", "both"):
                     left[member.module][0] -= lost
-                if member.role in ("out", "both"):
+                if member.role in _LESS_OUT:
                     left[member.module][1] -= lost
+        for name, widths in left.items():
+            if self.layers[name].kind == "embedding":  # it reads indices: its one width is what it gives out
+                widths[0] = widths[1]
         return {name: (n_in, n_out) for name, (n_in, n_out) in left.items()}
+
+    def too_narrow(self, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+        """Layers that could not run when the players ``kept`` stay: what would be left, and what must."""
+        left = {name: min(widths) for name, widths in self.widths(kept).items()}
+        return {name: (n, self.layers[name].least) for name, n in left.items() if n < self.layers[name].least}
 
     def cost(self, kept: NDArray[np.bool_]) -> tuple[int, float]:
         """Parameters and multiply-adds per example of the network in which the players ``kept`` stay."""
@@ -170,7 +195,7 @@ class Players:
         )
         if self.skipped:
             lines.append("not prunable:")
-            lines += [f"  {s.name} ({s.channels} channels): {s.reason}" for s in self.skipped]
+            lines += [f"  {s}: {s.reason}" for s in self.skipped]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -183,6 +208,7 @@ class Players:
                         {"module": m.module, "role": m.role, "channels": [list(c) for c in m.channels]}
                         for m in g.members
                     ],
+                    "labels": list(g.labels),
                 }
                 for g in self.groups
             ],
@@ -210,8 +236,12 @@ class Players:
                 )
                 for g in data["groups"]
             ]
+            labels = [tuple(map(str, g.get("labels", ()))) for g in data["groups"]]
+            groups = [replace(g, labels=own) for g, own in zip(number_groups(members), labels, strict=True)]
+            if any(len(g.labels) not in (0, len(g)) for g in groups):
+                raise ValueError("labels do not fit the players of a group")
             return Players(
-                groups=number_groups(members),
+                groups=tuple(groups),
                 layers={name: Layer(**layer) for name, layer in data["layers"].items()},
                 skipped=tuple(Skipped(*s) for s in data["skipped"]),
                 model_params=int(data["model_params"]),
@@ -226,10 +256,25 @@ class Players:
             for member in group.members:
                 layer = self.layers[member.module]
                 n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
-                n_out = layer.n_out - member.widths * (member.role in ("out", "both"))
+                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
                 dense = cost(layer, layer.n_in, layer.n_out)
                 result[group.indices] += [dense - cost(layer, int(a), int(b)) for a, b in zip(n_in, n_out, strict=True)]
         return result
+
+
+def check_channels(groups: Sequence[Group], what: str) -> None:
+    """Check that all players are channels, at whose readers' inputs masks stand.
+
+    Raises:
+        InputError: naming the group, what its players are, and ``what`` needs channels.
+    """
+    for group in groups:
+        for member in group.members:
+            if member.role in _WHAT:
+                raise InputError(
+                    f"{what} needs channels, and the players of group {group.name!r} are {_WHAT[member.role]}; "
+                    "find_players with unit='channel', or do without"
+                )
 
 
 def number_groups(groups: Sequence[tuple[str, Sequence[Member]]]) -> tuple[Group, ...]:

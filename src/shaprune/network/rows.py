@@ -19,7 +19,7 @@ from shaprune.network.borrow import borrowed
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.grid import grid_of
-from shaprune.network.masks import Edge
+from shaprune.network.masks import Site
 from shaprune.network.state import State, gather, join
 from shaprune.network.subject import Subject
 from shaprune.network.trace import live_bytes
@@ -51,17 +51,17 @@ class Rows:
 
     Args:
         subject: the model and its examples.
-        edges: where the players' masks stand.
+        sites: where the players' masks stand.
         max_memory: bytes that the rows of a batch and the cached activations may take.
     """
 
-    def __init__(self, subject: Subject, edges: Sequence[Edge], max_memory: int) -> None:
+    def __init__(self, subject: Subject, sites: Sequence[Site], max_memory: int) -> None:
         self.subject, self.max_memory = subject, max_memory
-        self.n_players, self.n_examples = edges[0].n_players, subject.n_examples
+        self.n_players, self.n_examples = sites[0].n_players, subject.n_examples
         self.device = subject.outputs.device
         some = min(4, self.n_examples)
         with borrowed(subject.model), torch.no_grad():
-            self.runner: Cut | Whole = subject.runner(edges)
+            self.runner: Cut | Whole = subject.runner(sites)
             probe = self.runner.prepare(subject.rows(torch.arange(some)))
             self.row_bytes = self.runner.row_bytes(probe, torch.ones(some, self.n_players, device=self.device))
             first = self.runner.first_linear

@@ -18,7 +18,7 @@ from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Forward, call, collect, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.cut import Cut, Whole
-from shaprune.network.masks import Edge
+from shaprune.network.masks import Edge, Site
 from shaprune.network.trace import Trace, UntraceableError
 
 BATCH = 256  # examples per plain forward pass
@@ -93,8 +93,11 @@ class Subject:
             self._parts[key] = part
         return part
 
-    def runner(self, edges: Sequence[Edge]) -> Cut | Whole:
-        """What runs rows under masks at ``edges``; where that is the whole model, its ``because`` says why."""
+    def runner(self, sites: Sequence[Site]) -> Cut | Whole:
+        """What runs rows under masks at ``sites``; where that is the whole model, its ``because`` says why."""
+        edges = [site for site in sites if isinstance(site, Edge)]
+        if len(edges) < len(sites):
+            return Whole(self.model, sites, self.forward, "its players are no channels")
         if self.trace is not None:
             cut = Cut(self.trace, edges)
             rows = torch.arange(min(4, self.n_examples), device=self.outputs.device)

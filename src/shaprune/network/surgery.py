@@ -2,7 +2,7 @@
 
 All removals are applied at once, from indices of the dense network, so that layers which belong to several groups
 (concatenations, chains) need no bookkeeping of shifted indices. Modules that count their heads or split by a width are
-told the new numbers.
+told the new numbers. Blocks are replaced by what passes their input, experts leave their list, single weights become 0.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, SurgeryError
+from shaprune.network.blocks import Passed, pass_by
+from shaprune.network.experts import drop_experts
 from shaprune.network.kinds import is_transposed_linear, widths_of
 from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players, Role
-from shaprune.network.units import are_heads
+from shaprune.network.weights import zero_weights
 
 _CUTTERS = {
     ("conv", "out"): tp.prune_conv_out_channels,
@@ -67,12 +69,24 @@ def check_fits(model: nn.Module, players: Players) -> None:
             continue
         if name not in modules:
             raise InputError(f"this plan belongs to another model: layer {name!r} is missing here; find_players again")
-        width = widths_of(modules[name])
+        width = width_as_is(modules[name], layer)
         if width is not None and width != (layer.n_in, layer.n_out):
             raise InputError(
                 f"this plan belongs to another model: layer {name!r} has {width[0]} inputs and {width[1]} outputs, "
                 f"in the plan {layer.n_in} and {layer.n_out}; find_players again"
             )
+
+
+def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
+    """What the width of a layer would have to be in `Players.widths`, from the module itself; None = cannot be told."""
+    if layer.kind == "block":
+        return 1, 0 if isinstance(module, Passed) else 1
+    if layer.kind == "expert":
+        return layer.n_in, len(module) if isinstance(module, nn.ModuleList) else 0
+    if layer.kind == "weight":
+        weight = getattr(module, "weight", None)
+        return layer.n_in, weight.numel() if isinstance(weight, Tensor) else 0
+    return widths_of(module)
 
 
 def _check_parameter(model: nn.Module, name: str, layer: Layer) -> None:
@@ -89,8 +103,13 @@ def cut(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Modul
     """Remove from ``model``, in place, all players but ``kept`` (n,); ``requires_grad`` and training flags stay.
 
     Raises:
-        SurgeryError: naming the layer.
+        SurgeryError: naming the layer that cannot be cut, or of which too little would be left.
     """
+    for name, (left, least) in players.too_narrow(kept).items():
+        what = "experts" if players.layers[name].kind == "expert" else "channels"
+        raise SurgeryError(
+            f"layer {name!r} would be left with {left} {what}, and it needs at least {least}; keep more of its players"
+        )
     for name, role, channels in removals(players.groups, kept):
         layer = players.layers[name]
         try:
@@ -98,34 +117,42 @@ def cut(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Modul
                 _cut_parameter(model, name, layer.axis, channels)
                 continue
             module = model.get_submodule(name)
+            if role == "skip":
+                pass_by(model, name, layer.returns)
+                continue
+            if role == "expert":
+                drop_experts(model, name, channels)
+                continue
             frozen = {key: not p.requires_grad for key, p in module.named_parameters(recurse=False)}
             _cutter(module, layer, role)(module, channels)
         except Exception as error:
             raise SurgeryError(f"layer {name!r} could not be cut: {error}; exclude its group") from error
         for key, parameter in module.named_parameters(recurse=False):
             parameter.requires_grad_(not frozen.get(key, False))
-    for group in players.groups:
-        if are_heads(group.members, players.layers):
-            _tell_heads(model, group, players.layers, int(kept[group.indices].sum()))
+    _tell_heads(model, players, kept)
     return model
 
 
-def _tell_heads(model: nn.Module, group: Group, layers: dict[str, Layer], kept: int) -> None:
-    """Update the numbers that the modules around a group's layers keep of their heads and widths."""
-    n, dense = len(group), {layers[m.module].n_in for m in group.consumers}
-    for owner in dict.fromkeys(m.module.rpartition(".")[0] for m in group.members if m.role == "out"):
+def _tell_heads(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> None:
+    """Update the numbers that the modules around attention keep of their heads and widths."""
+    left = players.widths(kept)
+    read = {layer.n_in for layer in players.layers.values() if layer.heads == "in"}
+    shares = {  # the layers that make heads stand side by side, and all lose the same share
+        name.rpartition(".")[0]: (left[name][1], layer.n_out)
+        for name, layer in players.layers.items()
+        if layer.heads == "out"
+    }
+    for owner, (width, dense) in shares.items():
         module = model.get_submodule(owner)
-        for name in _COUNTS:
+        for name in (*_COUNTS, *_WIDTHS):
             value = getattr(module, name, None)
-            if isinstance(value, int) and value % n == 0:
-                setattr(module, name, value // n * kept)
-        for name in _WIDTHS:
-            value = getattr(module, name, None)
-            if isinstance(value, int) and value in dense:
-                setattr(module, name, value // n * kept)
+            if isinstance(value, int) and value * width % dense == 0 and (name in _COUNTS or value in read):
+                setattr(module, name, value * width // dense)
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
+    if role == "weight":
+        return zero_weights
     if is_transposed_linear(module):
         return _cut_transposed_out if role == "out" else _cut_transposed_in
     if isinstance(module, nn.GroupNorm):

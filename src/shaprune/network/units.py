@@ -1,4 +1,4 @@
-"""What a player is: which coupled groups a unit names."""
+"""What a player is: which coupled groups a unit names, and which units are no coupled channels."""
 
 from __future__ import annotations
 
@@ -46,6 +46,25 @@ UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
     "ffn": are_feed_forward,
     "head": are_heads,
 }
+ALONE = ("block", "expert", "weight")  # units that are no coupled channels
+
+
+def alone(unit: str | Sequence[str]) -> str | None:
+    """The one of `ALONE` that is asked for; None for coupled channels.
+
+    Raises:
+        InputError: an unknown unit, with the nearest name; or one of these beside another.
+    """
+    names = [unit] if isinstance(unit, str) else list(unit)
+    for name in names:
+        check_choice("unit", name, (*UNITS, *ALONE))
+    found = [name for name in names if name in ALONE]
+    if found and len(names) > 1:
+        raise InputError(
+            f"unit={names!r}: {found[0]!r} goes with no other unit, only {', '.join(UNITS)} go together; "
+            "find_players once for each"
+        )
+    return found[0] if found else None
 
 
 def wanted(unit: str | Sequence[str]) -> Callable[[Sequence[Member], Layers], bool]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from math import gcd
 
 import numpy as np
 import torch
@@ -15,9 +17,11 @@ from shaprune.network.batches import Inputs, call, concatenate, tensors, transfo
 from shaprune.network.borrow import copied
 from shaprune.network.coupling import Candidate
 from shaprune.network.layers import Layer
-from shaprune.network.masks import edges_of, masked
+from shaprune.network.masks import masked
 from shaprune.network.players import Member, Players, Skipped, number_groups
+from shaprune.network.sites import sites_of
 from shaprune.network.surgery import cut
+from shaprune.network.units import are_heads
 
 Refused = tuple[Candidate, str]
 
@@ -28,7 +32,11 @@ def players_of(
     """The players of some candidates."""
     touched = {m.module for c in chosen for m in c.members}
     groups = number_groups([(c.name, c.members) for c in chosen])
-    return Players(groups, {n: layer for n, layer in layers.items() if n in touched}, tuple(skipped), *costs)
+    found = {n: layer for n, layer in layers.items() if n in touched}
+    for member in (m for c in chosen if are_heads(c.members, layers) for m in c.members):
+        if member.role in ("out", "in"):
+            found[member.module] = replace(found[member.module], heads=member.role)
+    return Players(groups, found, tuple(skipped), *costs)
 
 
 def verified(
@@ -41,26 +49,28 @@ def verified(
     """
     if not found:
         return [], []
-    reason = _disagreement(copy, inputs, players_of(found, layers, costs))
+    reason = disagreement(copy, inputs, players_of(found, layers, costs))
     if reason is None:
         return list(found), []
     if len(found) == 1:
         kinds = _by_kind(found[0])
-        tried = [(kind, _disagreement(copy, inputs, players_of([kind], layers, costs))) for kind in kinds]
+        tried = [(kind, disagreement(copy, inputs, players_of([kind], layers, costs))) for kind in kinds]
         good = [kind for kind, why in tried if why is None and len(kinds) > 1]
         return good, [(kind, why or reason) for kind, why in tried if kind not in good]
     middle = len(found) // 2
     left, right = (verified(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
     accepted, refused = left[0] + right[0], left[1] + right[1]
     if left[0] and right[0]:  # each side agrees alone
-        reason = _disagreement(copy, inputs, players_of(accepted, layers, costs))
+        reason = disagreement(copy, inputs, players_of(accepted, layers, costs))
         if reason is not None:
             return [], refused + [(c, f"together with other groups {reason}") for c in accepted]
     return accepted, refused
 
 
 def _by_kind(candidate: Candidate) -> list[Candidate]:
-    """Candidates of the players that have channels in the same members; those of one player are left out."""
+    """Candidates of the players that have channels in the same members."""
+    if any(m.role not in ("out", "in", "both") for m in candidate.members):
+        return [candidate]
     kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for player in range(len(candidate.members[0].channels)):
         kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
@@ -76,16 +86,12 @@ def _by_kind(candidate: Candidate) -> list[Candidate]:
     return found
 
 
-def _disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
+def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
     """Mask and remove two random coalitions, one per row; return what differs, None where they agree.
 
     In double precision, where rounding cannot hide an operation that mixes channels only a little.
     """
-    rng = np.random.default_rng(0)
-    coalitions = rng.random((2, players.n)) < 0.5
-    for group in players.groups:
-        for row in coalitions:
-            row[rng.choice(group.indices, 2, replace=False)] = (True, False)
+    coalitions = _drawn(players, np.random.default_rng(0))
     pair = transform(inputs, lambda t: t[:2] if t.ndim and len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
     model, limit = copy, 1e-5
     try:
@@ -102,13 +108,40 @@ def _disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | No
         return f"removal breaks the network: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 
+def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(2, n) random coalitions: of every group each player leaves in one of them, where enough stay for layers to run.
+
+    How many stay shares no divisor with how many there are, so that neither broadcasting nor a whole number of groups
+    (of a norm, a convolution) hides what does not fit.
+    """
+    coalitions = np.ones((2, players.n), dtype=bool)
+    for group in players.groups:
+        n = len(group)
+        some = next(k for k in range(n // 2, -1, -1) if gcd(k, n) == 1)  # 0 of 1
+        order = rng.permutation(group.indices)
+        first, second = rng.permutation(2)
+        coalitions[first, order[:some]] = False
+        coalitions[second, order[some:]] = False
+    for row in coalitions:
+        while short := players.too_narrow(row):
+            owning = [
+                i
+                for group in players.groups
+                for member in group.members
+                for i, own in zip(group.indices, member.channels, strict=True)
+                if member.module in short and own and not row[i]
+            ]
+            row[rng.choice(owning)] = True
+    return coalitions
+
+
 def _compare(
     model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
 ) -> str | None:
     device = tensors(pair)[0].device
     mask = torch.from_numpy(coalitions).to(device, torch.float32)
     with torch.no_grad():
-        with masked(model, edges_of(players, players.groups, device), mask):
+        with masked(model, sites_of(players, players.groups, device), mask):
             by_mask = call(model, transform(pair, torch.clone))
         by_removal = []
         for row, kept in enumerate(coalitions):

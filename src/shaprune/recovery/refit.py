@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.batches import Forward, Inputs, call
+from shaprune.network.players import check_channels
 from shaprune.planning import Plan
 from shaprune.recovery.lockstep import lockstep, lockstep_bytes, one_by_one, traces
 
@@ -83,12 +84,13 @@ def refit(
         max_memory: bytes of activations that the lock-step may hold.
 
     Raises:
-        InputError: no batch, or a ridge that is not above 0.
+        InputError: no batch, a ridge that is not above 0, or players that are no channels.
     """
     if not batches:
         raise InputError("refit needs at least one batch of inputs; the data holds none")
     if not ridge > 0:
         raise InputError(f"ridge is {ridge}; it must be above 0")
+    check_channels(plan.players.groups, "a refit")
     kept = _consumers(small, plan)
     with torch.no_grad():
         pair = None if forward is not None else traces(small, teacher)

@@ -72,7 +72,7 @@ def recover(
         seed: seed of the fine-tuning.
 
     Raises:
-        InputError: an unknown step, unusable data, or nothing to train.
+        InputError: an unknown step, a step that these players do not go with, unusable data, or nothing to train.
     """
     if isinstance(steps, str):
         raise InputError(f"steps is the string {steps!r}; give a tuple, such as ({steps!r},)")
@@ -81,6 +81,8 @@ def recover(
             check_choice("recovery step", step, STEPS)
         elif not isinstance(step, (Refit, Batchnorm, Finetune)):
             raise InputError(f"a recovery step is a {type(step).__name__}; give a name, Refit, Batchnorm or Finetune")
+        if step == "finetune" or isinstance(step, Finetune):
+            _check_stays_gone(plan)
     inputs, targets = collect(data)
     device = device_of(small)
     inputs = transform(inputs, lambda t: t.to(device))
@@ -111,3 +113,13 @@ def recover(
                     seed=seed,
                 )
     return result
+
+
+def _check_stays_gone(plan: Plan) -> None:
+    """Refuse to train what the plan has set to zero."""
+    zeroed = [m.module for group in plan.players.groups for m in group.members if m.role == "weight"]
+    if zeroed:
+        raise InputError(
+            f"fine-tuning would let the single weights of {zeroed[0]} grow back that the plan has set to zero; "
+            "leave 'finetune' out"
+        )

@@ -1,0 +1,216 @@
+"""Blocks as players: a submodule whose output has the shape of its input may be passed by.
+
+Candidates are the parts of `nn.Sequential` and `nn.ModuleList` that have weights: transformer layers, residual blocks,
+layers of a stack. A masked block still runs, and the rows without it go on with what it was given; a removed one is
+replaced by `Passed`, so that the places of the others in their container, and their names, stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.coupling import Candidate
+from shaprune.network.kinds import kind_of
+from shaprune.network.layers import Layer
+from shaprune.network.masks import Site, each_row
+from shaprune.network.players import Member, Skipped
+
+GROUP = "blocks"
+_CACHED = "layer_idx"  # what attention layers call their entry of a cache
+
+
+class Passed(nn.Module):
+    """What stands where a block has left: its first input passes.
+
+    Args:
+        block: the dense block; its plain settings (numbers, strings), which code around it may read, are kept.
+        returns: entries of the tuple that the block returns, of which all but the first become None; None for a bare
+            tensor.
+    """
+
+    def __init__(self, block: nn.Module, returns: int | None) -> None:
+        super().__init__()
+        for name, value in vars(block).items():
+            if isinstance(value, (bool, int, float, str)):
+                setattr(self, name, value)
+        self.returns = returns
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The first tensor among the inputs."""
+        x = next(value for value in (*inputs, *named.values()) if hasattr(value, "shape"))  # so has a proxy of torch.fx
+        return x if self.returns is None else (x, *[None] * (self.returns - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Bypass(Site):
+    """A block: in rows without it, the first tensor that it returns is the one that it was given."""
+
+    def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+        kept = self.columns(mask) > 0
+        if bool(kept.all()):
+            return []
+        given: list[Tensor] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = _first_tensor(args, kwargs)
+            assert x is not None
+            given.append(x.clone())  # the block may write to it
+
+        def behind(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            x = given.pop()
+            stays = each_row(kept, len(x), self.module).view(-1, *[1] * (x.ndim - 1))
+            if isinstance(output, tuple):
+                return (torch.where(stays, output[0], x), *output[1:])
+            return torch.where(stays, output, x)
+
+        block = model.get_submodule(self.module)
+        return [
+            block.register_forward_pre_hook(before, with_kwargs=True),
+            block.register_forward_hook(behind, with_kwargs=True),
+        ]
+
+
+def pass_by(model: nn.Module, name: str, returns: int | None) -> None:
+    """Put `Passed` in the place of a block, wherever it stands."""
+    block = model.get_submodule(name)
+    passed = Passed(block, returns)
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):  # named_children tells of each child once
+            if child is block:
+                setattr(parent, key, passed)
+                _hand_on_the_cache(block, parent)
+
+
+def _hand_on_the_cache(gone: nn.Module, container: nn.Module) -> None:
+    """Let the first layer that stays fill entry 0 of a key-value cache, from which transformers reads the length."""
+    if not any(getattr(module, _CACHED, None) == 0 for module in gone.modules()):
+        return
+    for sibling in container.children():
+        own = [module for module in sibling.modules() if isinstance(getattr(module, _CACHED, None), int)]
+        if own and not isinstance(sibling, Passed):
+            for module in own:
+                setattr(module, _CACHED, 0)
+            return
+
+
+def find_blocks(
+    copy: nn.Module, inputs: Inputs, layers: Mapping[str, Layer]
+) -> tuple[list[Candidate], list[Skipped], dict[str, Layer]]:
+    """Every part of a container that keeps the shape, blocks inside blocks included.
+
+    Args:
+        copy: a private copy, in eval mode.
+        inputs: example inputs.
+        layers: the costs of all layers that ran.
+
+    Returns:
+        One candidate of one player per block, in the order of the model; parts that are none, with the reason; and the
+        costs of the blocks.
+    """
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in copy.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(name)
+    parts = list(_parts(copy))
+    calls = _watch(copy, inputs, parts)
+    found: list[Candidate] = []
+    skipped: list[Skipped] = []
+    blocks: dict[str, Layer] = {}
+    for part in parts:
+        name = paths[part][0]
+        reasons = [why for why, _ in calls[part] if why is not None]
+        returns = {n for _, n in calls[part]}
+        reason = reasons[0] if reasons else _shared(copy, paths[part])
+        if not calls[part]:
+            reason = "it was not called on the example inputs"
+        elif reason is None and len(returns) > 1:
+            reason = "it does not always return the same number of things"
+        if reason is not None:
+            skipped.append(Skipped(name, 0, reason))
+            continue
+        macs = sum(x.macs(x.n_in, x.n_out) for key, x in layers.items() if _within(key, [name]))
+        blocks[name] = Layer(
+            "block", 1, 1, 1, sum(p.numel() for p in part.parameters()), False, macs, least=0, returns=returns.pop()
+        )
+        found.append(Candidate(name, (Member(name, "skip", ((0,),)),)))
+    return found, skipped, blocks
+
+
+def outermost(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without the blocks that stand inside another of them."""
+    names = {c.name for c in candidates}
+    return [c for c in candidates if not _inside(c.name, names)]
+
+
+def not_inside(skipped: Sequence[Skipped], candidates: Sequence[Candidate]) -> list[Skipped]:
+    """Without what leaves together with a block around it."""
+    names = {c.name for c in candidates}
+    return [s for s in skipped if not _inside(s.name, names)]
+
+
+def _inside(name: str, others: set[str]) -> bool:
+    return any(name.startswith(f"{other}.") for other in others)
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """Children of containers that have weights and are no norm, each once."""
+    containers = [m for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList))]
+    children = dict.fromkeys(child for container in containers for child in container.children())
+    return [c for c in children if next(c.parameters(), None) is not None and kind_of(c) not in ("norm", "prelu")]
+
+
+def _watch(
+    copy: nn.Module, inputs: Inputs, parts: Sequence[nn.Module]
+) -> dict[nn.Module, list[tuple[str | None, int | None]]]:
+    """For every call of a part: why it cannot be passed by, and how long a tuple it returned (None: a bare tensor)."""
+    calls: dict[nn.Module, list[tuple[str | None, int | None]]] = {part: [] for part in parts}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        several = type(output) is tuple and bool(output)
+        y = output[0] if several else output
+        calls[module].append((_why_not(_first_tensor(args, kwargs), y), len(output) if several else None))
+
+    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in parts]
+    try:
+        with torch.no_grad():
+            call(copy, transform(inputs, torch.clone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _why_not(x: Tensor | None, y: Any) -> str | None:
+    if x is None:
+        return "none of its inputs is a tensor"
+    if not isinstance(y, Tensor):
+        return f"it returns a {type(y).__name__}, not a tensor or a tuple that starts with one"
+    if x.shape != y.shape:
+        return f"it turns {tuple(x.shape[1:])} into {tuple(y.shape[1:])} per example, so nothing can pass in its place"
+    if x.dtype != y.dtype:
+        return f"it turns {x.dtype} into {y.dtype}, so nothing can pass in its place"
+    return None
+
+
+def _shared(model: nn.Module, paths: Sequence[str]) -> str | None:
+    """Which parameter a block, that stands at ``paths``, shares with what is outside it."""
+    inside: dict[int, str] = {}
+    outside: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        (inside if _within(name, paths) else outside).setdefault(id(parameter), name)
+    both = next((key for key in inside if key in outside), None)
+    return None if both is None else f"{inside[both]} is also {outside[both]}, which would stay"
+
+
+def _within(name: str, paths: Sequence[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)

@@ -1,0 +1,190 @@
+"""Experts of a mixture as players: an `nn.ModuleList` beside an `nn.Linear` router with one output per expert.
+
+Where an expert is absent, the router's output is minus infinity, so that a softmax behind it (or before it, over the
+top k) shares the weight out among the others: what cutting the router's rows does. Without any expert a mixture adds
+nothing: its output is zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.coupling import Candidate
+from shaprune.network.layers import Layer
+from shaprune.network.masks import Site, each_row
+from shaprune.network.players import Member, Skipped
+
+_ROUTERS = ("gate", "gating", "router", "switch")
+_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
+_TOP_K = ("top_k", "topk", "k", "num_experts_per_tok", "num_selected_experts")
+
+
+@dataclass(frozen=True, eq=False)
+class Routing(Site):
+    """The output of a router (..., experts): minus infinity for absent experts.
+
+    Attributes:
+        mixture: name of the module around router and experts; in rows without any expert its output is zero.
+    """
+
+    mixture: str
+
+    def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+        kept = self.columns(mask) > 0
+        if bool(kept.all()):
+            return []
+        nobody = ~kept.any(1, keepdim=True)
+
+        def behind_router(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            absent = ~each_row(kept | nobody, len(output), self.module)
+            return output.masked_fill(absent.view(len(output), *[1] * (output.ndim - 2), -1), float("-inf"))
+
+        def behind_mixture(module: nn.Module, args: Any, output: Any) -> Any:
+            y = output[0] if isinstance(output, tuple) else output
+            empty = each_row(nobody, len(y), self.mixture)
+            y = y.masked_fill(empty.view(-1, *[1] * (y.ndim - 1)), 0)
+            return (y, *output[1:]) if isinstance(output, tuple) else y
+
+        handles = [model.get_submodule(self.module).register_forward_hook(behind_router)]
+        if bool(nobody.any()):
+            handles.append(model.get_submodule(self.mixture).register_forward_hook(behind_mixture))
+        return handles
+
+
+def drop_experts(model: nn.Module, name: str, experts: list[int]) -> None:
+    """Delete experts from their list, and tell the mixture how many are left; the router is cut as a layer."""
+    listed = model.get_submodule(name)
+    assert isinstance(listed, nn.ModuleList)
+    owner, dense = model.get_submodule(mixture_of(name)), len(listed)
+    for i in sorted(experts, reverse=True):
+        del listed[i]
+    for count in _COUNTS:
+        value = getattr(owner, count, None)
+        if type(value) is int and value == dense:
+            setattr(owner, count, len(listed))
+
+
+def mixture_of(name: str) -> str:
+    """The name of the module that a child named ``name`` stands in."""
+    return name.rpartition(".")[0]
+
+
+def find_experts(
+    copy: nn.Module, inputs: Inputs, layers: Mapping[str, Layer]
+) -> tuple[list[Candidate], list[Skipped], dict[str, Layer]]:
+    """Every mixture as a candidate, its experts being the players.
+
+    Args:
+        copy: a private copy, in eval mode.
+        inputs: example inputs.
+        layers: the costs of all layers that ran.
+
+    Returns:
+        Candidates; lists of experts that are none, with the reason; and the costs of experts and routers. Where a
+        router picks the top k, what one expert does not compute another one does, so that only the router's
+        multiply-adds leave with an expert.
+    """
+    tensor_first = _watch(copy, inputs)
+    found: list[Candidate] = []
+    skipped: list[Skipped] = []
+    costs: dict[str, Layer] = {}
+    for name, listed in _lists(copy):
+        routers = _routers(copy.get_submodule(mixture_of(name)), mixture_of(name), len(listed))
+        if not routers and "expert" not in name.rpartition(".")[2].lower():
+            continue  # a list of layers
+        reason = _refusal(copy, name, listed, routers, layers, tensor_first)
+        if reason is None and any(name.startswith(f"{other.name}.") for other in found):
+            reason = "it stands inside an expert of another mixture"
+        if reason is not None:
+            skipped.append(Skipped(name, 0, reason))
+            continue
+        n, k = len(listed), _top_k(copy.get_submodule(mixture_of(name)), len(listed))
+        each = _macs(name, n, layers)
+        macs = each[0] if k is None and len(set(each)) == 1 else 0.0
+        params = sum(p.numel() for p in listed[0].parameters())
+        costs |= {name: Layer("expert", n, n, 1, params, False, macs, least=k or 1), routers[0]: layers[routers[0]]}
+        players = tuple((i,) for i in range(n))
+        found.append(Candidate(name, (Member(name, "expert", players), Member(routers[0], "out", players))))
+    return found, skipped, costs
+
+
+def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name and len(module) > 1 and len({type(m) for m in module}) == 1:
+            yield name, module
+
+
+def _routers(mixture: nn.Module, name: str, n: int) -> list[str]:
+    """Names of the linear layers beside the experts that may be their router."""
+    return [
+        f"{name}.{key}" if name else key
+        for key, child in mixture.named_children()
+        if isinstance(child, nn.Linear) and child.out_features == n and any(w in key.lower() for w in _ROUTERS)
+    ]
+
+
+def _refusal(
+    copy: nn.Module,
+    name: str,
+    listed: nn.ModuleList,
+    routers: list[str],
+    layers: Mapping[str, Layer],
+    tensor_first: Mapping[nn.Module, bool],
+) -> str | None:
+    """Why the experts of a list cannot leave one by one."""
+    mixture, n = copy.get_submodule(mixture_of(name)), len(listed)
+    if len(routers) != 1:
+        what = f"{' and '.join(routers)} could all be its router" if routers else "no such router stands beside it"
+        return f"experts need one nn.Linear router with {n} outputs (named {', '.join(_ROUTERS)}), and {what}"
+    if routers[0] not in layers or mixture not in tensor_first:
+        return f"{routers[0]} or the module around it was not called on the example inputs"
+    if not tensor_first[mixture]:
+        return "the module around it does not return a tensor, or a tuple that starts with one"
+    if _top_k(mixture, n) == n:
+        return f"the mixture picks the top {n} of {n} experts, so none can leave"
+    if len({sum(p.numel() for p in expert.parameters()) for expert in listed}) > 1:
+        return "its experts differ in size"
+    holders = Counter(id(p) for _, p in copy.named_parameters(remove_duplicate=False))
+    inside = [*listed.parameters(), *copy.get_submodule(routers[0]).parameters()]
+    if any(holders[id(p)] > 1 for p in inside):
+        return "its experts or the router share parameters with others"
+    return None
+
+
+def _macs(name: str, n: int, layers: Mapping[str, Layer]) -> list[float]:
+    """Multiply-adds that each expert was seen to do."""
+    ran = [(key, layer.macs(layer.n_in, layer.n_out)) for key, layer in layers.items()]
+    heads = [f"{name}.{i}" for i in range(n)]
+    return [sum(macs for key, macs in ran if key == head or key.startswith(f"{head}.")) for head in heads]
+
+
+def _top_k(mixture: nn.Module, n: int) -> int | None:
+    """How many experts a mixture picks; None where it does not say."""
+    values = (getattr(mixture, name, None) for name in _TOP_K)
+    return next((v for v in values if type(v) is int and 1 <= v <= n), None)
+
+
+def _watch(copy: nn.Module, inputs: Inputs) -> dict[nn.Module, bool]:
+    """The modules that are called, and whether they return a tensor first."""
+    seen: dict[nn.Module, bool] = {}
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        y = output[0] if type(output) is tuple and output else output
+        seen[module] = seen.get(module, True) and isinstance(y, Tensor)
+
+    handles = [module.register_forward_hook(hook) for module in copy.modules()]
+    try:
+        with torch.no_grad():
+            call(copy, transform(inputs, torch.clone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
