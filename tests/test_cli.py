@@ -18,13 +18,14 @@ from typer.testing import CliRunner, Result
 
 from shaprune import Plan, Scores
 from shaprune.bench.models import build_model
+from shaprune.budget import RESOURCES
 from shaprune.cli import options
 from shaprune.cli.app import app
 from shaprune.demo import ARTIFACTS, check_replaceable
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS
 from shaprune.network.criteria import CRITERIA
-from shaprune.network.units import UNITS
+from shaprune.network.units import ALONE, UNITS
 from shaprune.network.worths import WORTHS
 from shaprune.planning import ALLOCATIONS
 from shaprune.recovery.steps import STEPS
@@ -34,7 +35,7 @@ from shaprune.values.concepts import CONCEPTS
 from shaprune.values.estimate import METHODS
 from shaprune.values.modes import MODES
 
-COMMANDS = ["demo", "players", "score", "plan", "prune", "evaluate", "report"]
+COMMANDS = ["demo", "compress", "players", "score", "sensitivity", "plan", "prune", "evaluate", "export", "report"]
 SHAPRUNE = [sys.executable, "-c", "from shaprune.cli import main; main()"]
 # One thread: tests share the machine. The handler: a shell may start pytest with Ctrl-C ignored.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -120,9 +121,10 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(options.CONCEPTS) == set(CONCEPTS)
     assert set(options.MODES) == set(MODES)
     assert set(options.LAYERS) == set(LAYERS)
-    assert set(options.UNITS) == set(UNITS)
+    assert set(options.UNITS) == {*UNITS, *ALONE}
     assert set(options.AGGREGATES) == set(NAMES)
     assert set(options.ALLOCATIONS) == set(ALLOCATIONS)
+    assert options.RESOURCES == RESOURCES
     assert set(options.STEPS) == set(STEPS)
 
 
@@ -237,6 +239,32 @@ def test_players_needs_neither_weights_nor_data(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "found").iterdir()] == ["players.json"]
     units = ["--unit", "neuron", "--unit", "channel"]
     assert loaded("players", "--model", "digits", "--shape", "1x8x8", *units)["players"] == 224
+
+
+def test_players_of_every_kind_of_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mixed.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Mixed(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.layers = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))\n"
+        "        self.gate = nn.Linear(6, 3)\n"
+        "        self.experts = nn.ModuleList(nn.Linear(6, 2) for _ in range(3))\n\n"
+        "    def forward(self, x):\n        x = torch.relu(self.layers(x))\n"
+        "        share = torch.softmax(self.gate(x), -1)\n"
+        "        return sum(share[:, i, None] * expert(x) for i, expert in enumerate(self.experts))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def found(*arguments: str) -> dict[str, int]:
+        units = [part for unit in arguments for part in ("--unit", unit)]
+        groups = loaded("players", "--model", "mixed:Mixed", "--shape", "6", *units)["groups"]
+        return {g["name"]: g["players"] for g in groups}
+
+    assert found("block") == {"blocks": 3}
+    assert found("weight") == {"layers.0": 36, "layers.1": 36, "layers.2": 36, "gate": 18} | {
+        f"experts.{i}": 12 for i in range(3)
+    }
+    assert found("mine=layers.0[0]", "mine=layers.0[1]", "rest=layers.1[2]") == {"named": 2}
+    assert found("neuron", "head").keys() >= {"layers.0", "layers.1"}
 
 
 def test_players_draws_inputs_of_any_number_and_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,13 +435,16 @@ def test_a_users_own_network_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
         (["plan", "VALUES", "--budget", "mac=0.5", "--out", "OUT"], "did you mean 'macs'?"),
         (["plan", "VALUES", "--budget", "macs=2.5", "--out", "OUT"], "is no budget"),
         (["plan", "VALUES", "--budget", "macs=.5", "--budget", "macs=.6", "--out", "OUT"], "macs is given twice"),
-        (["plan", "VALUES", "--out", "OUT"], "Missing option '--budget'"),
+        (["plan", "VALUES", "--out", "OUT"], "give --budget, or else --sweep"),
         (["plan", "nowhere.json", "--budget", "macs=0.5", "--out", "OUT"], "'nowhere.json' does not exist"),
         (["plan", "VALUES", "--budget", "macs=0.5", "--allocation", "globl", "--out", "OUT"], "did you mean 'global'?"),
         (["plan", "VALUES", "--budget", "macs=.5", "--round-to", "0", "--out", "OUT"], "'--round-to'"),
         (["plan", "VALUES", "--budget", "macs=.5", "--max-removed", "half", "--out", "OUT"], "'half' is no share"),
         (["plan", "VALUES", "--budget", "macs=.5", "--max-removed", "a=2", "--out", "OUT"], "between 0 and 1"),
         (["players", "NET", "--unit", "heads", "--out", "OUT"], "did you mean 'head'?"),
+        (["players", "NET", "--unit", "mine=", "--out", "OUT"], "'mine=' is not of the form NAME=GLOB"),
+        (["players", "NET", "--unit", "mine=conv1", "--unit", "head", "--out", "OUT"], "go with no other unit"),
+        (["score", "NET", "--unit", "blok", "--out", "OUT"], "did you mean 'block'?"),
         (["players", "NET", "--shape", "1x8x8", "--out", "OUT"], "give the data, or else the shape"),
         (["players", "--model", "digits", "--out", "OUT"], "give the data, or else the shape"),
         (["players", "--model", "digits", "--shape", "3x-1", "--out", "OUT"], "'3x-1' is no shape"),

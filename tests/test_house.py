@@ -18,35 +18,75 @@ MAX_LINES = 400
 
 # What each part may import of shaprune, besides itself; the longest matching name counts. A part may be absent, but
 # every file must belong to one.
-_DATA = {"errors", "network.layers", "network.players", "values"}  # no torch
-_PLANS = _DATA | {"atomic", "limits", "planning", "scores"}
-_CORE = _PLANS | {"network", "backwards", "scoring", "pruning", "files", "measure", "recovery"}
+_DATA = {"errors", "network.config", "network.layers", "network.players", "values"}  # no torch
+_DECIDING = _DATA | {"atomic", "documents", "budget", "limits", "knapsack", "sensitivities"}
+_PLANS = _DECIDING | {"lanes", "allocation", "planning", "scores", "frontiers", "swaps"}
+_CORE = (
+    _PLANS
+    | {"network", "backwards", "scoring", "pruning", "files", "measure", "recovery"}
+    | {"sensing", "search", "deciding", "rescoring"}
+)
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "atomic": {"errors"},
     "values": {"errors", "atomic"},
+    "network.config": set(),
     "network.layers": set(),
-    "network.players": {"errors", "network.layers"},
+    "network.players": {"errors", "network.config", "network.layers"},
     "network": _DATA,
     "limits": _DATA,
-    "planning": _DATA | {"atomic", "limits"},
-    "scores": _DATA | {"atomic", "planning"},
+    "documents": {"errors"},
+    "budget": _DATA,
+    "knapsack": set(),
+    "sensitivities": _DATA | {"atomic", "documents"},
+    "lanes": _DECIDING,
+    "allocation": _DECIDING,
+    "planning": _DECIDING | {"lanes", "allocation"},
+    "scores": _DATA | {"atomic", "documents"},
+    "frontiers": _DECIDING | {"planning"},
+    "swaps": _DECIDING | {"lanes", "planning"},
     "scoring": _PLANS | {"network", "pruning", "backwards"},
     "backwards": _PLANS | {"network", "pruning"},
     "pruning": _PLANS | {"network"},
     "files": _PLANS | {"network"},
-    "measure": {"errors", "network"},
+    "search": _PLANS | {"network", "pruning", "measure"},
+    "sensing": _PLANS | {"network", "search"},
+    "deciding": _PLANS | {"network", "sensing"},
+    "rescoring": _PLANS | {"network", "pruning"},
+    "speed": {"network"},
+    "measure": {"errors", "network", "speed"},
+    "exporting": {"errors", "atomic", "network"},
     "recovery": _PLANS | {"network"},
     "compression": _CORE,
+    "run_config": _PLANS | {"network", "recovery", "rescoring"},
     "bench": _CORE | {"compression"},
     "report": _CORE | {"compression", "bench"},
     "demo": _CORE | {"compression", "bench", "report"},
-    "cli": _CORE | {"compression", "bench", "report", "demo"},
+    "cli": _CORE | {"compression", "run_config", "bench", "report", "demo"},
 }
-WITHOUT_TORCH = ("errors", "atomic", "values", "network.layers", "network.players", "limits", "planning", "scores")
+WITHOUT_TORCH = (
+    "errors",
+    "atomic",
+    "values",
+    "network.config",
+    "network.layers",
+    "network.players",
+    "limits",
+    "documents",
+    "budget",
+    "knapsack",
+    "sensitivities",
+    "lanes",
+    "allocation",
+    "planning",
+    "scores",
+    "frontiers",
+    "swaps",
+)
 AT_HOME = {  # third party -> the only files that may import it
     "torch_pruning": {"network/peers.py", "network/surgery.py"},
     "shapiq": {"values/interplay.py"},
+    "yaml": {"run_config.py"},
 }
 ONE_FILE_EACH = ("lightning", "ray", "plotly", "transformers", "timm", "torchvision", "onnx")
 

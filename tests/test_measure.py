@@ -12,8 +12,10 @@ from networks import NETWORKS
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shaprune.errors import InputError
-from shaprune.measure import Latency, accuracy, count, latency, size_bytes
+import shaprune.speed
+from shaprune.errors import InputError, ShapruneWarning
+from shaprune.measure import Latency, Measurement, accuracy, count, latency, size_bytes, warn_if_not_faster
+from shaprune.speed import layer_times
 
 
 class Slow(nn.Module):
@@ -180,3 +182,90 @@ def test_counts_by_hand(untouched: Untouched) -> None:
 def test_a_layer_that_runs_twice_counts_twice() -> None:
     layer = nn.Linear(4, 4)
     assert count(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 4)) == (20, 32)
+
+
+# --- what a timing says about itself, and fewer multiply-adds that are not faster ---
+
+
+def test_a_latency_says_how_it_was_measured() -> None:
+    found = latency({"a": nn.Identity()}, (torch.zeros(3, 2),), rounds=1, threads=1)["a"]
+    assert (found.threads, found.device, found.examples, found.compiled) == (1, "cpu", 3, None)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_compiled_models_are_timed_in_eval_mode_and_come_back(untouched: Untouched) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
+    with untouched(model):
+        found = latency({"a": model}, torch.zeros(4, 2), rounds=1, compiled="eager")["a"]
+        with pytest.raises(InputError, match=r"a cannot be compiled with backend 'eagre'.*leave compiled out"):
+            latency({"a": model}, torch.zeros(4, 2), rounds=1, compiled="eagre")
+    assert found.compiled == "eager"
+    with pytest.MonkeyPatch.context() as patch:
+        given: list[nn.Module] = []
+        patch.setattr(torch, "compile", lambda copy, backend: given.append(copy) or copy)
+        latency({"a": model}, torch.zeros(4, 2), rounds=1, compiled="any")
+    assert given[0] is not model
+    assert not any(module.training for module in given[0].modules())
+    assert found.median_ms > 0
+
+
+def compared(dense: tuple[float, float], small: tuple[float, float], macs: int = 500) -> dict[str, Measurement]:
+    """Measurements with these times (median, low) and multiply-adds."""
+    times = [Latency(median, low, 2 * median, threads=2, examples=8) for median, low in (dense, small)]
+    return {
+        name: Measurement(None, 1, m, t, 1) for name, m, t in zip(("dense", "small"), (1000, macs), times, strict=True)
+    }
+
+
+def pair() -> dict[str, nn.Module]:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, width, 3), nn.Flatten(), nn.Linear(width * 36, 2))
+
+    return {"dense": net(16), "small": net(13)}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_fewer_multiply_adds_that_are_not_faster_are_told(
+    untouched: Untouched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, x = pair(), torch.zeros(8, 1, 8, 8)
+    times = {"dense": {"0": 2.0, "2": 1.0}, "small": {"0": 2.1, "2": 0.5}}
+    monkeypatch.setattr(shaprune.speed, "layer_times", lambda m, _: times["dense" if m is models["dense"] else "small"])
+    said = (
+        r"small does 50% of dense's multiply-adds and is not faster: 5.10 ms \(4.90 to 10.20\) against 5.00 ms .*"
+        r"8 examples, cpu, threads: 2; layers that are narrower and take as long: 0 \(1x16 -> 1x13: 2 -> 2.1 ms\); "
+        "plan with round_to=8"
+    )
+    with untouched(*models.values()), pytest.warns(ShapruneWarning, match=said):
+        warn_if_not_faster(models, compared((5.0, 4.8), (5.1, 4.9)), x)
+    times["small"]["0"] = 1.0
+    with pytest.warns(ShapruneWarning, match="faster one by one: the time goes elsewhere"):
+        warn_if_not_faster(models, compared((5.0, 4.8), (5.1, 4.9)), x)
+
+
+def test_nothing_is_said_where_it_is_faster_or_cannot_be_told() -> None:
+    models, x = pair(), torch.zeros(8, 1, 8, 8)
+    for measured in (
+        compared((5.0, 4.8), (3.0, 2.9)),  # faster
+        compared((5.0, 4.8), (6.0, 3.0)),  # faster in its quiet moments: the machine is busy
+        compared((0.5, 0.4), (0.6, 0.5)),  # too short to tell
+        compared((5.0, 4.8), (5.1, 4.9), macs=950),  # hardly fewer
+    ):
+        warn_if_not_faster(models, measured, x)  # warnings are errors here
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_time_of_each_layer(untouched: Untouched) -> None:
+    class Wait(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.004)
+            return super().forward(x)
+
+    model = nn.Sequential(Wait(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with untouched(model):
+        found = layer_times(model, torch.zeros(1, 2), rounds=3)
+    assert list(found) == ["0", "2"]
+    assert 4 < found["0"] < 100
+    assert found["2"] < found["0"]
+    with untouched(broken := nn.Sequential(nn.Linear(2, 2), Raises())), pytest.raises(RuntimeError, match="own error"):
+        layer_times(broken, torch.zeros(1, 2))

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shaprune.budget import Budget, Kept
 from shaprune.errors import InputError
 from shaprune.network.layers import Layer
 from shaprune.network.players import Member, Players, number_groups
-from shaprune.planning import Budget, Kept, Plan, plan
+from shaprune.planning import Plan, plan
 from shaprune.values.result import Values
 
 

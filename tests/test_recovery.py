@@ -7,8 +7,9 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 import shaprune as sp
+from shaprune.network.equations import Equations
 from shaprune.network.worths import fidelity
-from shaprune.recovery.refit import Equations, refit
+from shaprune.recovery.refit import refit
 from shaprune.recovery.steps import Batchnorm, Finetune, Refit
 
 
@@ -159,6 +160,7 @@ def test_finetuning_by_distillation_needs_no_labels_and_helps() -> None:
     assert divergence(tuned, model, data) < 0.5 * divergence(small, model, data)
 
 
+@pytest.mark.filterwarnings("ignore:no epoch of the fine-tuning")
 @pytest.mark.usefixtures("one_thread")
 def test_the_pruned_network_and_the_teacher_are_untouched(untouched) -> None:  # type: ignore[no-untyped-def]
     model, small, plan, data = case("residual")

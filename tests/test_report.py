@@ -192,6 +192,7 @@ def test_the_comparison_is_the_same_for_people_and_machines(measurements: dict[s
         "macs": 20_000,
         "latency_ms": 2.0,
         "latency_spread_ms": [1.5, 3.0],
+        "latency_on": {"device": "cpu", "threads": 1, "examples": 1, "compiled": None},
         "bytes": 4_100,
     }
 

@@ -9,14 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shaprune.budget import Budget as Budget
     from shaprune.compression import compress as compress
+    from shaprune.errors import BudgetError as BudgetError
     from shaprune.errors import GameError as GameError
     from shaprune.errors import InputError as InputError
     from shaprune.errors import ShapruneError as ShapruneError
     from shaprune.errors import ShapruneWarning as ShapruneWarning
     from shaprune.errors import SurgeryError as SurgeryError
+    from shaprune.exporting import export as export
     from shaprune.files import load as load
     from shaprune.files import save as save
+    from shaprune.frontiers import frontier as frontier
     from shaprune.network.discovery import find_players as find_players
     from shaprune.network.game import NetworkGame as NetworkGame
     from shaprune.network.importance import ShapleyImportance as ShapleyImportance
@@ -25,13 +29,18 @@ if TYPE_CHECKING:
     from shaprune.network.several import several as several
     from shaprune.network.worths import Evaluate as Evaluate
     from shaprune.network.worths import SetWorth as SetWorth
-    from shaprune.planning import Budget as Budget
     from shaprune.planning import Plan as Plan
     from shaprune.planning import plan as plan
     from shaprune.pruning import prune as prune
     from shaprune.recovery.steps import recover as recover
     from shaprune.scores import Scores as Scores
     from shaprune.scoring import score as score
+    from shaprune.search import decide as decide
+    from shaprune.search import quality_on as quality_on
+    from shaprune.sensing import layer_values as layer_values
+    from shaprune.sensing import sensitivity as sensitivity
+    from shaprune.sensitivities import Sensitivity as Sensitivity
+    from shaprune.swaps import refine as refine
     from shaprune.values.estimate import estimate as estimate
     from shaprune.values.game import Game as Game
     from shaprune.values.log import LoggedGame as LoggedGame
@@ -39,7 +48,15 @@ if TYPE_CHECKING:
     from shaprune.values.result import Values as Values
 
 _HOMES = {
-    "Budget": "shaprune.planning",
+    "BudgetError": "shaprune.errors",
+    "Sensitivity": "shaprune.sensitivities",
+    "layer_values": "shaprune.sensing",
+    "sensitivity": "shaprune.sensing",
+    "refine": "shaprune.swaps",
+    "frontier": "shaprune.frontiers",
+    "quality_on": "shaprune.search",
+    "decide": "shaprune.search",
+    "Budget": "shaprune.budget",
     "Evaluate": "shaprune.network.worths",
     "Game": "shaprune.values.game",
     "GameError": "shaprune.errors",
@@ -58,6 +75,7 @@ _HOMES = {
     "Values": "shaprune.values.result",
     "compress": "shaprune.compression",
     "estimate": "shaprune.values.estimate",
+    "export": "shaprune.exporting",
     "find_players": "shaprune.network.discovery",
     "load": "shaprune.files",
     "plan": "shaprune.planning",

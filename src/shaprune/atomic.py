@@ -29,15 +29,31 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises:
         InputError: the folder is missing or cannot be written.
     """
+    with new_file(path) as beside:
+        beside.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Fill a file beside ``path``, with the same ending, then rename it to ``path``; a failure leaves nothing new.
+
+    Raises:
+        InputError: the folder is missing or cannot be written, or its disk is full.
+    """
     path = Path(path)
+    beside: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-            beside = Path(f.name)
-            f.write(content)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(descriptor)
+        beside = Path(name)
+        yield beside
         beside.chmod(0o666 & ~_umask())
         beside.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path) -> Any:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from shaprune.errors import InputError
+from shaprune.budget import Budget
+from shaprune.deciding import planner_of
+from shaprune.errors import InputError, check_choice
+from shaprune.frontiers import Planner
+from shaprune.limits import Limits, check_uniform
 from shaprune.measure import Measurement, compare
 from shaprune.network.batches import Forward, Inputs
 from shaprune.network.discovery import Filter, find_players
 from shaprune.network.game import MAX_MEMORY
+from shaprune.network.players import Players
 from shaprune.network.subject import Subject
-from shaprune.network.worths import Evaluate, RowWorth, Worth
-from shaprune.planning import Budget, Plan, plan
+from shaprune.network.worths import AnyWorth, Evaluate, RowWorth, Worth
+from shaprune.planning import ALLOCATIONS, Plan, check_reachable
 from shaprune.pruning import prune
-from shaprune.recovery.steps import Step
+from shaprune.recovery.steps import Step, check_steps
 from shaprune.recovery.steps import recover as run_steps
+from shaprune.rescoring import SCHEDULES, in_rounds, step_budget
 from shaprune.scoring import Scores, score
+from shaprune.search import Trial, decide, quality_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +40,7 @@ class Compressed:
         values: the scores behind the plan.
         measurements: ``"dense"``, ``"raw"`` (pruned, not recovered) and ``"pruned"`` networks, measured side by side.
         seconds: wall time per stage.
+        trials: the networks that were measured on the way to a latency or a floor.
     """
 
     model: nn.Module
@@ -40,6 +48,7 @@ class Compressed:
     values: Scores
     measurements: dict[str, Measurement]
     seconds: dict[str, float]
+    trials: tuple[Trial, ...] = field(default=())
 
 
 def compress(
@@ -57,8 +66,14 @@ def compress(
     min_width: int = 1,
     round_to: int = 1,
     max_removed: float | Mapping[str, float] = 1.0,
+    hf_uniform: bool = False,
+    rounds: int = 1,
+    schedule: str = "geometric",
     sizes: tuple[float, float] = (0.5, 1.0),
     max_evaluations: int | None = None,
+    train: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
+    metric: AnyWorth | Evaluate = "accuracy",
     test: Iterable[Any] | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
@@ -78,57 +93,116 @@ def compress(
         worth, sizes, max_evaluations, forward, max_memory, progress: see `score`.
         recover: recovery steps, see `recover`; ``()`` for none.
         include, exclude: see `find_players`.
-        allocation, min_players, min_width, round_to, max_removed: see `plan`.
+        allocation, min_players, min_width, round_to, max_removed, hf_uniform: see `plan`.
+        train: batches for fine-tuning where it is not to be on ``data``, see `recover`; never the test set.
+        rounds, schedule: score, cut and recover so often on the way, see `shaprune.rescoring.in_rounds`.
+        validation: batches on which the ``metric`` of a floor is measured; neither ``data`` nor the test set.
+        metric: what a floor is about, see `NetworkGame`.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
 
     Raises:
+        InputError: a floor without ``validation``; a budget out of reach, before anything is scored.
         InputError, GameError, SurgeryError: as the stages it calls.
     """
     if not isinstance(budget, Budget):
         raise InputError(f"budget is a {type(budget).__name__}; give sp.Budget(macs=0.5), for example")
+    check_steps(recover)
+    check_choice("allocation", allocation, ALLOCATIONS)
+    _check_rounds(rounds, schedule, allocation, worth)
+    floored = budget.floor is not None or budget.drop is not None
+    if floored and validation is None:
+        raise InputError("a floor needs validation=...: batches that are neither recovered on nor the test set")
+    within = Limits(min_players, min_width, round_to, max_removed, hf_uniform=hf_uniform)
     seconds: dict[str, float] = {}
     clock = time.perf_counter
 
     start = clock()
     batches = list(data)
     players = find_players(model, example_inputs, include=include, exclude=exclude)
+    if hf_uniform:
+        check_uniform(players)
+    check_reachable(players, budget, within)
+    if rounds > 1:
+        step_budget(budget, players, 1, rounds, schedule)
     seconds["find_players"], start = clock() - start, clock()
 
     subject = None if isinstance(worth, Evaluate) else Subject(model, batches, forward)
-    scores = score(
-        model,
-        players,
-        subject,
-        worth,
-        max_evaluations=max_evaluations,
-        seed=seed,
-        sizes=sizes,
-        forward=forward,
-        max_memory=max_memory,
-        progress=progress,
-    )
-    seconds["score"], start = clock() - start, clock()
 
-    decided = plan(
-        players,
-        scores,
-        budget,
-        allocation,
-        min_players=min_players,
-        min_width=min_width,
-        round_to=round_to,
-        max_removed=max_removed,
-    )
-    seconds["plan"], start = clock() - start, clock()
+    def scored(network: nn.Module, part: Players, own: Subject | None, judge: Any, round_: int) -> Scores:
+        return score(
+            network,
+            part,
+            own,
+            judge,
+            max_evaluations=max_evaluations,
+            seed=seed + round_ - 1,
+            sizes=sizes,
+            forward=forward,
+            max_memory=max_memory,
+            progress=progress,
+        )
 
-    raw = prune(model, decided, example_inputs)
-    seconds["prune"], start = clock() - start, clock()
+    def planner(values: Scores) -> Planner:
+        examples = batches if subject is None else subject
+        measured = (model, players, values, examples, worth, allocation, within)
+        return planner_of(*measured, seed=seed, forward=forward, max_memory=max_memory)
 
-    small = run_steps(raw, model, decided, batches, recover, forward=forward, seed=seed) if recover else raw
-    seconds["recover"], start = clock() - start, clock()
+    def mend(network: nn.Module, made_by: Plan) -> nn.Module:
+        if not recover:
+            return network
+        return run_steps(network, model, made_by, batches, recover, train=train, forward=forward, seed=seed)
+
+    trials: tuple[Trial, ...] = ()
+    if rounds > 1:
+        assert subject is not None
+        found = in_rounds(
+            model,
+            players,
+            subject,
+            worth,  # type: ignore[arg-type]  # no Evaluate, see _check_rounds
+            budget,
+            example_inputs=example_inputs,
+            score_round=scored,
+            plan_round=lambda values, step: planner(values)(step),
+            mend=mend,
+            rounds=rounds,
+            schedule=schedule,
+            forward=forward,
+        )
+        decided, scores, small = found.plan, found.scores, found.model
+        raw = prune(model, decided, example_inputs, hf_uniform=hf_uniform)
+        seconds["rounds"], start = clock() - start, clock()
+    else:
+        scores = scored(model, players, subject, worth, 1)
+        seconds["score"], start = clock() - start, clock()
+
+        quality = quality_on(model, validation, metric, forward=forward) if floored and validation is not None else None
+        decision = decide(model, planner(scores), budget, example_inputs=example_inputs, quality=quality, mend=mend)
+        decided, trials = decision.plan, decision.trials
+        seconds["plan"], start = clock() - start, clock()
+
+        raw = prune(model, decided, example_inputs, hf_uniform=hf_uniform)
+        seconds["prune"], start = clock() - start, clock()
+
+        small = mend(raw, decided)
+        seconds["recover"], start = clock() - start, clock()
 
     tests = None if test is None else list(test)
     measurements = compare({"dense": model, "raw": raw, "pruned": small}, example_inputs, tests)
     seconds["measure"] = clock() - start
-    return Compressed(small, decided, scores, measurements, seconds)
+    return Compressed(small, decided, scores, measurements, seconds, trials)
+
+
+def _check_rounds(rounds: int, schedule: str, allocation: str, worth: Any) -> None:
+    """Check what can be done in rounds.
+
+    Raises:
+        InputError: less than one, an unknown schedule, or what goes with one round only.
+    """
+    check_choice("schedule", schedule, SCHEDULES)
+    if not isinstance(rounds, int) or rounds < 1:
+        raise InputError(f"rounds is {rounds!r}; it must be a whole number, 1 or above")
+    if rounds > 1 and (allocation in ("curves", "shapley-layers") or isinstance(worth, Evaluate)):
+        what = "worth=Evaluate(...)" if isinstance(worth, Evaluate) else f"allocation={allocation!r}"
+        raise InputError(f"{what} measures the dense network and does not go with rounds={rounds}; use rounds=1")

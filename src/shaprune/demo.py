@@ -16,12 +16,12 @@ from shaprune.atomic import check_free, foreign, new_directory, write_text
 from shaprune.bench.datasets import load_dataset
 from shaprune.bench.recipes import RECIPES, choose_architecture
 from shaprune.bench.training import train
+from shaprune.budget import Budget
 from shaprune.compression import compress
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS, save
 from shaprune.measure import Measurement
 from shaprune.network.borrow import kept_globals
-from shaprune.planning import Budget
 from shaprune.report.comparison import latency_setting, to_json
 from shaprune.report.curves import removal_curves
 from shaprune.report.page import Content, page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class ShapruneError(Exception):
@@ -12,6 +12,14 @@ class ShapruneError(Exception):
 
 class InputError(ShapruneError, ValueError):
     """What the caller handed in cannot be used: an option, a batch, a file, a budget."""
+
+
+class BudgetError(InputError):
+    """A budget that cannot be met; ``reachable`` holds the least that can be reached, by resource."""
+
+    def __init__(self, message: str, reachable: Mapping[str, float]) -> None:
+        super().__init__(message)
+        self.reachable = dict(reachable)
 
 
 class GameError(ShapruneError, RuntimeError):

@@ -16,10 +16,11 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from shaprune.atomic import new_directory, read_json
+from shaprune.documents import check_schema
 from shaprune.errors import InputError
 from shaprune.network.borrow import copied
 from shaprune.network.surgery import check_fits, cut, width_as_is
-from shaprune.planning import Plan, check_schema
+from shaprune.planning import Plan
 
 SCHEMA = 1
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"

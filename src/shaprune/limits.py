@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, nearest
+from shaprune.network.config import Config
 from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players
 
@@ -35,6 +36,8 @@ class Limits:
         max_removed: the largest share of a group's players, and of their channels in each such layer, that leaves; or
             one per glob over group names, of which the smallest holds.
         exclude: globs over the names of groups whose players all stay.
+        hf_uniform: only what the config.json of a Hugging Face model can say is left: the same number of players in all
+            groups that one of its fields counts, and all players of groups that none counts.
 
     Raises:
         InputError: a number out of range.
@@ -45,6 +48,7 @@ class Limits:
     round_to: int = 1
     max_removed: float | Mapping[str, float] = 1.0
     exclude: str | Sequence[str] = field(default=())
+    hf_uniform: bool = False
 
     def __post_init__(self) -> None:
         for name, number, least in (
@@ -74,6 +78,7 @@ class Limits:
         given += [f"round_to={self.round_to}"] if self.round_to > 1 else []
         given += [f"max_removed={self.max_removed}"] if min(self.shares.values(), default=1) < 1 else []
         given += [f"exclude={self.exclude!r}"] if self.excluded else []
+        given += ["hf_uniform=True"] if self.hf_uniform else []
         return ", ".join(given)
 
     def share(self, group: Group) -> float:
@@ -86,13 +91,16 @@ class Limits:
 def ladders(players: Players, value: NDArray[np.float64], limits: Limits) -> list[list[Step]]:
     """For each group, who leaves one after the other: after each step, all limits are met.
 
+    Groups that must lose the same number of players (`Limits.hf_uniform`) go down together: a step takes players of all
+    of them, stands in the ladder of the first, and those of the others are empty.
+
     Args:
         players: the players of the dense network.
         value: (n,) the less, the sooner a player leaves.
         limits: what must stay.
 
     Raises:
-        InputError: a glob that matches no group.
+        InputError: a glob that matches no group; ``hf_uniform`` where no group can leave that way.
     """
     names = [group.name for group in players.groups]
     for option, globs in (("exclude", limits.excluded), ("max_removed", limits.shares)):
@@ -100,7 +108,44 @@ def ladders(players: Players, value: NDArray[np.float64], limits: Limits) -> lis
             if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
                 raise InputError(f"{option}={glob!r} matches no group of players{nearest(glob, names)}")
     owners = Counter(name for group in players.groups for name in _made(players, group))
-    return [list(_ladder(players, group, value, limits, owners)) for group in players.groups]
+    found = [list(_ladder(players, group, value, limits, owners)) for group in players.groups]
+    return _together(players, found) if limits.hf_uniform else found
+
+
+def check_uniform(players: Players) -> Config:
+    """Check that a config.json can say that some of these players are gone.
+
+    Raises:
+        InputError: why it cannot, and what to do.
+    """
+    if players.config is None:
+        raise InputError(
+            "hf_uniform=True is for models of transformers (a config and save_pretrained), and these players are of "
+            "another network, or were saved by an older shaprune; leave it out, and keep the pruned network by sp.save"
+        )
+    if not players.config.fields:
+        raise InputError(
+            "hf_uniform=True: config.json cannot say that any of these players is gone; find other players, or leave "
+            f"it out and keep the pruned network by sp.save\n{players.config}"
+        )
+    return players.config
+
+
+def _together(players: Players, found: Sequence[list[Step]]) -> list[list[Step]]:
+    """Ladders in which the groups that one field of config.json counts go down together, as far as all of them can."""
+    by_name = {group.name: steps for group, steps in zip(players.groups, found, strict=True)}
+    joined: dict[str, list[Step]] = {}
+    for tied in check_uniform(players).fields:
+        dense = len(players.group(tied.groups[0]))
+        ladders_of = [by_name[name] for name in tied.groups]
+        reached = [np.cumsum([0, *map(len, ladder)]).tolist() for ladder in ladders_of]
+        common = set.intersection(*map(set, reached))
+        counts = sorted(n for n in common if not n or tied.allows(dense - n))
+        leaving = [np.concatenate([np.empty(0, dtype=np.int64), *ladder]) for ladder in ladders_of]
+        joined[tied.groups[0]] = [
+            np.concatenate([order[low:high] for order in leaving]) for low, high in pairwise(counts)
+        ]
+    return [joined.get(group.name, []) for group in players.groups]
 
 
 def _made(players: Players, group: Group) -> dict[str, NDArray[np.int64]]:

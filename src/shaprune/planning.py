@@ -7,7 +7,7 @@ values.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,53 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shaprune.allocation import Path as Way
+from shaprune.allocation import by_layer, by_value, density, smallest, uniform
 from shaprune.atomic import read_json, write_text
-from shaprune.errors import InputError, check_choice
+from shaprune.budget import Budget, Kept, costs, meets
+from shaprune.documents import check_schema
+from shaprune.errors import BudgetError, InputError, check_choice
+from shaprune.lanes import along_curves
 from shaprune.limits import Limits, Step, ladders
 from shaprune.network.players import Players
+from shaprune.sensitivities import Sensitivity
 from shaprune.values.result import Values
 
 SCHEMA = 1
-ALLOCATIONS = ("global", "uniform")
-Kept = NDArray[np.bool_]  # (n_players,), True = kept
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much of the network may stay: multiply-adds, parameters, players; several at once must all be met.
-
-    A number strictly between 0 and 1 is a fraction of the dense network (``macs=0.5``: at most half of the multiply-
-    adds stay); a whole number above 1 is absolute.
-
-    Raises:
-        InputError: any other number, or no limit at all.
-    """
-
-    macs: float | None = None
-    params: float | None = None
-    players: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.limits:
-            raise InputError("the budget is empty; give Budget(macs=0.5), params=... or players=...")
-        for name, limit in self.limits.items():
-            number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-            if not number or not (0 < limit < 1 or (limit > 1 and float(limit).is_integer())):
-                raise InputError(
-                    f"{name}={limit!r} is no budget: give the fraction that may stay, strictly between 0 and 1, "
-                    "or an absolute whole number above 1"
-                )
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The limits that are set, by name."""
-        given = {"macs": self.macs, "params": self.params, "players": self.players}
-        return {name: limit for name, limit in given.items() if limit is not None}
-
-    def absolute(self, players: Players) -> dict[str, float]:
-        """The limits in multiply-adds, parameters and players."""
-        dense = _costs(players, np.ones(players.n, dtype=bool))
-        return {name: limit * dense[name] if limit < 1 else float(limit) for name, limit in self.limits.items()}
+ALLOCATIONS = ("global", "value", "uniform", "shapley-layers", "curves")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +70,8 @@ class Plan:
 
     @property
     def cost(self) -> dict[str, float]:
-        """Predicted multiply-adds, parameters and players that stay."""
-        return _costs(self.players, self.kept)
+        """Predicted multiply-adds, parameters, players and bytes that stay, by resource."""
+        return costs(self.players, self.kept)
 
     def summary(self) -> str:
         """A table of what goes and what stays, per group and in all."""
@@ -114,7 +81,7 @@ class Plan:
         for g in groups:
             stays = int(self.kept[g.indices].sum())
             lines.append(f"{g.name.ljust(wide)}  {len(g):7d}  {stays:5d}  {len(g) - stays:7d}")
-        dense = _costs(self.players, np.ones(self.players.n, dtype=bool))
+        dense = costs(self.players, np.ones(self.players.n, dtype=bool))
         for name, left in self.cost.items():
             limit = f" (budget {self.budget[name]:,.0f})" if name in self.budget else ""
             lines.append(f"{name}: {dense[name]:,.0f} -> {left:,.0f}, {left / dense[name]:.1%} stay{limit}")
@@ -163,11 +130,14 @@ def plan(
     budget: Budget,
     allocation: str = "global",
     *,
+    curves: Sensitivity | None = None,
+    layers: Values | None = None,
     min_players: int = 1,
     min_width: int = 1,
     round_to: int = 1,
     max_removed: float | Mapping[str, float] = 1.0,
     exclude: str | Sequence[str] = (),
+    hf_uniform: bool = False,
 ) -> Plan:
     """Choose who leaves: the least valuable players, as few as the budget allows.
 
@@ -177,10 +147,16 @@ def plan(
     Args:
         players: the players of the dense network.
         scores: values per group name, one per player of the group.
-        budget: what may stay.
-        allocation: ``"global"``: one ranking over all groups, by value per unit of what the budget limits (the greedy
-            rule for knapsacks; for a budget of players that is the value itself); ``"uniform"``: the same share of
-            every group, or what its limits allow below it.
+        budget: what may stay, of resources that are predicted; latency and a floor are measured, see
+            `shaprune.search.decide`.
+        allocation: how removals are shared out between groups. ``"global"``: one ranking over all groups, by value per
+            unit of what the budget limits (the greedy rule for knapsacks; for a budget of players that is the value
+            itself); ``"value"``: one ranking by the value alone; ``"uniform"``: the same share of every group, or what
+            its limits allow below it; ``"shapley-layers"``: each group keeps a share in proportion to the value of the
+            group as a whole; ``"curves"``: the least loss by measured curves, see `shaprune.lanes`.
+        curves: for ``"curves"``, from `shaprune.sensing.sensitivity` with these scores.
+        layers: for ``"shapley-layers"``, one value per group, from `shaprune.sensing.layer_values`; None = the sum of
+            the values of its players.
         min_players: players that stay in every group.
         min_width: channels that stay in every layer whose filters are players; a narrower layer stays whole.
         round_to: such a layer is left whole or with a multiple of so many channels (8, say). Of heads and of slots of
@@ -189,46 +165,118 @@ def plan(
         max_removed: the largest share of each group's players, and of their channels in each such layer, that leaves;
             or one per glob over group names (``{"layer1*": 0.25}``), of which the smallest holds.
         exclude: globs over the names of groups whose players all stay.
+        hf_uniform: leave only what the config.json of a Hugging Face model can say, so that ``save_pretrained`` and
+            ``from_pretrained`` bring the pruned model back: the same number of players leaves every group that one of
+            its fields counts, and what no field counts stays (``players.config`` says what, and why).
 
     Raises:
-        InputError: values that do not fit the players, a limit out of range, a glob that matches no group, a budget
-            that is already met, or one that cannot be met (with the nearest that can).
+        InputError: values or curves that do not fit the players, a limit out of range, a glob that matches no group, a
+            budget that must be measured, that is already met, or that cannot be met (with the nearest that can).
     """
-    check_choice("allocation", allocation, ALLOCATIONS)
-    within = Limits(min_players, min_width, round_to, max_removed, exclude)
-    value = _values_of(players, scores)
-    limits = budget.absolute(players)
-    dense = np.ones(players.n, dtype=bool)
-    if _meets(players, dense, limits):
-        met = ", ".join(
-            f"{name}: {_costs(players, dense)[name]:,.0f} <= {limit:,.0f}" for name, limit in limits.items()
-        )
-        raise InputError(f"the dense network already meets the budget ({met}); nothing would be removed, lower it")
-    if allocation == "global":
-        candidates = _global(players, _density(players, value, budget), within)
-    else:
-        candidates = _uniform(players, value, within)
-    smallest = candidates(players.n)
-    if not _meets(players, smallest, limits):
-        reachable = _costs(players, smallest)
-        misses = [
-            f"{name} <= {limit:,.0f} (the smallest reachable is {reachable[name]:,.0f}, "
-            f"{reachable[name] / _costs(players, dense)[name]:.4f} of the dense network)"
-            for name, limit in limits.items()
-            if reachable[name] > limit
-        ]
+    check_allocation(allocation, curves, layers)
+    if budget.measured:
         raise InputError(
-            f"the budget cannot be met: {'; '.join(misses)}; raise it, loosen the limits ({within}), or find more "
-            "players (another unit, fewer excluded layers)"
+            f"{' and '.join(budget.measured)} must be measured on the network; use sp.decide or sp.compress, or leave "
+            "it out"
         )
+    within = Limits(min_players, min_width, round_to, max_removed, exclude, hf_uniform)
+    value = values_of(players, scores)
+    limits = budget.absolute(players)
+    ranked = density(players, value, list(limits))  # also refuses a resource that no player costs
+    check_reachable(players, budget, within, ranked if allocation == "global" else value)
+    ranked = ranked if allocation == "global" else value
+    found = ladders(players, ranked, within)
+    if allocation == "curves":
+        assert curves is not None
+        curves.check_of(scores)
+        return Plan(players, along_curves(players, found, curves, limits), allocation, limits)
+    path = _path(players, value, ranked, found, allocation, layers)
     low, high = 0, players.n  # low misses the budget, high meets it: cost falls as more leave
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _meets(players, candidates(middle), limits) else (middle, high)
-    return Plan(players, candidates(high), allocation, limits)
+        low, high = (low, middle) if meets(players, path(middle), limits) else (middle, high)
+    return Plan(players, path(high), allocation, limits)
 
 
-def _values_of(players: Players, scores: Mapping[str, Values]) -> NDArray[np.float64]:
+def path_of(
+    players: Players,
+    scores: Mapping[str, Values],
+    resources: Sequence[str],
+    allocation: str = "global",
+    *,
+    layers: Values | None = None,
+    within: Limits | None = None,
+) -> Way:
+    """The path that `plan` goes down when these resources are limited; any allocation but ``"curves"`` has one.
+
+    Raises:
+        InputError: as `plan`.
+    """
+    if allocation == "curves":
+        raise InputError("allocation='curves' decides anew for every budget; it goes down no path, ask sp.plan")
+    check_allocation(allocation, None, layers)
+    value = values_of(players, scores)
+    ranked = density(players, value, resources) if allocation == "global" else value
+    return _path(players, value, ranked, ladders(players, ranked, within or Limits()), allocation, layers)
+
+
+def _path(
+    players: Players,
+    value: NDArray[np.float64],
+    ranked: NDArray[np.float64],
+    found: Sequence[Sequence[Step]],
+    allocation: str,
+    layers: Values | None,
+) -> Way:
+    if allocation == "uniform":
+        return uniform(players, found)
+    if allocation == "shapley-layers":
+        return by_layer(players, _worth_of_groups(players, value, layers), found)
+    return by_value(players, ranked, found)
+
+
+def check_allocation(allocation: str, curves: Sensitivity | None = None, layers: Values | None = None) -> None:
+    """Check that an allocation has what it needs, and nothing that it does not look at.
+
+    Raises:
+        InputError: an unknown name, with the nearest; curves or layers that are missing or not used.
+    """
+    check_choice("allocation", allocation, ALLOCATIONS)
+    if (allocation == "curves") != (curves is not None):
+        what = "needs curves=sp.sensitivity(...)" if curves is None else "does not look at curves; drop them"
+        raise InputError(f"allocation={allocation!r} {what}")
+    if layers is not None and allocation != "shapley-layers":
+        raise InputError(f"allocation={allocation!r} does not look at layers; drop them, or take 'shapley-layers'")
+
+
+def check_reachable(players: Players, budget: Budget, within: Limits, value: NDArray[np.float64] | None = None) -> None:
+    """Check that the predicted part of a budget asks for something, and can be met; values need not be known yet.
+
+    Raises:
+        InputError: it is already met.
+        BudgetError: it cannot be met, with the nearest that can.
+    """
+    limits = budget.absolute(players)
+    dense = costs(players, np.ones(players.n, dtype=bool))
+    least = costs(players, smallest(players, ladders(players, np.zeros(players.n) if value is None else value, within)))
+    if limits and all(dense[name] <= limit for name, limit in limits.items()):
+        met = ", ".join(f"{name}: {dense[name]:,.0f} <= {limit:,.0f}" for name, limit in limits.items())
+        raise InputError(f"the dense network already meets the budget ({met}); nothing would be removed, lower it")
+    misses = [
+        f"{name} <= {limit:,.0f} (the smallest reachable is {least[name]:,.0f}, "
+        f"{least[name] / dense[name]:.4f} of the dense network)"
+        for name, limit in limits.items()
+        if least[name] > limit
+    ]
+    if misses:
+        raise BudgetError(
+            f"the budget cannot be met: {'; '.join(misses)}; raise it, loosen the limits ({within}), or find more "
+            "players (another unit, fewer excluded layers)",
+            least,
+        )
+
+
+def values_of(players: Players, scores: Mapping[str, Values]) -> NDArray[np.float64]:
     """(n,) values of all players."""
     parts = []
     for group in players.groups:
@@ -245,71 +293,13 @@ def _values_of(players: Players, scores: Mapping[str, Values]) -> NDArray[np.flo
     return np.concatenate(parts)
 
 
-def _density(players: Players, value: NDArray[np.float64], budget: Budget) -> NDArray[np.float64]:
-    """(n,) value per unit of the limited resources, each as a share of the dense network.
-
-    A player of negative value harms, so the more it costs the sooner it leaves: its value is multiplied instead.
-    """
-    each = {"macs": players.macs, "params": players.params, "players": np.ones(players.n)}
-    for name in budget.limits:
-        if not each[name].any():
-            raise InputError(f"no player costs any {name} here, so that none can be saved; give Budget(players=...)")
-    cost = sum(each[name] / each[name].sum() for name in budget.limits)
-    cost = cost / np.mean(cost)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a player that costs nothing and is worth something: last
-        return np.asarray(np.where(value > 0, value / cost, value * cost), dtype=np.float64)
-
-
-def _global(players: Players, value: NDArray[np.float64], within: Limits) -> Callable[[int], Kept]:
-    """The coalition after the first k steps down, of all groups' steps the least valuable first."""
-    steps: list[tuple[float, Step]] = []
-    for ladder in ladders(players, value, within):
-        reached = -np.inf  # a step comes no sooner than those before it in its group
-        for step in ladder:
-            reached = max(reached, float(value[step].mean()))
-            steps.append((reached, step))
-    steps.sort(key=lambda ranked: ranked[0])
-    return lambda k: _without(players, [step for _, step in steps[:k]])
-
-
-def _uniform(players: Players, value: NDArray[np.float64], within: Limits) -> Callable[[int], Kept]:
-    """The coalition at the k-th of all shares at which some group loses more of its least valuable players."""
-    found = ladders(players, value, within)
-    gone = [np.cumsum([len(step) for step in ladder]) for ladder in found]
-    sizes = [len(group) for group in players.groups]
-    shares = sorted({0.0, *(n / size for counts, size in zip(gone, sizes, strict=True) for n in counts.tolist())})
-
-    def at(k: int) -> Kept:
-        share = shares[min(k, len(shares) - 1)]
-        steps = [int((counts <= share * size + 1e-9).sum()) for counts, size in zip(gone, sizes, strict=True)]
-        return _without(players, [step for ladder, n in zip(found, steps, strict=True) for step in ladder[:n]])
-
-    return at
-
-
-def _without(players: Players, steps: Sequence[Step]) -> Kept:
-    kept = np.ones(players.n, dtype=bool)
-    kept[np.concatenate([np.empty(0, dtype=np.int64), *steps])] = False
-    return kept
-
-
-def _costs(players: Players, kept: Kept) -> dict[str, float]:
-    params, macs = players.cost(kept)
-    return {"macs": float(macs), "params": float(params), "players": float(kept.sum())}
-
-
-def _meets(players: Players, kept: Kept, limits: Mapping[str, float]) -> bool:
-    costs = _costs(players, kept)
-    return all(costs[name] <= limit for name, limit in limits.items())
-
-
-def check_schema(data: Any, kind: str, schema: int) -> None:
-    """Check the head of a JSON document written by shaprune.
-
-    Raises:
-        InputError: another kind of document, or a newer schema.
-    """
-    if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("schema"), int):
-        raise InputError(f"this is no {kind} written by shaprune")
-    if data["schema"] > schema:
-        raise InputError(f"this {kind} has schema {data['schema']}, newer than {schema}; update shaprune")
+def _worth_of_groups(players: Players, value: NDArray[np.float64], layers: Values | None) -> NDArray[np.float64]:
+    """(groups,) the value of each group."""
+    if layers is None:
+        return np.array([value[group.indices].sum() for group in players.groups])
+    if len(layers.value) != len(players.groups) or not np.isfinite(layers.value).all():
+        raise InputError(
+            f"layers has {len(layers.value)} values, of which {np.isfinite(layers.value).sum()} are finite; it must "
+            f"have one for each of {len(players.groups)} groups, from sp.layer_values"
+        )
+    return layers.value

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, SurgeryError
+from shaprune.limits import check_uniform
 from shaprune.network.acceptable import check_model
 from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.borrow import borrowed, copied
+from shaprune.network.huggingface import refusal, tell_configs
 from shaprune.network.masks import masked
 from shaprune.network.sites import sites_of
 from shaprune.network.surgery import check_fits, cut
@@ -18,20 +20,25 @@ from shaprune.planning import Plan
 TOLERANCE = 1e-4  # relative, float32; deep networks round to about 1e-6
 
 
-def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
+def prune(model: nn.Module, plan: Plan, example_inputs: Inputs, *, hf_uniform: bool = False) -> nn.Module:
     """Return a smaller network without the players that ``plan`` removes.
 
     The result is a deep copy with narrower layers: no hooks, no wrappers, ``out_channels`` and friends right,
     ``requires_grad`` and training flags as in ``model``. It is run once on ``example_inputs`` and must give what the
     dense network gives under the plan's mask.
 
+    Where ``model`` is (or holds) a model of transformers and its configuration can say what is left, it does so in the
+    result, which ``save_pretrained`` and ``from_pretrained`` then bring back; else it is left as it is, and `sp.save`
+    keeps the network.
+
     Args:
         model: the dense network that the plan was made for; it is not changed.
         plan: who stays.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, batch first.
+        hf_uniform: refuse a plan that such a configuration cannot say.
 
     Raises:
-        InputError: the plan removes nothing, or belongs to another model.
+        InputError: the plan removes nothing, or belongs to another model; ``hf_uniform``, and why it cannot be said.
         SurgeryError: the network cannot be cut, or the smaller network does not run or does not agree with the mask.
     """
     if plan.kept.all():
@@ -39,7 +46,10 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
     check_model(model)
     check_fits(model, plan.players)
     inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+    sayable = _sayable(model, plan, hf_uniform)
     small = cut(copied(model), plan.players, plan.kept)
+    if sayable:
+        tell_configs(small, plan.players, plan.kept)
     params = sum(p.numel() for p in small.parameters())
     if params != plan.cost["params"]:
         raise SurgeryError(f"surgery left {params} parameters where the plan predicts {plan.cost['params']:.0f}")
@@ -59,3 +69,18 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
                 f"(relative difference {relative_difference(ours, theirs):.1e}); exclude the group that breaks it"
             )
     return small
+
+
+def _sayable(model: nn.Module, plan: Plan, required: bool) -> bool:
+    """Whether the configurations of a Hugging Face model can say what a plan leaves; if ``required``, they must."""
+    if required:
+        check_uniform(plan.players)
+    elif plan.players.config is None:
+        return False
+    why = refusal(model, plan.players, plan.kept)
+    if why is not None and required:
+        raise InputError(
+            f"hf_uniform=True: config.json cannot say what this plan leaves: {why}; make it by "
+            "sp.plan(..., hf_uniform=True), or leave it out and keep the pruned network by sp.save"
+        )
+    return why is None

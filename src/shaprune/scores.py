@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from shaprune.atomic import read_json, write_text
+from shaprune.documents import check_schema
 from shaprune.errors import InputError
 from shaprune.network.players import Players
-from shaprune.planning import check_schema
 from shaprune.values.result import Values
 
 SCHEMA = 1

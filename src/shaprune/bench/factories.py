@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,46 @@ def call_factory(spec: str, *, what: str, hint: str = "") -> object:
     Raises:
         InputError: not of that form, no such module, or no such callable in it.
     """
+    with _modules_here():
+        return _find(spec, what, hint)()
+
+
+def find_function(spec: str, *, what: str, hint: str = "") -> Callable[..., object]:
+    """The callable ``package.module:function``, not called; otherwise as `call_factory`."""
+    with _modules_here():
+        return _find(spec, what, hint)
+
+
+def _find(spec: str, what: str, hint: str) -> Callable[..., object]:
     module_name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
         raise InputError(f"{what} {spec!r} is not of the form package.module:factory{hint}")
+    try:
+        found: object = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"{what} {spec!r}: module {module_name!r} cannot be imported ({error}); "
+            f"run from the folder that holds it, or install it{hint}"
+        ) from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            public = [n for n in dir(found) if not n.startswith("_")]
+            raise InputError(f"{what} {spec!r}: {module_name} has no {name!r}{nearest(name, public)}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise InputError(f"{what} {spec!r} is a {type(found).__name__}; name a function or class that makes it")
+    return found
+
+
+@contextmanager
+def _modules_here() -> Iterator[None]:
+    """Modules in the current directory can be imported, until the end of the block."""
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)
     try:
-        try:
-            factory = importlib.import_module(module_name)
-        except ImportError as error:
-            raise InputError(
-                f"{what} {spec!r}: module {module_name!r} cannot be imported ({error}); "
-                f"run from the folder that holds it, or install it{hint}"
-            ) from error
-        found: object = factory
-        for name in attribute.split("."):
-            if not hasattr(found, name):
-                public = [n for n in dir(found) if not n.startswith("_")]
-                raise InputError(f"{what} {spec!r}: {module_name} has no {name!r}{nearest(name, public)}")
-            found = getattr(found, name)
-        if not callable(found):
-            raise InputError(f"{what} {spec!r} is a {type(found).__name__}; name a function or class that makes it")
-        return found()
+        yield
     finally:
         if added and here in sys.path:
             sys.path.remove(here)

@@ -1,4 +1,4 @@
-"""The command line: ``shaprune demo | players | score | plan | prune | evaluate | report``."""
+"""The command line: ``shaprune demo | compress | players | score | plan | prune | evaluate | export | report``."""
 
 from __future__ import annotations
 

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from shaprune.cli.bench import bench
+from shaprune.cli.compress import compress
 from shaprune.cli.demo import demo
 from shaprune.cli.evaluate import evaluate
+from shaprune.cli.export import export
 from shaprune.cli.plan import plan
 from shaprune.cli.players import players
 from shaprune.cli.prune import prune
 from shaprune.cli.report import report
 from shaprune.cli.score import score
+from shaprune.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +50,6 @@ def shaprune(
     """
 
 
-for command in (demo, players, score, plan, prune, evaluate, report):
+for command in (demo, compress, players, score, sensitivity, plan, prune, evaluate, export, report):
     app.command(no_args_is_help=command is not demo)(command)
 app.add_typer(bench, name="bench")

@@ -8,6 +8,7 @@ from shaprune.cli.command import Outcome, command, say
 from shaprune.cli.options import (
     BatchSize,
     Cache,
+    Compiled,
     Data,
     Debug,
     Device,
@@ -17,6 +18,7 @@ from shaprune.cli.options import (
     Overwrite,
     Pruned,
     Seed,
+    Threads,
     Weights,
 )
 from shaprune.cli.outputs import check_out
@@ -29,6 +31,8 @@ def evaluate(
     weights: Weights = None,
     pruned: Pruned = None,
     batch_size: BatchSize = 128,
+    threads: Threads = None,
+    compiled: Compiled = None,
     cache: Cache = None,
     out: OptionalOut = None,
     as_json: Json = False,
@@ -58,9 +62,9 @@ def evaluate(
     test = read_data(data, cache).test
     inputs = test.inputs[:batch_size].to(where)
     say(f"measuring on {len(test):,} test examples ...")
-    measurements = compare(networks, inputs, test.batches())
+    measurements = compare(networks, inputs, test.batches(), threads=threads, compiled=compiled)
     summary = {**{name: to_json(m) for name, m in measurements.items()}, "examples": len(test)}
-    shown = [comparison_table(measurements, setting_of(inputs))]
+    shown = [comparison_table(measurements, setting_of(inputs, threads, compiled))]
     if out is None:
         return Outcome(summary, tuple(shown))
     with new_directory(out, overwrite=overwrite) as folder:

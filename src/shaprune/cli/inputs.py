@@ -33,9 +33,10 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def setting_of(inputs: Tensor) -> str:
+def setting_of(inputs: Tensor, threads: int | None = None, compiled: str | None = None) -> str:
     """Words for how latency is measured on these inputs."""
-    return latency_setting(len(inputs), str(inputs.device), torch.get_num_threads())
+    words = latency_setting(len(inputs), str(inputs.device), threads or torch.get_num_threads())
+    return words + (f", compiled by {compiled}" if compiled else "")
 
 
 def read_data(spec: str, cache: Path | None = None) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,17 +36,21 @@ CRITERIA = (
     "taylor_squared",
     "second_order",
     "sensitivity",
+    "reconstruction",
     "apoz",
     "activation_mean",
 )
 CONCEPTS = ("shapley", "banzhaf", "owen", "beta", "semivalue")
 MODES = ("one-shot", "iterated", "building", "greedy-backward", "greedy-forward")
-UNITS = ("channel", "neuron", "ffn", "head")
+UNITS = ("channel", "neuron", "ffn", "head", "block", "expert", "weight")
 LAYERS = ("independent", "output-to-input")
 AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
-ALLOCATIONS = ("global", "uniform")
+SCHEDULES = ("geometric", "linear")
+ALLOCATIONS = ("global", "value", "uniform", "shapley-layers", "curves")
+RESOURCES = ("macs", "params", "players", "bytes", "activations")
 STEPS = ("refit", "batchnorm", "finetune")
 FOLDERS = ("mnist", "cifar10", "folder")  # kinds of data that live in a folder
+UNSET: Any = None  # the default of an option of `compress`: the config file's value, or else the config's own default
 
 
 def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
@@ -102,8 +106,6 @@ OptionalOut = Annotated[Path | None, typer.Option(help="Folder to write; it must
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a folder that holds nothing but this command's own files.")
 ]
-UnusedSeed = Annotated[int, typer.Option("--seed", min=0, help="Without effect: a plan leaves nothing to chance.")]
-UnusedDevice = Annotated[str | None, typer.Option("--device", help="Without effect: a plan runs no network.")]
 
 # the network and its data
 _MODEL = "A network: package.module:factory (called without arguments), or a built-in name such as lenet5."
@@ -126,8 +128,8 @@ Unit = Annotated[
     list[str] | None,
     typer.Option(
         metavar="UNIT",
-        callback=all_of("unit", UNITS),
-        help=f"What a player is: {', '.join(UNITS)}. Repeatable.",
+        help=f"What a player is: {', '.join(UNITS)}; or one player by name, NAME=GLOB over names of channels, e.g. "
+        "'mine=conv2[1?]'. Repeatable.",
         show_default="channel: the smallest sets of channels that can leave",
     ),
 ]
@@ -206,15 +208,33 @@ Together = Annotated[bool, typer.Option("--together", help="One game over all gr
 ValuesFile = Annotated[Path, typer.Argument(**_file, metavar="VALUES.json", help="What `shaprune score` wrote.")]
 
 # plan and surgery
-Limits = Annotated[
-    list[str],
+_LIMIT = (
+    "What may stay: macs=0.5, params=100000, players=0.6, bytes=2MB, activations=0.5; measured (with --model and "
+    "--data): latency=0.6 or latency=0.8ms, drop=0.01 or floor=0.9 of accuracy, as small as that allows. Repeatable."
+)
+Limits = Annotated[list[str], typer.Option("--budget", metavar="NAME=NUMBER", help=_LIMIT)]
+OptionalLimits = Annotated[list[str] | None, typer.Option("--budget", metavar="NAME=NUMBER", help=_LIMIT)]
+Sweep = Annotated[
+    str | None,
     typer.Option(
-        "--budget", metavar="NAME=NUMBER", help="What may stay: macs=0.5, params=100000, players=0.6. Repeatable."
+        metavar="NAME",
+        callback=one_of("resource", RESOURCES),
+        help="Instead of a budget: decide for every share of macs, params, players, bytes or activations, and print "
+        "all of it; with --model and --data each network is measured, too.",
     ),
 ]
 Allocation = Annotated[
-    str, typer.Option(callback=one_of("allocation", ALLOCATIONS), help="global: one ranking; uniform: equal shares.")
+    str,
+    typer.Option(
+        callback=one_of("allocation", ALLOCATIONS),
+        help="global: one ranking by value per cost; value: by value alone; uniform: equal shares; shapley-layers: in "
+        "proportion to the value of each group; curves: the least loss by --curves.",
+    ),
 ]
+CurvesFile = Annotated[
+    Path | None, typer.Option("--curves", **_file, metavar="FILE", help="What `shaprune sensitivity` wrote.")
+]
+Points = Annotated[int, typer.Option(min=1, help="Measurements per group along its ranking.")]
 MinPlayers = Annotated[int, typer.Option(min=0, help="Players that stay in every group.")]
 MinWidth = Annotated[int, typer.Option(min=1, help="Channels that stay in every layer that loses some.")]
 RoundTo = Annotated[
@@ -231,12 +251,63 @@ MaxRemoved = Annotated[
 Spared = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Groups whose players all stay. Repeatable.")
 ]
+HfUniform = Annotated[
+    bool,
+    typer.Option(
+        "--hf-uniform",
+        help="Only what the config.json of a transformers model can say: as many heads or neurons from every layer.",
+    ),
+]
 PlanFile = Annotated[Path, typer.Option("--plan", **_file, metavar="PLAN.json", help="What `shaprune plan` wrote.")]
 OptionalPlanFile = Annotated[
     Path | None, typer.Option("--plan", **_file, metavar="PLAN.json", help="What `shaprune plan` wrote.")
 ]
 Recover = Annotated[
     str, typer.Option(metavar="STEPS", help=f"Steps after surgery, in order: {', '.join(STEPS)}; or none.")
+]
+RecoverOrOwn = Annotated[
+    str,
+    typer.Option(
+        metavar="STEPS",
+        help=f"Steps after surgery, in order: {', '.join(STEPS)}, or package.module:function of your own; or none.",
+    ),
+]
+
+# a whole run, and its files
+Rounds = Annotated[
+    int, typer.Option(min=1, help="Score, cut and recover so often on the way to the budget.", show_default="1")
+]
+Schedule = Annotated[
+    str,
+    typer.Option(
+        callback=one_of("schedule", SCHEDULES), help=f"How the budget falls over the rounds: {', '.join(SCHEDULES)}."
+    ),
+]
+Metric = Annotated[
+    str, typer.Option(callback=one_of("worth", WORTHS), help="What a floor or drop of the budget is about.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        **_file, metavar="RUN.yaml", help="The run: model, data, budget and any option below, under its name."
+    ),
+]
+OutOfRun = Annotated[
+    Path, typer.Option(help="Folder to write; it must be new or empty.", show_default="the config's, or compressed")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads when latency is measured.", show_default="as torch has it")
+]
+Compiled = Annotated[
+    str | None,
+    typer.Option(metavar="BACKEND", help="Time what torch.compile makes of the networks with this backend: inductor."),
+]
+ExportOut = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="File to write: .onnx, or .pt2 for a program of torch.export."),
+]
+FixedBatch = Annotated[
+    bool, typer.Option("--fixed-batch", help="Only for as many examples as are given, not for any number.")
 ]
 
 # the demo

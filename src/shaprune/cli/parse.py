@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
+from shaprune.budget import NAMES, Budget
 from shaprune.cli.command import usage
-from shaprune.cli.options import STEPS
+from shaprune.cli.options import STEPS, UNITS
 from shaprune.errors import check_choice
 from shaprune.limits import Limits
-from shaprune.planning import Budget
 from shaprune.values import aggregation, concepts, stopping
 from shaprune.values.concepts import Concept, shapley
 from shaprune.values.method import Method
 from shaprune.values.permutation import Permutation
 from shaprune.values.stopping import Rule
 
-_LIMITS = ("macs", "params", "players")
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 
 
 def budget_of(texts: Sequence[str]) -> Budget:
-    """``["macs=0.5", "players=0.6"]`` -> a budget."""
-    limits: dict[str, float] = {}
+    """``["macs=0.5", "bytes=2MB", "latency=0.8ms"]`` -> a budget."""
+    limits: dict[str, Any] = {}
     with usage("--budget"):
         for text in texts:
             name, equals, number = text.partition("=")
@@ -33,14 +33,24 @@ def budget_of(texts: Sequence[str]) -> Budget:
                 raise typer.BadParameter(
                     f"{text!r} is not of the form NAME=NUMBER, such as macs=0.5", param_hint="--budget"
                 )
-            check_choice("budget", name, _LIMITS)
+            check_choice("budget", name, NAMES)
             if name in limits:
                 raise typer.BadParameter(f"{name} is given twice", param_hint="--budget")
-            try:
-                limits[name] = float(number)
-            except ValueError:
-                raise typer.BadParameter(f"{number!r} in {text!r} is not a number", param_hint="--budget") from None
+            limits[name] = _limit_of(name, number, text)
         return Budget(**limits)
+
+
+def _limit_of(name: str, number: str, text: str) -> float | str:
+    """A limit; times and bytes may have a unit."""
+    unit = re.search(r"[a-z]+$", number.lower())
+    if name == "latency" and unit:
+        return number
+    if name in ("bytes", "activations") and unit and unit[0] in _BYTES:
+        return float(bytes_of(number, "--budget"))
+    try:
+        return float(number)
+    except ValueError:
+        raise typer.BadParameter(f"{number!r} in {text!r} is not a number", param_hint="--budget") from None
 
 
 def shares_of(texts: Sequence[str]) -> dict[str, float]:
@@ -62,7 +72,30 @@ def shares_of(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def bytes_of(text: str) -> int:
+def unit_of(texts: Sequence[str] | None) -> str | list[str] | dict[str, list[str]]:
+    """``["head", "ffn"]`` or ``["mine=conv2[0]", "mine=conv2[1]"]`` -> the unit of `find_players`."""
+    if not texts:
+        return "channel"
+    named: dict[str, list[str]] = {}
+    with usage("--unit"):
+        for text in texts:
+            name, equals, glob = text.partition("=")
+            if not equals:
+                check_choice("unit", name, UNITS)
+            elif not name or not glob:
+                raise typer.BadParameter(
+                    f"{text!r} is not of the form NAME=GLOB, such as 'mine=conv2[1?]'", param_hint="--unit"
+                )
+            else:
+                named.setdefault(name, []).append(glob)
+    if not named:
+        return texts[0] if len(texts) == 1 else list(texts)
+    if len(texts) > sum(map(len, named.values())):
+        raise typer.BadParameter("units by name (NAME=GLOB) go with no other unit", param_hint="--unit")
+    return named
+
+
+def bytes_of(text: str, option: str = "--max-memory") -> int:
     """``"2GiB"`` -> 2147483648."""
     found = re.fullmatch(r"([\d.]+(?:e\d+)?) ?([a-z]*)", text.strip().lower())
     try:
@@ -70,7 +103,7 @@ def bytes_of(text: str) -> int:
         return int(float(number) * _BYTES[unit])
     except (ValueError, KeyError):
         raise typer.BadParameter(
-            f"{text!r} is no number of bytes, such as 2GiB, 500MB or 1e9", param_hint="--max-memory"
+            f"{text!r} is no number of bytes, such as 2GiB, 500MB or 1e9", param_hint=option
         ) from None
 
 

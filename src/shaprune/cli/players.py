@@ -28,7 +28,7 @@ from shaprune.cli.options import (
     Weights,
 )
 from shaprune.cli.outputs import check_out, check_out_file
-from shaprune.cli.parse import bytes_of, shape_of
+from shaprune.cli.parse import bytes_of, shape_of, unit_of
 
 
 @command
@@ -58,6 +58,7 @@ def players(
     """
     if bool(data) == bool(shape):
         raise typer.BadParameter("give the data, or else the shape of one example", param_hint="--data or --shape")
+    units = unit_of(unit)
     memory = bytes_of(max_memory)
     for text in shape or []:
         shape_of(text)
@@ -79,7 +80,7 @@ def players(
     found = sp.find_players(
         network,
         inputs,
-        unit[0] if unit and len(unit) == 1 else unit or "channel",
+        units,
         include=include or None,
         exclude=exclude or None,
         max_seconds=max_seconds,

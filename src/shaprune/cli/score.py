@@ -29,11 +29,12 @@ from shaprune.cli.options import (
     Step,
     Stop,
     Together,
+    Unit,
     Weights,
     Worth,
 )
 from shaprune.cli.outputs import check_out
-from shaprune.cli.parse import aggregate_of, concept_of, default_sizes, method_of, rule_of, sizes_of
+from shaprune.cli.parse import aggregate_of, concept_of, default_sizes, method_of, rule_of, sizes_of, unit_of
 
 
 @command
@@ -57,6 +58,7 @@ def score(
     together: Together = False,
     log: Log = None,
     examples: ScoreExamples = 1_000,
+    unit: Unit = None,
     include: Include = None,
     exclude: Exclude = None,
     cache: Cache = None,
@@ -66,7 +68,7 @@ def score(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> Outcome:
-    """Score every channel or neuron of a trained network; writes values.json into --out.
+    """Score every channel, neuron or other unit of a trained network; writes values.json into --out.
 
     Without --sizes, Shapley values look at coalitions that keep at least half of a group.
 
@@ -75,6 +77,7 @@ def score(
     estimator = method_of(method, antithetic=antithetic)
     value = concept_of(concept)
     window = sizes_of(sizes or default_sizes(method, concept, mode))
+    units = unit_of(unit)
     how_over_examples = aggregate_of(aggregate)
     rule = rule_of(stop)
     check_out(out, ["values.json"], overwrite=overwrite)
@@ -87,7 +90,7 @@ def score(
     where = device_of(device)
     network = read_model(model, weights, where, seed)
     part = read_data(data, cache).held_out.take(examples)
-    players = sp.find_players(network, part.inputs[:2].to(where), include=include or None, exclude=exclude or None)
+    players = sp.find_players(network, part.inputs[:2].to(where), units, include or None, exclude or None)
     say(f"scoring {players.n:,} players in {len(players.groups)} groups on {len(part):,} held-out examples ...")
     scores = sp.score(
         network,

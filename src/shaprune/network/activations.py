@@ -37,7 +37,7 @@ def sensitivities(subject: Subject, players: Players, worth: AnyWorth) -> NDArra
         gradients = torch.autograd.grad(worths.sum(), [x for _, x in reads], materialize_grads=True)
         for edge in edges:
             edge.seen.clear()
-        return _mean([(edge, g.abs()) for (edge, _), g in zip(reads, gradients, strict=True)], players.n)
+        return _mean([(edge, g.abs()) for (edge, _), g in zip(reads, gradients, strict=True)], len(worths), players.n)
 
     return differentiated(subject, players, edges, first_order(worth), derive, rows=BATCH // 2)
 
@@ -81,16 +81,17 @@ def _observed(subject: Subject, players: Players, of: Callable[[Tensor], Tensor]
             for edge in edges:
                 edge.seen.clear()
             runner.run(runner.prepare(subject.rows(rows)), torch.ones(len(rows), players.n, device=rows.device))
-            parts.append(_mean([(e, of(x)) for e in edges for x in e.seen], players.n).double().cpu().numpy())
+            means = _mean([(e, of(x)) for e in edges for x in e.seen], len(rows), players.n)
+            parts.append(means.double().cpu().numpy())
     return np.concatenate(parts)
 
 
-def _mean(reads: Sequence[tuple[Edge, Tensor]], n: int) -> Tensor:
+def _mean(reads: Sequence[tuple[Edge, Tensor]], rows: int, n: int) -> Tensor:
     """(rows, n) mean over all elements that a player owns in all reads; 0 for a player whom nobody reads."""
-    rows, device = len(reads[0][1]), reads[0][1].device
+    device = reads[0][1].device
     sums, counts = torch.zeros(rows, n + 1, device=device), torch.zeros(n + 1, device=device)
     for edge, x in reads:
-        channels = x.movedim(-1 if edge.last else 1, 1).reshape(rows, len(edge.owners), -1)  # (rows, channels, places)
-        sums.index_add_(1, edge.owners, channels.to(sums.dtype).sum(2))
-        counts.index_add_(0, edge.owners, counts.new_full((len(edge.owners),), channels.shape[2]))
+        channels = x.movedim(-1 if edge.last else 1, -1).reshape(rows, -1, len(edge.owners))  # (rows, places, channels)
+        sums.index_add_(1, edge.owners, channels.to(sums.dtype).sum(1))
+        counts.index_add_(0, edge.owners, counts.new_full((len(edge.owners),), channels.shape[1]))
     return (sums / counts.clamp(min=1))[:, :n]  # the last column is nobody's

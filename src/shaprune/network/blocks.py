@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
 from shaprune.network.coupling import Candidate
-from shaprune.network.kinds import kind_of
+from shaprune.network.kinds import kind_of, stored_tensors
 from shaprune.network.layers import Layer
 from shaprune.network.masks import Site, each_row
 from shaprune.network.players import Member, Skipped
@@ -135,8 +135,19 @@ def find_blocks(
             skipped.append(Skipped(name, 0, reason))
             continue
         macs = sum(x.macs(x.n_in, x.n_out) for key, x in layers.items() if _within(key, [name]))
+        params = sum(p.numel() for p in part.parameters())
         blocks[name] = Layer(
-            "block", 1, 1, 1, sum(p.numel() for p in part.parameters()), False, macs, least=0, returns=returns.pop()
+            "block",
+            1,
+            1,
+            1,
+            params,
+            False,
+            macs,
+            least=0,
+            returns=returns.pop(),
+            buffers=stored_tensors(part) - 4 * params,
+            activation=sum(x.activations(x.n_out) for key, x in layers.items() if _within(key, [name])),
         )
         found.append(Candidate(name, (Member(name, "skip", ((0,),)),)))
     return found, skipped, blocks

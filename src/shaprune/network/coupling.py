@@ -8,12 +8,13 @@ torch-pruning's graph, which this replaces, gets padded shortcuts, parameters ou
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from shaprune.network.batches import Inputs
 from shaprune.network.kinds import CONSUMERS, PRODUCERS, kind_of, measure, widths_of
@@ -23,17 +24,23 @@ from shaprune.network.marks import Marking, Source
 from shaprune.network.players import Member, Role, Skipped
 
 _TOGETHER = "all its channels can only leave together"
+_LISTED = (nn.RNNBase, nn.MultiheadAttention, ParametrizationList)  # whose own parameters are skipped by other names
 UNITS = (*PRODUCERS, "depthwise")  # kinds whose channels are all accounted for, as players or as skipped
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
+_SIDES: tuple[Role, ...] = ("in", "both")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A coupled group as found, not yet verified; ``producers`` names what it would take channels from."""
+    """A coupled group as found, not yet verified; ``producers`` names what it would take channels from.
+
+    ``meets_input``: the network's input reaches the same channels, as it does where both are added.
+    """
 
     name: str
     members: tuple[Member, ...]
+    meets_input: bool = False
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -66,31 +73,56 @@ def candidates(
     marking = Marking(copy, inputs, layers, max_seconds, max_memory)
     links = links_of(marking)
     layers |= _parameters(copy, marking.sources)
-    sets = _coupled(marking.sources, links, layers)
-    groups = _groups(sets, list(layers))
+    sets = _coupled(copy, marking.sources, links, layers)
+    groups = list(_groups(sets, list(layers)))
     shared = _shared_parameters(copy)
     to_output = {marking.sources[i].name for i in links.to_output if marking.sources[i].is_layer}
     found: list[Candidate] = []
     skipped: list[Skipped] = []
+    owned: Counter[str] = Counter()  # channels of each layer that are in a group
+    read = _input_reaches(marking)
     for sides, parts in groups:
-        candidate = _candidate(sides, parts)
+        candidate = _candidate(sides, parts, read)
         reason = _refusal(copy, sides, parts, layers, shared, to_output)
         if reason == _TOGETHER:
-            reason = _mixing(marking, candidate.name)
+            reason = _mixing(marking, sides, layers)
         if reason is None:
             found.append(candidate)
         skipped += candidate.skipped(layers, reason) if reason is not None else []
-        for lost in candidate.skipped(layers, "they reach no other layer"):
-            left = layers[lost.name].n_out - lost.channels
-            skipped += [Skipped(lost.name, left, lost.reason)] if left else []
-    covered = {p for c in found for p in c.producers} | {s.name for s in skipped}
+        for made in candidate.skipped(layers, ""):
+            owned[made.name] += made.channels
     for name, layer in layers.items():
-        if layer.kind in UNITS and name not in covered:
-            reason = "it feeds the network's output" if name in to_output else "its output reaches no other layer"
-            skipped.append(Skipped(name, layer.n_out, reason))
+        left = layer.n_out - owned[name] if layer.kind in UNITS else 0
+        if left:
+            skipped.append(Skipped(name, left, _why_not_grouped(name, layer, owned[name], to_output, read)))
+    grouped = {name for sides, _ in groups for name, _ in sides}
+    skipped += _functional(copy, grouped)
     for name, module in copy.named_modules():
         skipped += _uncalled(copy, name, module) if name not in layers else []
     return found, skipped, layers
+
+
+def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:
+    """Why a layer (``owned`` = 0), or the rest of one, is in no group."""
+    if layer.kind == "depthwise" and any((name, "both", channel) in of_input for channel in range(layer.n_in)):
+        return "its channels are those of the network's input, which stay"
+    if owned:
+        return "they reach no other layer"
+    return "it feeds the network's output" if name in to_output else "its output reaches no other layer"
+
+
+def _functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
+    """Matrices and kernels of modules that are no layers, where no axis goes with the channels of a layer."""
+    found = []
+    for prefix, module in copy.named_modules():
+        if kind_of(module) is not None or isinstance(module, _LISTED):
+            continue
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
+                found.append(
+                    Skipped(name, 0, "a parameter that code uses without a layer, whose outputs cannot be told")
+                )
+    return found
 
 
 def _uncalled(copy: nn.Module, name: str, module: nn.Module) -> list[Skipped]:
@@ -111,11 +143,25 @@ def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:
     """Parameters and buffers outside layers, as layers that are cut along one axis."""
     tensors = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
     counted = {name for name, _ in copy.named_parameters()}
+    stored = set(copy.state_dict())
     found = {}
     for source in sources:
         if source.axis is not None:
-            each = tensors[source.name].numel() // source.width if source.name in counted else 0
-            found[_key(source)] = Layer("parameter", source.width, source.width, 1, each, False, 0.0, source.axis)
+            tensor = tensors[source.name]
+            each = tensor.numel() // source.width
+            weights, buffers = (each, 0) if source.name in counted else (0, each * tensor.element_size())
+            found[_key(source)] = Layer(
+                "parameter",
+                source.width,
+                source.width,
+                1,
+                weights,
+                False,
+                0.0,
+                source.axis,
+                itemsize=tensor.element_size(),
+                buffers=buffers if source.name in stored else 0,
+            )
     return found
 
 
@@ -123,9 +169,10 @@ def _key(source: Source) -> str:
     return source.name if source.axis is None or source.alone else f"{source.name}@{source.axis}"
 
 
-def _coupled(sources: list[Source], links: Links, layers: dict[str, Layer]) -> list[set[_Node]]:
+def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[str, Layer]) -> list[set[_Node]]:
     """Sets of channels that can only leave together."""
     joined = _Joined()
+    shared: dict[_Node, list[_Node]] = defaultdict(list)  # channel of a norm -> who reaches it together with others
     for i, channels, reader, positions in links.pairs:
         role = _reading(layers[reader])
         for a, b in zip(channels.tolist(), positions.tolist(), strict=True):
@@ -138,15 +185,25 @@ def _coupled(sources: list[Source], links: Links, layers: dict[str, Layer]) -> l
             for channel in block.tolist()[1:]:
                 joined.join(first, _making(sources[i], channel))
             for reader, position in where:
-                if layers[reader].kind in UNITS:  # but a norm that all heads share stays whole
+                if layers[reader].kind in UNITS:
                     joined.join(first, (reader, _reading(layers[reader]), position))
+                else:
+                    shared[reader, "both", position].append(first)
     for name, layer in layers.items():
+        norm = copy.get_submodule(name) if layer.kind == "norm" else None
+        if isinstance(norm, nn.GroupNorm):
+            size = norm.num_channels // norm.num_groups
+            for channel in range(layer.n_in):
+                joined.join((name, "both", channel - channel % size), (name, "both", channel))
         if layer.kind == "conv" and layer.groups > 1:
             sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
             for role, width in sides:
                 slots = width // layer.groups
                 for channel in range(slots, width):
                     joined.join((name, role, channel % slots), (name, role, channel))
+    for norm_channel, nodes in shared.items():
+        if len({joined.find(node) for node in nodes}) == 1:  # a norm that all heads share stays whole
+            joined.join(nodes[0], norm_channel)
     return joined.sets()
 
 
@@ -241,19 +298,32 @@ def _refusal(
     return _TOGETHER
 
 
-def _mixing(marking: Marking, producer: str) -> str:
-    """Why all channels of a producer hang together."""
-    mixer = marking.mixer([s.name for s in marking.sources].index(producer))
+def _mixing(marking: Marking, sides: list[_Side], layers: dict[str, Layer]) -> str:
+    """Why all channels of a group's first producer hang together."""
+    for name, role in sides:
+        layer = layers[name]
+        if layer.kind == "conv" and layer.groups == (layer.n_in if role == "in" else layer.n_out) > 1:
+            return f"{_TOGETHER}: {name} is a convolution with {layer.groups} groups of one channel, which stay alike"
+    mixer = marking.mixer([s.name for s in marking.sources].index(sides[0][0]))
     what = f"{mixer} mixes channels, so a mask is not a removal" if mixer else "the network's code mixes them"
     return f"{_TOGETHER}: {what}"
 
 
-def _candidate(sides: list[_Side], parts: list[set[_Node]]) -> Candidate:
+def _input_reaches(marking: Marking) -> set[_Node]:
+    """The channels that layers read, or read together with another source, from the network's input."""
+    try:
+        reached = marking.run({}, inputs=True)
+    except Exception:
+        return set()  # a network that takes no NaN: what is refused is refused without this reason
+    return {(name, role, int(c)) for name, which in reached.items() for c in np.flatnonzero(which) for role in _SIDES}
+
+
+def _candidate(sides: list[_Side], parts: list[set[_Node]], of_input: set[_Node]) -> Candidate:
     owned: dict[_Side, list[tuple[int, ...]]] = {}
     for name, role in sides:
         owned[name, role] = [tuple(sorted(c for n, r, c in part if (n, r) == (name, role))) for part in parts]
     members = [Member(name, role, tuple(channels)) for (name, role), channels in owned.items()]
-    return Candidate(sides[0][0], tuple(members))
+    return Candidate(sides[0][0], tuple(members), any(part & of_input for part in parts))
 
 
 def _shared_parameters(model: nn.Module) -> dict[str, str]:

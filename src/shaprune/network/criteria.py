@@ -19,6 +19,7 @@ from shaprune.network.activations import activation_means, nonzero_shares, sensi
 from shaprune.network.gradients import gate_gradients, second_order
 from shaprune.network.peers import bn_scales, geometric_medians, hessian, lamp, weight_norms
 from shaprune.network.players import Players, check_channels
+from shaprune.network.reconstruction import reconstructions
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
 from shaprune.network.worths import AnyWorth, Evaluate
@@ -57,7 +58,7 @@ def rank(
     By the weights, called in torch-pruning (see `shaprune.network.peers`): ``weight_norm``, ``weight_norm_l1``,
     ``bn_scale``, ``fpgm``, ``lamp``, ``hessian`` (which also looks at examples). By gradients of the worth with respect
     to the masks at the consumers' inputs: ``taylor``, ``taylor_signed``, ``taylor_squared``, ``second_order``. By what
-    the consumers read: ``sensitivity``, ``apoz``, ``activation_mean``. And ``random``.
+    the consumers read: ``sensitivity``, ``apoz``, ``activation_mean``, ``reconstruction``. And ``random``.
 
     Criteria that look at examples average over them, and ``stderr`` is the standard error of that mean. They push
     every example once, for all groups together: ``n_evaluations`` of every group is N, or 0 without examples. Backward
@@ -96,7 +97,7 @@ def rank(
     else:
         scores = chosen.score(subject, players, worth)
     _check_finite(criterion, scores, players)
-    value, stderr, samples = _mean(scores)
+    value, stderr, samples = _mean(scores, subject.n_examples if chosen.examples and subject is not None else 0)
     for group in players.groups:
         if len(group) > 1 and np.ptp(value[group.indices]) == 0:
             warnings.warn(
@@ -132,10 +133,13 @@ def _check_finite(criterion: str, scores: Floats, players: Players) -> None:
         )
 
 
-def _mean(scores: Floats) -> tuple[Floats, Floats, int]:
-    """Value and standard error of each player, and the number of examples behind them."""
+def _mean(scores: Floats, examples: int) -> tuple[Floats, Floats, int]:
+    """Value and standard error of each player, and the number of examples behind them.
+
+    The error of a score that is no mean over the examples it looks at is not known: infinite.
+    """
     if scores.ndim == 1:
-        return scores, np.zeros(len(scores)), 0
+        return scores, np.full(len(scores), np.inf if examples else 0.0), examples
     count = len(scores)
     error = scores.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(scores.shape[1], np.inf)
     return scores.mean(0), error, count
@@ -173,6 +177,9 @@ CRITERIA: dict[str, Criterion] = {
     "taylor_squared": _by_gates(np.square, "squared, per example; Molchanov et al. 2019"),
     "second_order": Criterion(second_order, True, "Shapley value of the second-order expansion"),
     "sensitivity": Criterion(sensitivities, True, "mean |gradient| by activation; cf. Ancona et al. 2020"),
+    "reconstruction": _by_activations(
+        reconstructions, "what refitted consumers cannot give any more; Hassibi & Stork 1993, Kurtic et al. 2023"
+    ),
     "apoz": _by_activations(nonzero_shares, "share of activations that are not zero; Hu et al. 2016"),
     "activation_mean": _by_activations(activation_means, "mean |activation|; cf. Molchanov et al. 2017"),
 }

@@ -75,6 +75,7 @@ class Cut:
     """Runs only what lies behind the masks."""
 
     because: str | None = None
+    several_rows = False  # whether an example is several rows at the cut, known once a batch has been prepared
 
     def __init__(self, trace: Trace, edges: Sequence[Edge]) -> None:
         self.trace = trace
@@ -94,6 +95,7 @@ class Cut:
         if self._moving is None:
             one, three = (self._at_cut(transform(inputs, partial(_first, rows=rows))) for rows in (1, 3))
             self._moving = {n for n in self.inlets if batch_first(one[n], 1) and batch_first(three[n], 3)}
+            self.several_rows = any(_length(one[n]) != _length(three[n]) for n in self.inlets if n not in self._moving)
         values = self._at_cut(inputs)
         return {n: values[n] if n in self._moving else Fixed(values[n]) for n in self.inlets}
 
@@ -140,6 +142,11 @@ class Cut:
 def _first(tensor: Tensor, rows: int) -> Tensor:
     """The first example, ``rows`` times."""
     return tensor[:1].expand(rows, *tensor.shape[1:]).clone() if tensor.ndim else tensor
+
+
+def _length(value: Any) -> int:
+    """How many rows a tensor has; 0 for anything else."""
+    return len(value) if isinstance(value, Tensor) and value.ndim else 0
 
 
 def _descendants(trace: Trace, sources: Sequence[fx.Node]) -> set[fx.Node]:

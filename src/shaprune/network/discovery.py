@@ -17,13 +17,14 @@ from shaprune.network.blocks import find_blocks, not_inside, outermost
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.coupling import Candidate, candidates
 from shaprune.network.experts import find_experts
-from shaprune.network.kinds import measure
+from shaprune.network.huggingface import config_of
+from shaprune.network.kinds import measure, stored_bytes
 from shaprune.network.layers import Layer
 from shaprune.network.named import named_units, unite
 from shaprune.network.players import Players, Skipped
 from shaprune.network.trial import check_runs
 from shaprune.network.units import alone, wanted
-from shaprune.network.verification import disagreement, players_of, verified
+from shaprune.network.verification import Totals, disagreement, players_of, verified
 from shaprune.network.weights import entered, find_weights
 
 Filter = str | type[nn.Module]
@@ -112,13 +113,13 @@ def find_players(
         players = players_of(accepted, layers, costs, skipped)
         if kind == "block":
             all_blocks = {c.name: (i,) for i, c in enumerate(accepted)}
-            return replace(players, groups=(unite(players, blocks.GROUP, all_blocks),))
+            players = replace(players, groups=(unite(players, blocks.GROUP, all_blocks),))
         if isinstance(unit, Mapping):
             players = named_units(players, unit)
             why = disagreement(copy, inputs, players)
             if why is not None:
                 raise InputError(f"the named units cannot leave: {why}; name other players")
-    return players
+        return replace(players, config=config_of(copy, players))
 
 
 def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> list[Skipped]:
@@ -127,9 +128,10 @@ def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> lis
     return candidate.skipped(layers, reason) if channels else [Skipped(candidate.name, 0, reason)]
 
 
-def _model_cost(copy: nn.Module, layers: dict[str, Layer]) -> tuple[int, float]:
+def _model_cost(copy: nn.Module, layers: dict[str, Layer]) -> Totals:
     macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
-    return sum(p.numel() for p in copy.parameters()), macs
+    outputs = sum(layer.activations(layer.n_out) for layer in layers.values())
+    return sum(p.numel() for p in copy.parameters()), macs, stored_bytes(copy), outputs
 
 
 def _filters(given: Filter | Sequence[Filter] | None) -> list[Filter] | None:

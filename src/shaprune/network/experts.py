@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
 from shaprune.network.coupling import Candidate
+from shaprune.network.kinds import stored_tensors
 from shaprune.network.layers import Layer
 from shaprune.network.masks import Site, each_row
 from shaprune.network.players import Member, Skipped
@@ -110,7 +111,13 @@ def find_experts(
         each = _macs(name, n, layers)
         macs = each[0] if k is None and len(set(each)) == 1 else 0.0
         params = sum(p.numel() for p in listed[0].parameters())
-        costs |= {name: Layer("expert", n, n, 1, params, False, macs, least=k or 1), routers[0]: layers[routers[0]]}
+        buffers = stored_tensors(listed[0]) - 4 * params
+        outputs = [x.activations(x.n_out) for key, x in layers.items() if key.startswith(f"{name}.")]
+        activation = 0.0 if macs == 0.0 else sum(outputs) / n
+        costs[name] = Layer(
+            "expert", n, n, 1, params, False, macs, least=k or 1, buffers=buffers, activation=activation
+        )
+        costs[routers[0]] = layers[routers[0]]
         players = tuple((i,) for i in range(n))
         found.append(Candidate(name, (Member(name, "expert", players), Member(routers[0], "out", players))))
     return found, skipped, costs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from math import prod
+from dataclasses import replace
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -16,6 +18,18 @@ _CONV = nn.modules.conv._ConvNd
 _BATCH = nn.modules.batchnorm._BatchNorm
 _INSTANCE = nn.modules.instancenorm._InstanceNorm
 PRODUCERS: tuple[Kind, ...] = ("conv", "linear", "embedding")  # they make channels of their own
+_STORED = {  # what safetensors calls types, in the order in which it writes them
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 CONSUMERS: tuple[Kind, ...] = ("conv", "linear")  # at their inputs stand the masks
 
 
@@ -32,6 +46,8 @@ def kind_of(module: nn.Module) -> Kind | None:
         return "norm"
     if isinstance(module, nn.PReLU):
         return "prelu"
+    if isinstance(module, nn.Unflatten):
+        return "unflatten" if widths_of(module) is not None else None
     return "embedding" if isinstance(module, nn.Embedding) else None
 
 
@@ -44,6 +60,8 @@ def channel_axis(module: nn.Module, ndim: int) -> int:
     """The axis of the channels in inputs and outputs of a layer, for tensors of ``ndim`` axes."""
     if isinstance(module, _CONV):
         return ndim - len(module.kernel_size) - 1
+    if isinstance(module, nn.Unflatten):
+        return int(module.dim) % ndim
     last = isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)) or is_transposed_linear(module)
     return ndim - 1 if last else 1
 
@@ -57,6 +75,10 @@ def widths_of(module: nn.Module) -> tuple[int, int] | None:
         return int(n_in), int(n_out)
     if isinstance(module, _CONV):
         return module.in_channels, module.out_channels
+    if isinstance(module, nn.Unflatten):
+        size = module.unflattened_size
+        known = all(isinstance(n, int) and n > 0 for n in size)
+        return (prod(size), prod(size)) if known else None
     for name in ("num_features", "num_channels", "num_parameters", "embedding_dim"):
         if isinstance(getattr(module, name, None), int):
             return getattr(module, name), getattr(module, name)
@@ -65,8 +87,17 @@ def widths_of(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def layer_of(module: nn.Module, positions: float) -> Layer:
-    """The costs of a layer whose weights are used at ``positions`` positions per example."""
+def layer_of(module: nn.Module, positions: float, activation: float = 0.0) -> Layer:
+    """The costs of a layer whose weights are used at ``positions`` positions per example, see `Layer`."""
+    layer = _layer_of(module, positions)
+    parameter = next(module.parameters(recurse=False), None)
+    itemsize = layer.itemsize if parameter is None else parameter.element_size()
+    own = [b for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set]
+    buffers = sum(b.element_size() for b in own if b.shape == (layer.n_out,))
+    return replace(layer, itemsize=itemsize, buffers=buffers, activation=activation)
+
+
+def _layer_of(module: nn.Module, positions: float) -> Layer:
     kind, widths = kind_of(module), widths_of(module)
     assert kind is not None
     assert widths is not None
@@ -88,12 +119,15 @@ def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
     """Run once and record the cost of every layer, in order of execution."""
     names = {module: name for name, module in model.named_modules()}
     positions: dict[str, float] = defaultdict(float)
+    activations: dict[str, float] = defaultdict(float)
     rows = length(inputs)
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         widths = widths_of(module)
         assert widths is not None
         counted = output.numel() / widths[1]
+        if not isinstance(module, nn.Unflatten):  # a view
+            activations[names[module]] += counted * output.element_size() / rows
         if getattr(module, "transposed", False):
             counted = args[0].numel() / widths[0]
         positions[names[module]] += counted / rows
@@ -105,4 +139,30 @@ def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: layer_of(model.get_submodule(name), n) for name, n in positions.items()}
+    return {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in positions.items()}
+
+
+def stored_tensors(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers that a state dict holds."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers as a safetensors file, its header included; shared tensors count once."""
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    header: dict[str, Any] = {}
+    end = 0
+    ranks = {dtype: rank for rank, dtype in enumerate(_STORED)}
+    for name, tensor in sorted(model.state_dict().items(), key=lambda item: (ranks.get(item[1].dtype, 2), item[0])):
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _STORED.get(tensor.dtype, "F32"),
+            "shape": [*tensor.shape],
+            "data_offsets": [start, end],
+        }
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + 8 * ceil(length / 8) + end

@@ -1,4 +1,4 @@
-"""What a layer costs at a given width: parameters and multiply-adds, exactly as counted after surgery.
+"""What a layer costs at a given width: parameters, multiply-adds, bytes, exactly as counted after surgery.
 
 Multiply-adds are those of convolutions and linear layers, per example, as in the papers' tables; a norm, a bias, an
 embedding and an activation count none, nor do the products inside attention. Pure data, no torch.
@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["conv", "depthwise", "linear", "norm", "prelu", "embedding", "parameter", "block", "expert", "weight"]
-PER_CHANNEL = ("norm", "prelu", "embedding", "parameter")  # weights that belong to one channel each; no multiply-adds
+Kind = Literal[
+    "conv", "depthwise", "linear", "norm", "prelu", "embedding", "parameter", "unflatten", "block", "expert", "weight"
+]
+# Kinds whose weights belong to one channel each, and that count no multiply-adds.
+PER_CHANNEL = ("norm", "prelu", "embedding", "parameter", "unflatten")
 WHOLE = ("block", "expert")  # they leave as they are, with everything inside
 
 
@@ -20,9 +23,10 @@ class Layer:
 
     Attributes:
         kind: what it is; a depthwise convolution has one filter per channel, ``norm`` is a normalisation with weights
-            per channel, ``parameter`` a parameter or buffer outside such layers; ``block`` a submodule that can be
-            passed by, ``expert`` the list of a mixture's experts, ``weight`` the single weights of a layer, which cost
-            nothing because they stay, as zeros.
+            per channel, ``parameter`` a parameter or buffer outside such layers; ``unflatten`` a
+            module without weights that knows a width; ``block`` a submodule that can be passed by, ``expert`` the list
+            of a mixture's experts, ``weight`` the single weights of a layer, which cost nothing because they stay, as
+            zeros.
         n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
         groups: groups of a convolution; 1 elsewhere.
         kernel: weights per pair of channels (9 for a 3x3 kernel), 1 for a linear layer; weights per channel of a
@@ -34,6 +38,10 @@ class Layer:
         least: channels (experts) that must stay for the network to run.
         heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
         returns: entries of the tuple that a block returns; None for a bare tensor.
+        itemsize: bytes of one parameter.
+        buffers: bytes of buffers per output channel (running statistics), of a block, or of one expert.
+        activation: bytes of its output per channel and example, over all times it runs; of a block or of one expert all
+            outputs of the layers inside.
     """
 
     kind: Kind
@@ -47,6 +55,9 @@ class Layer:
     least: int = 1
     heads: Literal["out", "in"] | None = None
     returns: int | None = None
+    itemsize: int = 4
+    buffers: float = 0
+    activation: float = 0
 
     def params(self, n_in: int, n_out: int) -> int:
         """Parameters when ``n_in`` and ``n_out`` channels are left."""
@@ -62,6 +73,14 @@ class Layer:
             return self.positions * n_out
         fan_in = 1 if self.kind == "depthwise" else n_in // self.groups
         return self.positions * self.kernel * fan_in * n_out
+
+    def bytes(self, n_in: int, n_out: int) -> float:
+        """Bytes of parameters and buffers when ``n_in`` and ``n_out`` channels are left."""
+        return self.params(n_in, n_out) * self.itemsize + self.buffers * n_out
+
+    def activations(self, n_out: int) -> float:
+        """Bytes of its outputs per example when ``n_out`` channels are left."""
+        return self.activation * n_out
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `Layer(**data)` is the inverse."""

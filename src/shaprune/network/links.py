@@ -123,6 +123,9 @@ def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: 
     """Number the channels of single sources; sources that share no reader are marked in the same runs."""
     mixing: dict[int, dict[str, Channels]] = {}
     for together in _apart(unsure):
+        _ask_whether_spread(marking, together, unsure, links)
+    rest = {i: where for i, where in unsure.items() if i not in links.spread}
+    for together in _apart(rest):
         codes = _decode(marking, {i: np.arange(marking.sources[i].width) for i in together})
         for i in together:
             for reader, where in unsure[i].items():
@@ -159,16 +162,8 @@ def _ask_blocks(
     never too little.
     """
     width = {i: marking.sources[i].width for i in together}
-    first = marking.run({i: np.arange(width[i]) == 0 for i in together})
-    reached = {i: _positions(first, mixing[i]) for i in together}
-    total = {i: _positions(mixing[i], mixing[i]) for i in together}
-    rest = []
-    for i in together:
-        if reached[i] == total[i]:
-            links.spread.add(i)
-            links.mixed.append((i, [np.arange(width[i])], [total[i]]))
-        else:
-            rest.append(i)
+    _ask_whether_spread(marking, together, mixing, links)
+    rest = [i for i in together if i not in links.spread]
     size = {i: _block(width[i]) for i in rest}
     while rest:
         sets = {i: np.split(np.arange(width[i]), range(size[i], width[i], size[i])) for i in rest}
@@ -184,6 +179,20 @@ def _ask_blocks(
                 rest.remove(i)
             else:
                 size[i] //= 2
+
+
+def _ask_whether_spread(
+    marking: Marking, together: Sequence[int], unsure: dict[int, dict[str, Channels]], links: Links
+) -> None:
+    """Find sources whose first channel, and whose last, reaches all positions (in what a LayerNorm mixes, say)."""
+    every = {i: _positions(unsure[i], unsure[i]) for i in together}
+    for channel in (0, -1):
+        asked = {i: np.arange(marking.sources[i].width) for i in every}
+        run = marking.run({i: numbers == numbers[channel] for i, numbers in asked.items()}) if asked else {}
+        every = {i: positions for i, positions in every.items() if _positions(run, unsure[i]) == positions}
+    for i, positions in every.items():
+        links.spread.add(i)
+        links.mixed.append((i, [np.arange(marking.sources[i].width)], [positions]))
 
 
 def _positions(run: dict[str, Channels], where: dict[str, Channels]) -> set[Position]:

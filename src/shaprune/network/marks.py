@@ -72,11 +72,12 @@ class Marking:
         self._clean = self._record(makers, max_memory)
         self._index = {name: i for i, name in enumerate(makers)}
 
-    def run(self, marked: Mapping[int, Channels]) -> dict[str, Channels]:
+    def run(self, marked: Mapping[int, Channels], *, inputs: bool = False) -> dict[str, Channels]:
         """Which input channels of each layer are reached from marked channels.
 
         Args:
             marked: per source (its position in `sources`), which of its channels (width,) carry a mark.
+            inputs: whether all of the network's inputs carry one.
 
         Returns:
             Per layer (n_in,) bool; and for `OUTPUT` (1,) bool.
@@ -89,7 +90,7 @@ class Marking:
         seen: dict[str, Channels] = {}
         plain = sdpa_kernel(SDPBackend.MATH)  # fused attention takes maxima that lose a NaN
         with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
-            outputs = tensors(call(self.model, transform(self.inputs, torch.clone)))
+            outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
         return seen
 
@@ -198,6 +199,10 @@ class Marking:
 def _marked_share(values: Any) -> float:
     found = [t for t in tensors(values) if t.is_floating_point()]
     return sum(int(torch.isnan(t).sum()) for t in found) / max(1, sum(t.numel() for t in found))
+
+
+def _all_marked(tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else tensor.clone()
 
 
 def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:

@@ -67,19 +67,16 @@ class Edge(Site):
 
     def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            rows = mask.expand(len(args[0]), -1) if len(mask) == 1 else mask
-            return (self.apply(args[0], rows), *args[1:])
+            return (self.apply(args[0], mask), *args[1:])
 
         return [model.get_submodule(self.module).register_forward_pre_hook(hook)]
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Multiply ``x`` (rows, channels, ...) or (rows, ..., channels) by ``mask`` (rows, n)."""
-        if len(x) != len(mask):
-            raise GameError(
-                f"at the input of {self.module} the batch dimension is {len(x)} instead of {len(mask)} rows; "
-                "this layer mixes examples or moves the batch, exclude its group"
-            )
-        columns = self.columns(mask.to(x.dtype))
+        """Multiply ``x`` (rows, channels, ...) or (rows, ..., channels) by ``mask`` (rows, n) or (1, n) for all alike.
+
+        Where an example has become several rows side by side (windows), each of them has its mask.
+        """
+        columns = each_row(self.columns(mask.to(x.dtype)), len(x), f"the input of {self.module}")
         return x * (columns.view(len(x), *[1] * (x.ndim - 2), -1) if self.last else _channels_second(columns, x))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, nearest
+from shaprune.network.config import Config
 from shaprune.network.layers import Layer
 
 Role = Literal["out", "in", "both", "skip", "expert", "weight"]
@@ -111,6 +112,10 @@ class Players:
         layers: every layer that the groups touch, by name.
         skipped: layers whose channels cannot or shall not leave.
         model_params, model_macs: the whole dense network's parameters and multiply-adds per example.
+        model_bytes: of the whole dense network as a safetensors file, its header included; 0 = unknown.
+        model_activations: bytes per example that the layers (convolutions, linear layers, norms, embeddings) of the
+            dense network give out, over one forward pass; 0 = unknown.
+        config: what the config.json of a Hugging Face model can say about these groups; None for other networks.
     """
 
     groups: tuple[Group, ...]
@@ -118,6 +123,9 @@ class Players:
     skipped: tuple[Skipped, ...]
     model_params: int
     model_macs: float
+    model_bytes: int = 0
+    model_activations: float = 0.0
+    config: Config | None = None
 
     @property
     def n(self) -> int:
@@ -138,6 +146,16 @@ class Players:
     def macs(self) -> NDArray[np.float64]:
         """(n,) multiply-adds per example that leave when one player alone leaves the dense network."""
         return self._each(lambda layer, n_in, n_out: layer.macs(n_in, n_out))
+
+    @cached_property
+    def bytes(self) -> NDArray[np.float64]:
+        """(n,) bytes on disk that leave when one player alone leaves the dense network."""
+        return self._each(lambda layer, n_in, n_out: layer.bytes(n_in, n_out))
+
+    @cached_property
+    def activations(self) -> NDArray[np.float64]:
+        """(n,) bytes of layer outputs per example that leave when one player alone leaves the dense network."""
+        return self._each(lambda layer, n_in, n_out: layer.activations(n_out))
 
     def group(self, name: str) -> Group:
         """The group of this name.
@@ -180,6 +198,19 @@ class Players:
             macs += layer.macs(n_in, n_out) - layer.macs(layer.n_in, layer.n_out)
         return params, macs
 
+    def memory(self, kept: NDArray[np.bool_]) -> tuple[float, float]:
+        """Bytes on disk, and bytes of layer outputs per example, when the players ``kept`` stay.
+
+        The bytes are never below those of the safetensors file: its header gets a little shorter, too, where numbers
+        lose digits.
+        """
+        stored, activations = float(self.model_bytes), self.model_activations
+        for name, (n_in, n_out) in self.widths(kept).items():
+            layer = self.layers[name]
+            stored += layer.bytes(n_in, n_out) - layer.bytes(layer.n_in, layer.n_out)
+            activations += layer.activations(n_out) - layer.activations(layer.n_out)
+        return stored, activations
+
     def summary(self) -> str:
         """A table of groups, players, costs, and what is skipped and why."""
         rows = [("group", "players", "params/player", "macs/player", "coupled layers")]
@@ -216,6 +247,9 @@ class Players:
             "skipped": [[s.name, s.channels, s.reason] for s in self.skipped],
             "model_params": self.model_params,
             "model_macs": self.model_macs,
+            "model_bytes": self.model_bytes,
+            "model_activations": self.model_activations,
+            "config": None if self.config is None else self.config.to_json(),
         }
 
     @staticmethod
@@ -246,6 +280,9 @@ class Players:
                 skipped=tuple(Skipped(*s) for s in data["skipped"]),
                 model_params=int(data["model_params"]),
                 model_macs=float(data["model_macs"]),
+                model_bytes=int(data.get("model_bytes", 0)),
+                model_activations=float(data.get("model_activations", 0.0)),
+                config=None if data.get("config") is None else Config.from_json(data["config"]),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"these are not players written by shaprune: {error!r}") from error

@@ -103,6 +103,10 @@ class Subject:
             rows = torch.arange(min(4, self.n_examples), device=self.outputs.device)
             everyone = torch.ones(len(rows), edges[0].n_players, device=self.outputs.device)
             outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
+            if cut.several_rows:
+                because = "at the mask an example is several rows of the batch (windows)"
+                self._say_whole(because)
+                return Whole(self.model, edges, self.forward, because)
             if relative_difference(outputs, self.outputs[rows]) <= limit_for(outputs.dtype, NEAR):
                 return cut
             because = "the part behind the mask does not reproduce the outputs (it writes in place)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,8 @@ def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[
         return _cut_transposed_out if role == "out" else _cut_transposed_in
     if isinstance(module, nn.GroupNorm):
         return _cut_group_norm
+    if isinstance(module, nn.Unflatten):
+        return _cut_unflatten
     cutter: Callable[[Any, list[int]], Any]
     if layer.kind == "norm":
         cutter = next(cutter for base, cutter in _NORM_CUTTERS.items() if isinstance(module, base))
@@ -172,6 +175,13 @@ def _cut_group_norm(module: nn.GroupNorm, channels: Sequence[int]) -> None:
     _keep(module, "bias", 0, channels)
     module.num_channels -= len(channels)
     module.num_groups = module.num_channels // size
+
+
+def _cut_unflatten(module: Any, channels: Sequence[int]) -> None:
+    """Whole slices of the unflattened shape leave."""
+    size = module.unflattened_size
+    left = np.unravel_index(np.setdiff1d(np.arange(prod(size)), np.asarray(channels, dtype=np.int64)), size)
+    module.unflattened_size = tuple(len(np.unique(axis)) for axis in left)
 
 
 def _cut_transposed_out(module: Any, channels: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, concatenate, tensors, transform
 from shaprune.network.borrow import copied
+from shaprune.network.broken import place_of
 from shaprune.network.coupling import Candidate
 from shaprune.network.layers import Layer
 from shaprune.network.masks import masked
@@ -24,10 +25,11 @@ from shaprune.network.surgery import cut
 from shaprune.network.units import are_heads
 
 Refused = tuple[Candidate, str]
+Totals = tuple[int, float, int, float]  # parameters, multiply-adds, bytes on disk, bytes of layer outputs
 
 
 def players_of(
-    chosen: Sequence[Candidate], layers: dict[str, Layer], costs: tuple[int, float], skipped: Sequence[Skipped] = ()
+    chosen: Sequence[Candidate], layers: dict[str, Layer], costs: Totals, skipped: Sequence[Skipped] = ()
 ) -> Players:
     """The players of some candidates."""
     touched = {m.module for c in chosen for m in c.members}
@@ -40,7 +42,7 @@ def players_of(
 
 
 def verified(
-    copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: tuple[int, float]
+    copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: Totals
 ) -> tuple[list[Candidate], list[Refused]]:
     """Split candidates into those whose mask equals their removal and those that disagree, by halving.
 
@@ -56,7 +58,7 @@ def verified(
         kinds = _by_kind(found[0])
         tried = [(kind, disagreement(copy, inputs, players_of([kind], layers, costs))) for kind in kinds]
         good = [kind for kind, why in tried if why is None and len(kinds) > 1]
-        return good, [(kind, why or reason) for kind, why in tried if kind not in good]
+        return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
     middle = len(found) // 2
     left, right = (verified(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
     accepted, refused = left[0] + right[0], left[1] + right[1]
@@ -65,6 +67,11 @@ def verified(
         if reason is not None:
             return [], refused + [(c, f"together with other groups {reason}") for c in accepted]
     return accepted, refused
+
+
+def _because(candidate: Candidate, reason: str) -> str:
+    met = "its channels meet those of the network's input, which stay: " if candidate.meets_input else ""
+    return f"{met}{reason}"
 
 
 def _by_kind(candidate: Candidate) -> list[Candidate]:
@@ -82,7 +89,8 @@ def _by_kind(candidate: Candidate) -> list[Candidate]:
             if width
         )
         first = next(m for m in members if m.role == "out")
-        found.append(Candidate(first.module, (first, *(m for m in members if m is not first))))
+        ordered = (first, *(m for m in members if m is not first))
+        found.append(replace(candidate, name=first.module, members=ordered))
     return found
 
 
@@ -105,7 +113,8 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     try:
         return _compare(model, pair, players, coalitions, limit)
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
-        return f"removal breaks the network: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        place, said = place_of(error), str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"removal breaks the network{f' at {place}' if place else ''}: {said}"
 
 
 def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import call, length, main_output, transform
+from shaprune.network.batches import Forward, call, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.recovery.objective import LOSSES, Loss, Shuffled, mean_loss, prepare
-from shaprune.recovery.trainer import train
+from shaprune.recovery.trainer import Trained, train
 
 
 def fit(
@@ -32,7 +33,10 @@ def fit(
     seed: int = 0,
     device: str | torch.device | None = None,
     validation: Iterable[Any] | None = None,
-) -> None:
+    patience: int | None = None,
+    optimizer: Optimizer | None = None,
+    forward: Forward | None = None,
+) -> Trained:
     """Train ``model`` in place. Training flags and random states come back; on any failure the weights do too.
 
     Args:
@@ -47,6 +51,13 @@ def fit(
         seed: of the order of rows and of dropout.
         device: where to train; None for where the model is. The model ends where it was.
         validation: batches; where given, the weights of the epoch with the lowest loss on them are kept.
+        patience: stop after so many epochs without a lower one, and keep the best instead of raising where the loss is
+            not finite; see `train`. Needs ``validation``.
+        optimizer: in place of AdamW, over the model's parameters; its own rates and weight decay hold.
+        forward: ``(model, inputs) -> outputs`` where the model is not simply called.
+
+    Returns:
+        How it went.
 
     Raises:
         InputError: an option out of range, no batch, nothing to train, targets that do not fit the loss or the outputs,
@@ -56,14 +67,16 @@ def fit(
     _check_options(model, epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=batch_size)
     if (teacher is None) == (loss == "distill"):
         raise InputError("loss='distill' needs teacher=..., and only it does")
-    home, where = device_of(model), _device(device, device_of(model))
-    rows, kind = prepare(model, batches, loss, teacher, batch_size)
-    checks = prepare(model, validation, loss, teacher, batch_size)[0] if validation is not None else None
+    if patience is not None and (patience < 1 or validation is None):
+        raise InputError(f"patience is {patience}; it must be at least 1, and it needs validation=...")
+    home, where, run = device_of(model), _device(device, device_of(model)), forward or call
+    rows, kind = prepare(model, batches, loss, teacher, batch_size, run)
+    checks = prepare(model, validation, loss, teacher, batch_size, run)[0] if validation is not None else None
     shuffled = Shuffled(rows, seed)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def objective(batch: Any) -> Tensor:
-        return mean_loss(kind, main_output(call(model, batch[0])), batch[1])
+        return mean_loss(kind, main_output(run(model, batch[0])), batch[1])
 
     def validate() -> float:
         assert checks is not None
@@ -75,7 +88,7 @@ def fit(
         model.train()
         torch.manual_seed(seed)
         try:
-            train(
+            return train(
                 model,
                 shuffled,
                 objective,
@@ -85,6 +98,8 @@ def fit(
                 weight_decay=weight_decay,
                 device=where,
                 after_epoch=validate if checks is not None else None,
+                patience=patience,
+                optimizer=optimizer,
             )
         except BaseException:
             model.load_state_dict(before)

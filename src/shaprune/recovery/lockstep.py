@@ -1,25 +1,26 @@
 """Run a dense and a pruned network side by side, and hand out what each consumer reads and what it should give.
 
 Two sources with one interface: `lockstep` (both networks operation by operation over all batches, one forward pass
-each) and
-`one_by_one` (a forward pass of both per consumer, for networks that cannot be traced or do not fit in memory). Both
-yield
-a consumer's name and the pairs (input in the pruned network, wanted output) of all batches; the caller refits the
-consumer
-before it asks for the next.
+each) and `one_by_one` (a forward pass of both per consumer, for networks that cannot be traced or do not fit in
+memory). Both yield a consumer's name and the pairs (input in the pruned network, wanted output) of all batches; the
+caller refits the consumer before it asks for the next. Where a consumer's output is added to another branch (a residual
+block), the wanted output also makes up for what that branch has lost.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, length
-from shaprune.network.trace import Env, Segment, Trace, UntraceableError, live_bytes
+from shaprune.network.batches import Forward, Inputs, length, transform
+from shaprune.network.kinds import channel_axis
+from shaprune.network.trace import Env, Segment, Trace, live_bytes
+from shaprune.recovery.summands import watched
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
 Source = Iterator[tuple[str, Pairs]]
@@ -28,11 +29,14 @@ Kept = Mapping[str, Tensor]  # consumer -> which of the dense layer's outputs it
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
-def traces(small: nn.Module, teacher: nn.Module) -> tuple[Trace, Trace] | None:
-    """Both networks as matching lists of operations; None where that is not possible."""
+def traces(small: nn.Module, teacher: nn.Module, inputs: Inputs) -> tuple[Trace, Trace] | None:
+    """Both networks as matching lists of operations that do on ``inputs`` what they do; None where there are none."""
     try:
         pair = Trace(small), Trace(teacher)
-    except UntraceableError:
+        few = transform(inputs, lambda t: t[:2] if t.ndim else t)
+        if not all(trace.reproduces(few) for trace in pair):
+            return None
+    except Exception:  # it cannot be traced, or was traced along a way that these inputs do not take
         return None
     names = [[(n.name, n.op) for n in trace.nodes] for trace in pair]
     return pair if names[0] == names[1] else None
@@ -84,7 +88,7 @@ def lockstep(pair: tuple[Trace, Trace], kept: Kept, batches: Sequence[Inputs]) -
 
 
 def one_by_one(small: nn.Module, teacher: nn.Module, kept: Kept, batches: Sequence[Inputs], forward: Forward) -> Source:
-    """Yield each consumer with a forward pass of both networks for its pairs; residual branches are not made up for."""
+    """Yield each consumer with a forward pass of both networks for its pairs."""
     for name, outputs in kept.items():
         yield name, _recorded(small, teacher, name, outputs, batches, forward)
 
@@ -92,25 +96,39 @@ def one_by_one(small: nn.Module, teacher: nn.Module, kept: Kept, batches: Sequen
 def _recorded(
     small: nn.Module, teacher: nn.Module, name: str, outputs: Tensor, batches: Sequence[Inputs], forward: Forward
 ) -> Pairs:
-    seen: dict[str, Tensor] = {}
-    layer = small.get_submodule(name)
-    handles = [
-        layer.register_forward_pre_hook(lambda module, args: seen.__setitem__("x", args[0])),
-        teacher.get_submodule(name).register_forward_hook(lambda module, args, y: seen.__setitem__("y", y)),
-    ]
-    try:
-        for inputs in batches:
-            forward(teacher, inputs)
-            forward(small, inputs)
-            yield seen["x"], seen["y"].index_select(channel_dim(layer, seen["y"]), outputs.to(seen["y"].device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = small.get_submodule(name), teacher.get_submodule(name)
+    dim = partial(channel_dim, layers[0])
+    for inputs in batches:
+        (x, _, ours), (_, y, theirs) = (
+            watched(layer, partial(forward, model, inputs))
+            for layer, model in zip(layers, (small, teacher), strict=True)
+        )
+        wanted = y.index_select(dim(y), outputs.to(y.device))
+        if ours is not None and theirs is not None:
+            if theirs.shape[dim(theirs)] == y.shape[dim(y)] != len(outputs):
+                theirs = theirs.index_select(dim(theirs), outputs.to(theirs.device))
+            if ours.shape == theirs.shape == wanted.shape:
+                wanted = wanted + (theirs - ours)
+        yield x, wanted
+
+
+def norms_behind(trace: Trace) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """Layers whose output a batch-norm with running statistics reads, and nobody else: name -> the norm."""
+    found: dict[str, nn.modules.batchnorm._BatchNorm] = {}
+    ran = [str(n.target) for n in trace.nodes if n.op == "call_module"]
+    for node in trace.nodes:
+        if node.op == "call_module" and len(node.users) == 1 and ran.count(str(node.target)) == 1:
+            user = next(iter(node.users))
+            norm = trace.modules.get(str(user.target)) if user.op == "call_module" else None
+            once = ran.count(str(user.target)) == 1
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and once:
+                found[str(node.target)] = norm
+    return found
 
 
 def channel_dim(layer: nn.Module, output: Tensor) -> int:
-    """Where the channels of a consumer's output are: last for a linear layer, second for a convolution."""
-    return output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    """Where the channels of a consumer's output are."""
+    return channel_axis(layer, output.ndim)
 
 
 def _whole(trace: Trace) -> Segment:

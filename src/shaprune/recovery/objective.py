@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Inputs, call, collect, length, main_output, transform
+from shaprune.network.batches import Forward, Inputs, call, collect, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
 
 Loss = Literal["cross_entropy", "mse", "distill"]
@@ -54,7 +54,12 @@ class Shuffled:
 
 
 def prepare(
-    model: nn.Module, batches: Iterable[Any], loss: Loss, teacher: nn.Module | None, batch_size: int
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    teacher: nn.Module | None,
+    batch_size: int,
+    forward: Forward = call,
 ) -> tuple[Rows, Kind]:
     """Read the data, put the teacher's outputs in place of targets, and check that they fit the model's outputs."""
     inputs, targets = collect(batches)
@@ -62,11 +67,11 @@ def prepare(
     if teacher is not None:
         numbers = targets is not None and targets.is_floating_point()
         rows = Rows(inputs, torch.empty(length(inputs)), batch_size)
-        targets = torch.cat([_outputs(teacher, batch) for batch, _ in rows])
+        targets = torch.cat([_outputs(teacher, batch, forward) for batch, _ in rows])
         kind = "mse" if numbers or targets.ndim < 2 or targets.shape[1] < 2 else "kl"
     if targets is None:
         raise InputError(f"loss={loss!r} needs targets and the batches have none; loss='distill' needs no labels")
-    outputs = _outputs(model, transform(inputs, lambda tensor: tensor[:1]))
+    outputs = _outputs(model, transform(inputs, lambda tensor: tensor[:1]), forward)
     if kind == "cross_entropy":
         _check_classes(targets, outputs)
     elif targets.shape[1:] != outputs.shape[1:]:
@@ -79,9 +84,9 @@ def prepare(
     return Rows(inputs, targets if kind == "cross_entropy" else targets.to(outputs.dtype), batch_size), kind
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+def _outputs(model: nn.Module, inputs: Inputs, forward: Forward) -> Tensor:
     with borrowed(model), torch.no_grad():
-        return main_output(call(model, transform(inputs, lambda tensor: tensor.to(device_of(model))))).cpu()
+        return main_output(forward(model, transform(inputs, lambda tensor: tensor.to(device_of(model))))).cpu()
 
 
 def _check_classes(targets: Tensor, outputs: Tensor) -> None:

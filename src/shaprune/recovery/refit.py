@@ -1,65 +1,36 @@
 """Closed-form recovery: refit the consumers of pruned channels by ridge least squares.
 
 After channels have left, each consumer (a linear layer or convolution that read them) gets the weights that best
-reproduce
-what it gave in the dense network, on unlabelled batches, layer by layer in order of execution, each on what the
-*pruned and
-already refitted* network feeds it. Related: ThiNet (Luo et al. 2017) and channel pruning (He et al. 2017), which fit
-to the
-dense network's inputs; here the pruned network's own inputs are used, so errors of earlier layers are corrected too.
-The
-ridge pulls toward the surviving dense weights, not toward zero. In a residual block the *sum* is fitted, so that a
-block also
-makes up for what the blocks before it have lost.
+reproduce what it gave in the dense network, on unlabelled batches, layer by layer in order of execution, each on what
+the *pruned and already refitted* network feeds it. Related: ThiNet (Luo et al. 2017) and channel pruning (He et al.
+2017), which fit to the dense network's inputs; here the pruned network's own inputs are used, so errors of earlier
+layers are corrected too. The ridge pulls toward the surviving dense weights, not toward zero, and is chosen for each
+layer on examples held out. In a residual block the *sum* is fitted, so that a block also makes up for what the blocks
+before it have lost. A convolution without a bias gets an intercept where a batch-norm reads it: the running mean takes
+it up.
 
 Both networks run in lock-step, operation by operation, so a whole refit costs one forward pass of each; where they
-cannot be
-traced, or their activations would not fit in ``max_memory``, every consumer takes a forward pass of its own.
+cannot be traced, or their activations would not fit in ``max_memory``, every consumer takes a forward pass of its own.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.batches import Forward, Inputs, call
+from shaprune.network.equations import Equations, can_solve, counted, has_bias, install, rows_of, weights_of
 from shaprune.network.players import check_channels
 from shaprune.planning import Plan
-from shaprune.recovery.lockstep import lockstep, lockstep_bytes, one_by_one, traces
+from shaprune.recovery.lockstep import lockstep, lockstep_bytes, norms_behind, one_by_one, traces
 
-
-@dataclass
-class Equations:
-    """Normal equations of one consumer, summed over batches in float64: (groups, in, in) and (groups, in, out)."""
-
-    gram: Tensor | None = None
-    cross: Tensor | None = None
-    rows: int = 0
-
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Add rows: inputs (groups, rows, in), targets (groups, rows, out)."""
-        gram = torch.matmul(inputs.mT, inputs).double()
-        cross = torch.matmul(inputs.mT, targets).double()
-        self.gram = gram if self.gram is None else self.gram + gram
-        self.cross = cross if self.cross is None else self.cross + cross
-        self.rows += inputs.shape[1]
-
-    def solve(self, start: Tensor, ridge: float) -> Tensor:
-        """Weights (groups, in, out) nearest to ``start`` that explain the rows."""
-        assert self.gram is not None
-        assert self.cross is not None
-        start = start.double()
-        strength = ridge * self.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-        eye = torch.eye(self.gram.shape[1], dtype=torch.float64, device=self.gram.device)
-        left = self.gram + strength[:, None, None] * eye
-        change: Tensor = torch.linalg.solve(left, self.cross - self.gram @ start)
-        return start + change
+RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
+_HELD_OUT = 5  # one of so many examples chooses the ridge
+_FEW = 1e-2  # the ridge where no example can be held out
 
 
 def refit(
@@ -68,41 +39,91 @@ def refit(
     plan: Plan,
     batches: Sequence[Inputs],
     *,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
     forward: Forward | None = None,
     max_memory: int = 1 << 31,
 ) -> None:
     """Refit every consumer of removed players in ``small``, in place.
+
+    Padded positions of sequences do not count, where the inputs are a dict with an ``attention_mask``.
 
     Args:
         small: the pruned network, in eval mode.
         teacher: the dense network, in eval mode; not changed.
         plan: who stays.
         batches: unlabelled inputs.
-        ridge: pull toward the surviving weights, relative to the mean squared input.
+        ridge: pull toward the surviving weights, relative to the mean squared input; None = for each layer, the one of
+            `RIDGES` with the smallest error on every fifth example, which is then fitted, too.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
         max_memory: bytes of activations that the lock-step may hold.
 
     Raises:
-        InputError: no batch, a ridge that is not above 0, or players that are no channels.
+        InputError: no batch, a ridge that is not above 0, players that are no channels, or activations that are NaN or
+            infinite.
+
+    Warns:
+        ShapruneWarning: a layer has more than twice as many inputs as there are rows to fit it to, or is of a kind that
+            is not refitted.
     """
     if not batches:
         raise InputError("refit needs at least one batch of inputs; the data holds none")
-    if not ridge > 0:
+    if ridge is not None and not ridge > 0:
         raise InputError(f"ridge is {ridge}; it must be above 0")
     check_channels(plan.players.groups, "a refit")
     kept = _consumers(small, plan)
     with torch.no_grad():
-        pair = None if forward is not None else traces(small, teacher)
-        if pair is not None and lockstep_bytes(pair, batches) <= max_memory:
+        pair = traces(small, teacher, batches[0])
+        norms = {} if pair is None else norms_behind(pair[0])
+        if pair is not None and forward is None and lockstep_bytes(pair, batches) <= max_memory:
             source = lockstep(pair, kept, batches)
         else:
             source = one_by_one(small, teacher, kept, batches, forward or call)
         for name, pairs in source:
-            layer, equations = small.get_submodule(name), Equations()
-            for inputs, wanted in pairs:
-                equations.add(*_rows(layer, inputs, wanted))
-            _install(layer, equations, ridge)
+            layer = small.get_submodule(name)
+            chosen, judged = Equations(), Equations()  # the examples that fit, and those that choose the ridge
+            for (x, y), inputs in zip(pairs, batches, strict=True):
+                every = torch.arange(len(x), device=x.device) % _HELD_OUT == _HELD_OUT - 1
+                real = counted(inputs)
+                for part, which in ((chosen, ~every), (judged, every)):
+                    if which.any():
+                        for rows in rows_of(layer, x[which], y[which], None if real is None else real[which]):
+                            part.add(*rows)
+            norm = None if has_bias(layer) else norms.get(name)
+            _fit(name, layer, norm, chosen, judged, ridge)
+
+
+def _fit(
+    name: str,
+    layer: nn.Module,
+    norm: nn.modules.batchnorm._BatchNorm | None,
+    chosen: Equations,
+    judged: Equations,
+    ridge: float | None,
+) -> None:
+    """Solve and write the layer's weights; ``norm`` takes up the intercept of a layer without a bias."""
+    start, every = weights_of(layer), chosen + judged
+    if not has_bias(layer) and norm is None:
+        start = start[:, :-1]
+        chosen, judged, every = (e.without_intercept() for e in (chosen, judged, every))
+    assert every.gram is not None
+    if not torch.isfinite(every.gram).all() or not torch.isfinite(every.energy):
+        raise InputError(f"what {name} reads or gives on the calibration data is NaN or infinite; check the data")
+    if 2 * every.rows < start.shape[1]:
+        warnings.warn(
+            f"{name} has {start.shape[1]} inputs to refit and the data give {every.rows} rows; the ridge keeps its "
+            f"weights near the dense ones, {-(-start.shape[1] // every.rows)} times as many examples would fit it",
+            ShapruneWarning,
+            stacklevel=5,
+        )
+    if ridge is None and judged.rows and chosen.rows:
+        ridge = min(RIDGES, key=lambda r: judged.loss(chosen.solve(start, r)))
+    solved = every.solve(start, ridge or _FEW)
+    if not has_bias(layer) and norm is None:
+        solved = torch.cat([solved, solved.new_zeros(*solved.shape[:1], 1, solved.shape[2])], dim=1)
+    intercept = install(layer, solved)
+    if norm is not None:
+        assert norm.running_mean is not None
+        norm.running_mean.sub_(intercept.to(norm.running_mean.dtype))
 
 
 def _consumers(small: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -121,48 +142,10 @@ def _consumers(small: nn.Module, plan: Plan) -> dict[str, Tensor]:
     for name, layer in plan.players.layers.items():
         if name not in lost:
             continue
-        if not _can_refit(small.get_submodule(name)):
+        if not can_solve(small.get_submodule(name)):
             warnings.warn(
                 f"{name} is not refitted: only linear, 1D and 2D convolutions are", ShapruneWarning, stacklevel=4
             )
             continue
         result[name] = torch.tensor([c for c in range(layer.n_out) if c not in gone.get(name, ())])
     return result
-
-
-def _can_refit(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
-
-
-def _rows(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """One batch: (groups, rows, in) what the layer multiplies, (groups, rows, out) what it should give."""
-    if isinstance(layer, nn.Linear):
-        inputs, targets = x.reshape(1, -1, x.shape[-1]), y.reshape(1, -1, y.shape[-1])
-    else:
-        assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
-        groups = layer.groups
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        one = (1,) if isinstance(layer, nn.Conv1d) else ()
-        if one:
-            x = x[:, :, None]
-        patches = F.unfold(x, one + layer.kernel_size, dilation=one + layer.dilation, stride=one + layer.stride)
-        inputs = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-        targets = y.flatten(2).unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-    if layer.bias is not None:
-        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
-    return inputs, targets
-
-
-def _install(layer: nn.Module, equations: Equations, ridge: float) -> None:
-    """Solve and write the layer's weights."""
-    assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
-    groups = getattr(layer, "groups", 1)
-    weight = layer.weight.unflatten(0, (groups, -1)).flatten(2).mT  # (groups, in, out)
-    if layer.bias is not None:
-        weight = torch.cat([weight, layer.bias.view(groups, 1, -1)], dim=1)
-    solved = equations.solve(weight, ridge).to(layer.weight.dtype)
-    if layer.bias is not None:
-        layer.bias.copy_(solved[:, -1].reshape(-1))
-        solved = solved[:, :-1]
-    layer.weight.copy_(solved.mT.reshape(layer.weight.shape))

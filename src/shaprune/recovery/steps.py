@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, collect, length, transform
+from shaprune.network.batches import Forward, Inputs, call, collect, length, transform
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.planning import Plan
 from shaprune.recovery.batchnorm import recalibrate
-from shaprune.recovery.fit import fit
+from shaprune.recovery.finetune import Finetune, Own, finetune, own_finetune
 from shaprune.recovery.refit import refit
 
 
@@ -21,7 +22,7 @@ from shaprune.recovery.refit import refit
 class Refit:
     """Closed-form refit of the consumers, see `shaprune.recovery.refit`; needs no labels."""
 
-    ridge: float = 1e-3
+    ridge: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,7 @@ class Batchnorm:
     """Batch-norm recalibration; needs no labels."""
 
 
-@dataclass(frozen=True)
-class Finetune:
-    """A short training with Lightning: cross-entropy on labels, or distillation from the dense network without labels.
-
-    Attributes:
-        epochs: passes over the data.
-        lr: peak learning rate.
-        loss: ``"cross_entropy"``, ``"distill"``; None = distill where there are no labels, else cross-entropy.
-    """
-
-    epochs: int = 3
-    lr: float = 1e-3
-    loss: Literal["cross_entropy", "distill"] | None = None
-
-
-Step = Refit | Batchnorm | Finetune
+Step = Refit | Batchnorm | Finetune | Own
 STEPS: dict[str, Callable[[], Step]] = {"refit": Refit, "batchnorm": Batchnorm, "finetune": Finetune}
 
 
@@ -55,6 +41,7 @@ def recover(
     data: Iterable[Any],
     steps: Sequence[str | Step] = ("refit", "batchnorm"),
     *,
+    train: Iterable[Any] | None = None,
     forward: Forward | None = None,
     batch_size: int = 128,
     seed: int = 0,
@@ -65,54 +52,74 @@ def recover(
         small: the pruned network.
         teacher: the dense network it came from.
         plan: the plan that made ``small``.
-        data: batches ``(inputs, targets)``; targets only matter to fine-tuning on labels.
-        steps: names (``"refit"``, ``"batchnorm"``, ``"finetune"``) or configured steps (``Finetune(epochs=5)``).
+        data: batches ``(inputs, targets)``; targets only matter to fine-tuning on labels. Never the test set.
+        steps: names (``"refit"``, ``"batchnorm"``, ``"finetune"``), configured steps (``Finetune(epochs=5)``), or
+            functions of your own: ``finetune(model)`` is lent a copy in eval mode, trains it in place or returns
+            another network of the same shapes.
+        train: batches for the fine-tuning in place of ``data``, which is often small; its validation split is taken
+            from them.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
         batch_size: examples per forward pass.
         seed: seed of the fine-tuning.
 
     Raises:
-        InputError: an unknown step, a step that these players do not go with, unusable data, or nothing to train.
+        InputError: an unknown step, a step that these players do not go with, data that the network does not run on, or
+            nothing to train.
+    """
+    chosen = check_steps(steps)
+    if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
+        _check_stays_gone(plan)
+    inputs, targets = collect(data)
+    device = device_of(small)
+    inputs = transform(inputs, lambda t: t.to(device))
+    learnt = (inputs, targets) if train is None else collect(train)
+    count = length(inputs)
+    cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    batches = [transform(inputs, lambda t, cut=cut: t[cut] if t.ndim else t) for cut in cuts]  # type: ignore[misc]
+    result = copied(small)
+    with borrowed(teacher):
+        _check_runs(teacher, batches[0], forward or call)
+        for step in chosen:
+            with borrowed(result):
+                if isinstance(step, Refit):
+                    refit(result, teacher, plan, batches, ridge=step.ridge, forward=forward)
+                elif isinstance(step, Batchnorm):
+                    recalibrate(result, batches, forward=forward)
+                elif isinstance(step, Finetune):
+                    finetune(result, teacher, plan, *learnt, step, forward=forward, batch_size=batch_size, seed=seed)
+                else:
+                    result = own_finetune(result, step)
+    for name, module in small.named_modules():
+        result.get_submodule(name).training = module.training
+    return result
+
+
+def check_steps(steps: Sequence[str | Step]) -> list[Step]:
+    """The steps that names and configured steps stand for.
+
+    Raises:
+        InputError: an unknown name, or something else than a step.
     """
     if isinstance(steps, str):
         raise InputError(f"steps is the string {steps!r}; give a tuple, such as ({steps!r},)")
     for step in steps:
         if isinstance(step, str):
             check_choice("recovery step", step, STEPS)
-        elif not isinstance(step, (Refit, Batchnorm, Finetune)):
-            raise InputError(f"a recovery step is a {type(step).__name__}; give a name, Refit, Batchnorm or Finetune")
-        if step == "finetune" or isinstance(step, Finetune):
-            _check_stays_gone(plan)
-    inputs, targets = collect(data)
-    device = device_of(small)
-    inputs = transform(inputs, lambda t: t.to(device))
-    count = length(inputs)
-    cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    batches = [transform(inputs, lambda t, cut=cut: t[cut] if t.ndim else t) for cut in cuts]  # type: ignore[misc]
-    result = copied(small)
-    with borrowed(teacher), borrowed(result):
-        for step in [STEPS[s]() if isinstance(s, str) else s for s in steps]:
-            if isinstance(step, Refit):
-                refit(result, teacher, plan, batches, ridge=step.ridge, forward=forward)
-            elif isinstance(step, Batchnorm):
-                recalibrate(result, batches, forward=forward)
-            else:
-                loss = step.loss or ("distill" if targets is None else "cross_entropy")
-                if loss == "cross_entropy" and targets is None:
-                    raise InputError(
-                        "fine-tuning with cross_entropy needs targets and the data has none; use loss='distill'"
-                    )
-                labels = [None if targets is None else targets[cut] for cut in cuts]
-                fit(
-                    result,
-                    list(zip(batches, labels, strict=True)),
-                    epochs=step.epochs,
-                    lr=step.lr,
-                    loss=loss,
-                    teacher=teacher if loss == "distill" else None,
-                    seed=seed,
-                )
-    return result
+        elif not isinstance(step, (Refit, Batchnorm, Finetune)) and (not callable(step) or isinstance(step, type)):
+            raise InputError(
+                f"a recovery step is the {type(step).__name__} {step!r}; give a name, Refit(), Batchnorm(), "
+                "Finetune(), or a function that trains a network"
+            )
+    return [STEPS[s]() if isinstance(s, str) else s for s in steps]
+
+
+def _check_runs(model: nn.Module, inputs: Inputs, forward: Forward) -> None:
+    """Refuse data of another size or type than the network takes, before any work."""
+    try:
+        with torch.no_grad():
+            forward(model, transform(inputs, lambda t: t[:2] if t.ndim else t))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"the dense network does not run on the data: {error}; see forward=...") from error
 
 
 def _check_stays_gone(plan: Plan) -> None:
@@ -121,5 +128,5 @@ def _check_stays_gone(plan: Plan) -> None:
     if zeroed:
         raise InputError(
             f"fine-tuning would let the single weights of {zeroed[0]} grow back that the plan has set to zero; "
-            "leave 'finetune' out"
+            "leave fine-tuning out"
         )

@@ -19,6 +19,12 @@ def to_json(measurement: Measurement) -> dict[str, Any]:
         "macs": measurement.macs,
         "latency_ms": measurement.latency.median_ms,
         "latency_spread_ms": [measurement.latency.low_ms, measurement.latency.high_ms],
+        "latency_on": {
+            "device": measurement.latency.device,
+            "threads": measurement.latency.threads,
+            "examples": measurement.latency.examples,
+            "compiled": measurement.latency.compiled,
+        },
         "bytes": measurement.bytes,
     }
 

@@ -22,14 +22,26 @@ if TYPE_CHECKING:
 
 # Stand-ins for CSS variables: matplotlib needs a colour, the page puts the variable in its place.
 _COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "muted", "rule", "kept", "gone", "norm"), 1)}
-_INK, _MUTED, _RULE, _KEPT, _GONE, _NORM = _COLOURS.values()
-_STYLE: Any = {  # matplotlib types its keys differently from release to release
+INK, MUTED, RULE, KEPT, GONE, NORM = _COLOURS.values()
+_ON_WHITE = {
+    "ink": "#1b1f24",
+    "muted": "#626a75",
+    "rule": "#dfe3e8",
+    "kept": "#1f66d1",
+    "gone": "#8b929c",
+    "norm": "#c2740a",
+}
+_FILE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="{label}" font-family="sans-serif">'
+    '<rect width="100%" height="100%" fill="white"/>{body}'
+)
+STYLE: Any = {  # matplotlib types its keys differently from release to release
     "svg.fonttype": "none",
     "svg.hashsalt": "shaprune",
     "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _MUTED,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,10 +50,10 @@ _STYLE: Any = {  # matplotlib types its keys differently from release to release
     "axes.axisbelow": True,
     "axes.formatter.limits": (-3, 4),
     "figure.facecolor": "none",
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "legend.frameon": False,
@@ -61,20 +73,20 @@ def values_figure(values: Values, kept: NDArray[np.bool_] | None, label: str) ->
     value, error = values.value[order], 2 * np.where(np.isfinite(values.stderr), values.stderr, 0)[order]
     stays = np.ones(values.n, dtype=bool) if kept is None else kept[order]
     place = np.arange(1, values.n + 1)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.axhline(0, color=_MUTED, linewidth=0.8)
-        for colour, shown in ((_KEPT, stays), (_GONE, ~stays)):
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        for colour, shown in ((KEPT, stays), (GONE, ~stays)):
             if shown.any():
                 _draw(axes, place, value, error, shown, colour)
         if kept is not None and not stays.all() and stays[: stays.sum()].all():  # the plan follows the values
-            axes.axvline(float(stays.sum()) + 0.5, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(float(stays.sum()) + 0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xlim(0.5 - 0.01 * values.n, values.n + 0.5 + 0.01 * values.n)
         axes.set_xticks(sorted({1, *(int(t) for t in axes.get_xticks() if 1 < t < 0.93 * values.n), values.n}))
         axes.set_xlabel("players, the most valuable first")
         axes.set_ylabel("value")
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def _draw(
@@ -105,20 +117,20 @@ def curves_figure(curves: Curves, cut: int | None, recovered: float | None, labe
         label: what the figure shows, for those who cannot see it.
     """
     share = curves.removed / curves.n_players
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.5), layout="constrained")
         axes = figure.add_subplot()
         random = curves.accuracy["random"]
-        axes.fill_between(share, random.min(0), random.max(0), color=_GONE, alpha=0.2, linewidth=0)
-        axes.plot(share, random.mean(0), color=_GONE, linewidth=1.6, label=f"random ({len(random)} orders)")
-        axes.plot(share, curves.accuracy["weight norm"][0], "s-", color=_NORM, markersize=3.5, label="weight norm")
-        axes.plot(share, curves.accuracy["values"][0], "o-", color=_KEPT, markersize=4, label="values")
+        axes.fill_between(share, random.min(0), random.max(0), color=GONE, alpha=0.2, linewidth=0)
+        axes.plot(share, random.mean(0), color=GONE, linewidth=1.6, label=f"random ({len(random)} orders)")
+        axes.plot(share, curves.accuracy["weight norm"][0], "s-", color=NORM, markersize=3.5, label="weight norm")
+        axes.plot(share, curves.accuracy["values"][0], "o-", color=KEPT, markersize=4, label="values")
         if cut is not None:
             at = cut / curves.n_players
-            axes.axvline(at, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate("the plan", (at, 0.02), xytext=(4, 0), textcoords="offset points", color=_INK)
+            axes.axvline(at, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate("the plan", (at, 0.02), xytext=(4, 0), textcoords="offset points", color=INK)
             if recovered is not None:
-                axes.plot([at], [recovered], "*", color=_INK, markersize=10, clip_on=False, label="the plan, recovered")
+                axes.plot([at], [recovered], "*", color=INK, markersize=10, clip_on=False, label="the plan, recovered")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlim(-0.02, 1.02)
@@ -129,11 +141,17 @@ def curves_figure(curves: Curves, cut: int | None, recovered: float | None, labe
         order = [names.index(n) for n in ("values", "weight norm") if n in names]
         order += [i for i in range(len(names)) if i not in order]
         figure.legend([handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=2)
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an ``<svg>`` element: no ids that clash, no addresses, the page's font and colours."""
+def svg(figure: Figure, label: str, *, standalone: bool = False) -> str:
+    """The figure as an ``<svg>`` element: no ids that clash, no addresses, the page's font and colours.
+
+    Args:
+        figure: drawn with `STYLE`.
+        label: what the figure shows, for those who cannot see it.
+        standalone: an SVG file of its own, on white.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL).replace("xlink:href", "href")
@@ -148,5 +166,7 @@ def _svg(figure: Figure, label: str) -> str:
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r"(href=\"|url\()#", rf"\1#{prefix}", body)
     for name, colour in _COLOURS.items():
-        body = body.replace(colour, f"var(--{name})")
+        body = body.replace(colour, _ON_WHITE[name] if standalone else f"var(--{name})")
+    if standalone:
+        return _FILE.format(box=box.group(), label=escape(label), body=body)
     return f'<svg {box.group()} role="img" aria-label="{escape(label)}">{body}'

@@ -212,7 +212,7 @@ ENTRIES = {
         make=seeded(Functional),
         inputs=images(3, 8, 8),
         players={},
-        skips={"conv": "the network's code mixes them", "fc": OUTPUT},
+        skips={"conv": "the network's code mixes them", "kernel": "without a layer", "fc": OUTPUT},
     ),
     "outside": Entry(
         family="Parameters outside modules",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shaprune.bench.zoo.entry import BREAKS, OUTPUT, Entry, images, seeded
+from shaprune.bench.zoo.entry import OUTPUT, Entry, images, seeded
 from shaprune.bench.zoo.parts import unit
 
 
@@ -80,11 +80,11 @@ ENTRIES = {
     ),
     "autoencoder": Entry(
         family="Autoencoder",
-        note="transposed convolutions; neurons that are unflattened into channels of a fixed number stay",
+        note="transposed convolutions; neurons that nn.Unflatten makes one channel leave together",
         make=seeded(autoencoder),
         inputs=images(1, 8, 8),
-        players={"channel": 17, "neuron": 10},
-        skips={"6": BREAKS, "11": OUTPUT},
+        players={"channel": 23, "neuron": 10},
+        skips={"11": OUTPUT},
         classes=None,
     ),
     "subpixel": Entry(

@@ -1,0 +1,109 @@
+"""Who leaves in which order over all groups, and what is left after k steps. NumPy only.
+
+A *path* is a function of k: the coalition after the first k steps down, from everybody to the smallest that the limits
+allow. The budget picks the k. What `shaprune.lanes` decides from curves is no path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shaprune.budget import Kept, costs_each
+from shaprune.errors import InputError
+from shaprune.limits import Step
+from shaprune.network.players import Players
+
+Floats = NDArray[np.float64]
+Path = Callable[[int], Kept]
+
+
+def density(players: Players, value: Floats, resources: Sequence[str]) -> Floats:
+    """(n,) value per unit of the limited resources, each as a share of what all players cost of it.
+
+    A player of negative value harms, so the more it costs the sooner it leaves: its value is multiplied instead.
+
+    Raises:
+        InputError: a resource that no player costs.
+    """
+    cost = np.zeros(players.n)
+    for name in resources:
+        each = costs_each(players, name)
+        if not each.any():
+            raise InputError(f"no player costs any {name} here, so that none can be saved; give Budget(players=...)")
+        cost += each / each.sum()
+    cost = cost / np.mean(cost)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a player that costs nothing and is worth something: last
+        return np.asarray(np.where(value > 0, value / cost, value * cost), dtype=np.float64)
+
+
+def smallest(players: Players, ladders: Sequence[Sequence[Step]]) -> Kept:
+    """What is left after all steps."""
+    return without(players, [step for ladder in ladders for step in ladder])
+
+
+def by_value(players: Players, value: Floats, ladders: Sequence[Sequence[Step]]) -> Path:
+    """Of all groups' steps the one with the least mean value first."""
+    return _in_order(players, ladders, [[float(value[step].mean()) for step in ladder] for ladder in ladders])
+
+
+def by_layer(players: Players, worth: Floats, ladders: Sequence[Sequence[Step]]) -> Path:
+    """Each group keeps a share of its players in proportion to what the group as a whole is worth.
+
+    Layers are the players, and a layer with a larger Shapley value gets a larger budget: the idea of SV-NUP (Sun et al.
+    2025, arXiv 2505.01731), which sets sparsities of transformer layers. Here the share kept is ``t * worth / mean``,
+    at most 1, with one t for all groups. A group that is worth nothing, or harms, leaves first.
+
+    Args:
+        players: the players of the dense network.
+        worth: (groups,) the value of each group.
+        ladders: per group.
+    """
+    owners = np.concatenate([np.full(len(g), i) for i, g in enumerate(players.groups)])
+    positive = np.maximum(worth, 0)
+    share = np.maximum(positive / positive.mean(), 1e-12) if positive.any() else np.ones(len(worth))
+    dense = np.array([len(g) for g in players.groups], dtype=np.float64)
+    keys = []
+    for ladder in ladders:
+        left, key = dense.copy(), []
+        for step in ladder:
+            np.subtract.at(left, owners[step], 1)
+            groups = np.unique(owners[step])
+            key.append(-float((left[groups] / dense[groups] / share[groups]).mean()))  # minus the t at which it leaves
+        keys.append(key)
+    return _in_order(players, ladders, keys)
+
+
+def uniform(players: Players, ladders: Sequence[Sequence[Step]]) -> Path:
+    """The same share of every group: the k-th of all shares at which some group loses more."""
+    gone = [
+        np.cumsum([np.isin(step, group.indices).sum() for step in ladder])  # a step may take of other groups, too
+        for group, ladder in zip(players.groups, ladders, strict=True)
+    ]
+    sizes = [len(group) for group in players.groups]
+    shares = sorted({0.0, *(n / size for counts, size in zip(gone, sizes, strict=True) for n in counts.tolist())})
+
+    def at(k: int) -> Kept:
+        share = shares[min(k, len(shares) - 1)]
+        steps = [int((counts <= share * size + 1e-9).sum()) for counts, size in zip(gone, sizes, strict=True)]
+        return without(players, [step for ladder, n in zip(ladders, steps, strict=True) for step in ladder[:n]])
+
+    return at
+
+
+def _in_order(players: Players, ladders: Sequence[Sequence[Step]], keys: Sequence[Sequence[float]]) -> Path:
+    """The steps with the smallest keys first; a step comes no sooner than those before it in its group."""
+    steps: list[tuple[float, Step]] = []
+    for ladder, key in zip(ladders, keys, strict=True):
+        steps += zip(np.maximum.accumulate(key).tolist() if key else [], ladder, strict=True)
+    steps.sort(key=lambda ranked: ranked[0])
+    return lambda k: without(players, [step for _, step in steps[:k]])
+
+
+def without(players: Players, steps: Sequence[Step]) -> Kept:
+    """Everybody but those who leave in ``steps``."""
+    kept = np.ones(players.n, dtype=bool)
+    kept[np.concatenate([np.empty(0, dtype=np.int64), *steps])] = False
+    return kept

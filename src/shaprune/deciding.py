@@ -1,0 +1,67 @@
+"""From an allocation's name to a planner: what has to be measured for it once, and is then used for any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from shaprune.frontiers import Planner
+from shaprune.limits import Limits
+from shaprune.network.batches import Forward
+from shaprune.network.game import MAX_MEMORY
+from shaprune.network.players import Players
+from shaprune.network.subject import Subject
+from shaprune.network.worths import AnyWorth, Evaluate
+from shaprune.planning import plan
+from shaprune.scores import Scores
+from shaprune.sensing import layer_values, sensitivity
+
+
+def planner_of(
+    model: nn.Module,
+    players: Players,
+    scores: Scores,
+    data: Iterable[Any] | Subject,
+    worth: AnyWorth | Evaluate,
+    allocation: str = "global",
+    within: Limits | None = None,
+    *,
+    seed: int = 0,
+    forward: Forward | None = None,
+    max_memory: int = MAX_MEMORY,
+) -> Planner:
+    """A function from budgets to plans; curves, or values of layers, are measured here where the allocation needs them.
+
+    Args:
+        model, players, scores: the dense network.
+        data, worth, forward, max_memory: what to measure on, see `sensitivity`.
+        allocation: see `plan`.
+        within: limits of every plan.
+        seed: of the game of layers.
+
+    Raises:
+        InputError, GameError: as `sensitivity`, `layer_values`, and (when called) `plan`.
+    """
+    within = within or Limits()
+    measured = (model, players, scores, data, worth)
+    curves = sensitivity(*measured, forward=forward, max_memory=max_memory) if allocation == "curves" else None
+    layers = None
+    if allocation == "shapley-layers":
+        layers = layer_values(*measured, seed=seed, forward=forward, max_memory=max_memory)
+    return partial(
+        plan,
+        players,
+        scores,
+        allocation=allocation,
+        curves=curves,
+        layers=layers,
+        min_players=within.min_players,
+        min_width=within.min_width,
+        round_to=within.round_to,
+        max_removed=within.max_removed,
+        exclude=within.exclude,
+        hf_uniform=within.hf_uniform,
+    )

@@ -1,0 +1,25 @@
+"""Where in a network an error was raised: the module, and the line of its code."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+
+from torch import nn
+
+
+def place_of(error: BaseException) -> str:
+    """Where a forward pass broke, such as ``layer1.0 (BasicBlock), "return F.relu(x + y)"``; empty if in none.
+
+    The module is the innermost that ran; the line is the last one outside torch, where there is one.
+    """
+    names: dict[nn.Module, str] = {}
+    place = line = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            names = names or {m: name for name, m in module.named_modules()}  # of the outermost
+            place = f"{names.get(module) or 'the network'} ({type(module).__name__})"
+        if names and not str(frame.f_globals.get("__name__")).startswith("torch."):
+            line = linecache.getline(frame.f_code.co_filename, number).strip()
+    return f'{place}, "{line}"' if line else place

@@ -1,0 +1,186 @@
+"""The recovery steps that train: our own fine-tuning, and functions of the user's own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from shaprune.errors import InputError, ShapruneWarning
+from shaprune.network.batches import Forward, Inputs, length, transform
+from shaprune.network.borrow import copied, device_of
+from shaprune.planning import Plan
+from shaprune.recovery.fit import fit
+from shaprune.recovery.optimizers import carried_over, check_optimizer
+from shaprune.recovery.trainer import Trained
+
+LR = 1e-3
+FEW = 200  # with fewer examples, a tenth of them says too little to choose an epoch by
+_WATCHED = 1_000  # training examples that are watched where none are set aside
+
+Own = Callable[[nn.Module], nn.Module | None]  # a fine-tuning of the user's: in place, or a network of the same shapes
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """A short training with Lightning: cross-entropy on labels, or distillation from the dense network without labels.
+
+    A share of the *training* data is set aside; the epoch with the lowest loss on it is kept, and the weights before
+    the training count as one, so that a training that diverges gives back the best earlier state, with a warning. With
+    fewer than 200 examples, or ``validation=0``, the loss on (at most 1,000 of) the training examples is watched.
+
+    Attributes:
+        epochs: passes over the data, at most.
+        lr: peak learning rate; None = 0.001, or the optimizer's own.
+        loss: ``"cross_entropy"``, ``"distill"``; None = distill where there are no labels, else cross-entropy.
+        validation: the share of the examples that is set aside, from 0 to below 1.
+        patience: epochs without a lower loss after which the training stops.
+        optimizer: the SGD, Adam or AdamW that trained the dense network: its options, rates and state are carried over,
+            momenta cut along the channels (see `carried_over`); None = a fresh AdamW.
+    """
+
+    epochs: int = 3
+    lr: float | None = None
+    loss: Literal["cross_entropy", "distill"] | None = None
+    validation: float = 0.1
+    patience: int = 3
+    optimizer: Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise InputError(f"validation is {self.validation}; it must be a share from 0 to below 1")
+        if self.patience < 1:
+            raise InputError(f"patience is {self.patience}; it must be at least 1")
+        if self.optimizer is not None and self.lr is not None:
+            raise InputError("give lr or optimizer, not both: an optimizer has rates of its own")
+
+
+def finetune(
+    model: nn.Module,
+    teacher: nn.Module,
+    plan: Plan,
+    inputs: Inputs,
+    targets: Tensor | None,
+    step: Finetune,
+    *,
+    forward: Forward | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Trained:
+    """Train ``model`` in place; on any failure its weights come back.
+
+    Args:
+        model: the pruned network.
+        teacher: the dense network, to distil from.
+        plan: the plan that made ``model``.
+        inputs, targets: all training examples, batch first; the validation split is taken from them.
+        step: how.
+        forward: ``(model, inputs) -> outputs`` where the model is not simply called.
+        batch_size: rows per step.
+        seed: of the split, the order of rows, and dropout.
+
+    Raises:
+        InputError: labels that the loss needs are missing, nothing to train, an optimizer of another network, or a loss
+            that is not finite before the training has begun.
+    """
+    loss = step.loss or ("distill" if targets is None else "cross_entropy")
+    if loss == "cross_entropy" and targets is None:
+        raise InputError("fine-tuning with cross_entropy needs targets and the data has none; use loss='distill'")
+    if step.optimizer is not None:
+        check_optimizer(step.optimizer, teacher)
+    train, watched = _split(length(inputs), step.validation, seed)
+    trained = fit(
+        model,
+        [_rows(inputs, targets, train)],
+        epochs=step.epochs,
+        lr=step.lr if step.lr is not None else _rate(step.optimizer),
+        loss=loss,
+        teacher=teacher if loss == "distill" else None,
+        batch_size=batch_size,
+        seed=seed,
+        validation=[_rows(inputs, targets, watched)],
+        patience=step.patience,
+        optimizer=None if step.optimizer is None else carried_over(step.optimizer, teacher, model, plan),
+        forward=forward,
+    )
+    _tell(trained)
+    return trained
+
+
+def own_finetune(model: nn.Module, function: Own) -> nn.Module:
+    """What a function of the user's makes of a copy of ``model``; ``model`` where its weights are then not finite.
+
+    Raises:
+        InputError: it returned something else than a network, or one with other tensors than ``model``.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    given = copied(model)
+    returned = function(given)
+    result = given if returned is None else returned
+    if not isinstance(result, nn.Module):
+        raise InputError(f"{name} returned a {type(result).__name__}; it must train in place or return the network")
+    before, after = ({k: t.shape for k, t in m.state_dict().items()} for m in (model, result))
+    if before != after:
+        wrong = next(k for k in (*before, *after) if before.get(k) != after.get(k))
+        raise InputError(
+            f"{name} changed the network: {wrong!r} has shape {_shape(after.get(wrong))} and had "
+            f"{_shape(before.get(wrong))}; return the network itself, no wrapper around it"
+        )
+    broken = next((k for k, t in result.state_dict().items() if not torch.isfinite(t).all()), None)
+    if broken is not None:
+        warnings.warn(
+            f"{name} diverged: {broken!r} is not finite; the network as it was before is kept, lower its learning rate",
+            ShapruneWarning,
+            stacklevel=3,
+        )
+        return model
+    result.zero_grad(set_to_none=True)
+    return result.to(device_of(model))
+
+
+def _split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and rows to watch."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    aside = math.ceil(share * n) if n >= FEW else 0
+    if not aside:
+        return order, order[:_WATCHED]
+    if n - aside < 2:
+        raise InputError(f"validation={share} leaves {n - aside} of {n} examples to train on; lower it")
+    return order[aside:], order[:aside]
+
+
+def _rows(inputs: Inputs, targets: Tensor | None, rows: Tensor) -> tuple[Inputs, Tensor | None]:
+    picked = transform(inputs, lambda t: t[rows.to(t.device)] if t.ndim else t)
+    return picked, None if targets is None else targets[rows.to(targets.device)]
+
+
+def _rate(optimizer: Optimizer | None) -> float:
+    return LR if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _tell(trained: Trained) -> None:
+    """Warn where the training diverged or did not help."""
+    assert trained.kept is not None
+    start, best = trained.losses[0], trained.losses[trained.kept]
+    if trained.diverged is not None:
+        kept = f"the weights after epoch {trained.kept}" if trained.kept else "the weights before it"
+        text = f"fine-tuning diverged: {trained.diverged}; {kept} are kept (loss on the examples watched: {best:.4g})"
+    elif not trained.kept:
+        lowest = min(trained.losses[1:])
+        text = (
+            f"no epoch of the fine-tuning lowered the loss on the examples watched ({start:.4g} before, {lowest:.4g} "
+            "at best); the weights before it are kept, lower lr or give more data"
+        )
+    else:
+        return
+    warnings.warn(text, ShapruneWarning, stacklevel=4)
+
+
+def _shape(shape: Any) -> str:
+    return "none" if shape is None else str(tuple(shape))

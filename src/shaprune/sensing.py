@@ -1,0 +1,164 @@
+"""What groups as wholes contribute: sensitivity curves along a ranking, and one value per group. Masks on data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from shaprune.errors import InputError
+from shaprune.network.batches import Forward
+from shaprune.network.borrow import copied
+from shaprune.network.game import MAX_MEMORY, NetworkGame
+from shaprune.network.players import Group, Players
+from shaprune.network.reconstruction import refitted
+from shaprune.network.subject import Subject
+from shaprune.network.worths import AnyWorth, Evaluate, name_of
+from shaprune.search import quality_on
+from shaprune.sensitivities import Sensitivity, SensitivityCurve
+from shaprune.values.estimate import estimate
+from shaprune.values.game import Coalitions, Examples, Game, Worths, chain
+from shaprune.values.method import Method
+from shaprune.values.result import Values
+
+POINTS = 16
+
+
+def sensitivity(
+    model: nn.Module,
+    players: Players,
+    scores: Mapping[str, Values],
+    data: Iterable[Any] | Subject,
+    worth: AnyWorth | Evaluate = "fidelity",
+    *,
+    points: int | None = POINTS,
+    refit: bool = False,
+    forward: Forward | None = None,
+    max_memory: int = MAX_MEMORY,
+) -> Sensitivity:
+    """Measure what each group loses as its players leave, the least valuable first, the other groups whole.
+
+    Args:
+        model: the dense network; it comes back untouched.
+        players: from `find_players`.
+        scores: values per group name, which rank its players.
+        data: batches, see `NetworkGame`.
+        worth: see `NetworkGame`.
+        points: measurements per group beside the whole one, evenly spread; None = after every player.
+        refit: measure with the consumers of the group fitted anew, as `shaprune.network.reconstruction` does, where the
+            network will be refitted, too.
+        forward, max_memory: see `NetworkGame`.
+
+    Raises:
+        InputError: fewer than one point, a group without values; and as `NetworkGame`.
+        GameError: an output or a worth that is not finite.
+    """
+    if points is not None and points < 1:
+        raise InputError(f"points is {points}; at least 1 is needed, or None for all")
+    started = time.perf_counter()
+    subject = data if isinstance(data, Subject) or isinstance(worth, Evaluate) else Subject(model, data, forward)
+    if refit:
+        if not isinstance(subject, Subject) or isinstance(worth, Evaluate):
+            raise InputError("refit=True needs data and a worth, not a function of the whole model")
+        found = dict(_refitted_sensitivity(players, scores, subject, worth, points))
+        return Sensitivity(found, name_of(worth), subject.n_examples, time.perf_counter() - started)
+    curves, n_examples = {}, 1
+    for group in players.groups:
+        order, removed, n = *_steps(group, scores, points), len(group)
+        game = NetworkGame(model, players, subject, worth, group.name, forward=forward, max_memory=max_memory)
+        curves[group.name] = SensitivityCurve(order, removed, game(chain(order[None], n)[0, removed]))
+        n_examples = game.n_examples
+    return Sensitivity(curves, name_of(worth), n_examples, time.perf_counter() - started)
+
+
+def _steps(
+    group: Group, scores: Mapping[str, Values], points: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order in which a group's players leave, and after how many of them it is measured."""
+    n = len(group)
+    if group.name not in scores or len(scores[group.name].value) != n:
+        raise InputError(f"the scores have no values that fit group {group.name!r}; score these players first")
+    spread = np.linspace(0, n, (n if points is None else min(points, n)) + 1)
+    return scores[group.name].ranking(), np.unique(spread.round().astype(np.int64))
+
+
+def _refitted_sensitivity(
+    players: Players, scores: Mapping[str, Values], subject: Subject, worth: AnyWorth, points: int | None
+) -> Iterator[tuple[str, SensitivityCurve]]:
+    quality, model = quality_on(subject.model, subject, worth), copied(subject.model)
+    dense = quality(model)
+    for fitted in refitted(subject, players):
+        order, removed = _steps(fitted.group, scores, points)
+        before = {name: copied(model.get_submodule(name)) for name in fitted.consumers}
+        worths = [dense]
+        for gone, player in enumerate(order.tolist(), 1):
+            fitted.remove(player)
+            if gone in removed:
+                fitted.install(model)
+                worths.append(quality(model))
+        for name, layer in before.items():
+            model.get_submodule(name).load_state_dict(layer.state_dict())
+        yield fitted.group.name, SensitivityCurve(order, removed, np.array(worths))
+
+
+def layer_values(
+    model: nn.Module,
+    players: Players,
+    scores: Mapping[str, Values],
+    data: Iterable[Any] | Subject,
+    worth: AnyWorth | Evaluate = "fidelity",
+    method: str | Method = "permutation",
+    *,
+    remove: float = 0.5,
+    max_evaluations: int | None = None,
+    seed: int = 0,
+    forward: Forward | None = None,
+    max_memory: int = MAX_MEMORY,
+) -> Values:
+    """One value per group, for ``allocation="shapley-layers"``: the groups are the players of one game.
+
+    As in SV-NUP (Sun et al. 2025, arXiv 2505.01731) a layer is a player. Here an absent layer has lost its least
+    valuable ``remove`` share, which also means something where no shortcut leads around a layer.
+
+    Args:
+        model, players, scores, data, worth, forward, max_memory: see `sensitivity`.
+        method, max_evaluations, seed: see `estimate`.
+        remove: the share of its players that an absent group has lost, in (0, 1].
+
+    Raises:
+        InputError: a share out of range; and as `sensitivity` and `estimate`.
+    """
+    if not 0 < remove <= 1:
+        raise InputError(f"remove is {remove!r}; it is the share that an absent group has lost, above 0, at most 1")
+    game = NetworkGame(model, players, data, worth, forward=forward, max_memory=max_memory)
+    return estimate(LayersGame(game, players, scores, remove), method, max_evaluations, seed=seed)
+
+
+class LayersGame(Game):
+    """The game over groups: of an absent group the least valuable players are gone.
+
+    Args:
+        game: the game over all players of all groups.
+        players: those players.
+        scores: values per group name.
+        remove: the share of its players that an absent group has lost; at least one of them.
+    """
+
+    def __init__(self, game: Game, players: Players, scores: Mapping[str, Values], remove: float) -> None:
+        self.game = game
+        self.n_players, self.n_examples = len(players.groups), game.n_examples
+        self.separable, self.repeatable, self.labels = game.separable, game.repeatable, game.labels
+        self.gone: NDArray[np.bool_] = np.zeros((self.n_players, players.n), dtype=bool)
+        for row, group in zip(self.gone, players.groups, strict=True):
+            if group.name not in scores or len(scores[group.name].value) != len(group):
+                raise InputError(f"the scores have no values that fit group {group.name!r}; score these players first")
+            lost = max(1, round(remove * len(group)))
+            row[group.indices[scores[group.name].ranking()[:lost]]] = True
+
+    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        absent = (~np.asarray(coalitions, dtype=bool)).astype(np.int64)
+        return self.game(absent @ self.gone.astype(np.int64) == 0, examples)
