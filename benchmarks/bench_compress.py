@@ -84,7 +84,8 @@ def main() -> None:
             row = {"raw": _accuracy(small, data)}
             refitted = sp.recover(small, model, plan, calibration, ("refit",))
             row["refitted"] = _accuracy(refitted, data)
-            row |= {"players kept": int(plan.kept.sum()), "params kept": round(plan.cost["params"] / 855_770, 3)}
+            params = round(plan.cost["params"] / players.model_params, 3)
+            row |= {"players kept": int(plan.kept.sum()), "params kept": params}
             if name in TUNED:
                 row |= _tuned(refitted, model, plan, data, ours=name == TUNED[0])
             results["table"][name][f"{kept:.0%} of the multiply-adds"] = row
