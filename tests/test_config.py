@@ -280,6 +280,8 @@ def test_every_key_reaches_compress(here: Path, monkeypatch: pytest.MonkeyPatch)
     keys = yaml.safe_load((here / "run.yaml").read_text())
     wanted = {
         "worth": "accuracy",
+        "method": "reconstruction",
+        "unit": ("channel", "head"),
         "recover": ("batchnorm",),
         "include": ("fc*",),
         "exclude": "fc2",

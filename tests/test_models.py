@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,7 +11,11 @@ from torch import fx
 
 from shaprune.bench.models import MODELS, build_model
 from shaprune.errors import InputError
+from shaprune.network.borrow import copied
 from shaprune.network.discovery import find_players
+from shaprune.network.masks import masked
+from shaprune.network.sites import sites_of
+from shaprune.network.surgery import cut
 
 
 def n_parameters(name: str) -> int:
@@ -82,6 +87,26 @@ def test_resnet56_takes_the_shared_weights(shared_data: Path) -> None:
     assert set(weights) == set(model.state_dict())
     model.load_state_dict(weights)
     assert n_parameters("resnet56") == json.loads((home / "resnet56.json").read_text())["parameters"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_resnet56_with_its_trained_weights_is_masked_as_it_is_cut_residual_streams_and_all(shared_data: Path) -> None:
+    model = build_model("resnet56").eval()
+    model.load_state_dict(load_file(shared_data / "resnet56-cifar10" / "resnet56.safetensors"))
+    inputs = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    players = find_players(model, inputs)
+    streams = [g for g in players.groups if sum(m.role == "out" for m in g.members) > 1]
+    assert streams  # channels that run through the additions
+    rng = np.random.default_rng(0)
+    kept = rng.random((20, players.n)) < rng.uniform(0.3, 0.95, (20, 1))
+    for group in players.groups:
+        kept[:, group.indices[0]] = True
+    with torch.no_grad(), masked(model, sites_of(players, players.groups, inputs.device), torch.tensor(kept).float()):
+        by_mask = model(inputs.expand(20, -1, -1, -1))
+    for row, ours in zip(kept, by_mask, strict=True):
+        with torch.no_grad():
+            theirs = cut(copied(model), players, row)(inputs)[0]
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:

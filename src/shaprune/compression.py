@@ -16,18 +16,21 @@ from shaprune.frontiers import Planner
 from shaprune.limits import Limits, check_uniform
 from shaprune.measure import Measurement, compare
 from shaprune.network.batches import Forward, Inputs
-from shaprune.network.discovery import Filter, find_players
+from shaprune.network.criteria import CRITERIA
+from shaprune.network.discovery import Filter, Unit, find_players
 from shaprune.network.game import MAX_MEMORY
 from shaprune.network.players import Players
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, RowWorth, Worth
 from shaprune.planning import ALLOCATIONS, Plan, check_reachable
 from shaprune.pruning import prune
-from shaprune.recovery.steps import Step, check_steps
+from shaprune.recovery.steps import Refit, Step, check_steps
 from shaprune.recovery.steps import recover as run_steps
 from shaprune.rescoring import SCHEDULES, in_rounds, step_budget
 from shaprune.scoring import Scores, score
 from shaprune.search import Trial, decide, quality_on
+from shaprune.values.estimate import METHODS
+from shaprune.values.method import Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,9 @@ def compress(
     *,
     example_inputs: Inputs,
     worth: str | RowWorth | Worth | Evaluate = "fidelity",
+    method: str | Method = "permutation",
     recover: Sequence[str | Step] = ("refit",),
+    unit: Unit = "channel",
     include: Filter | Sequence[Filter] | None = None,
     exclude: Filter | Sequence[Filter] | None = None,
     allocation: str = "global",
@@ -83,16 +88,18 @@ def compress(
     """Make a trained network smaller; ``model`` is not changed.
 
     The defaults need no labels: players are scored by how far the output moves (fidelity) while at least half of a
-    group is kept, and the consumers are refitted in closed form.
+    group is kept, and the consumers are refitted in closed form. Where more time may be spent,
+    ``method="reconstruction", allocation="curves"`` ranks players by what refitted consumers cannot give any more, and
+    sets the widths of layers by measured curves, with refitted consumers where ``"refit"`` is the first step.
 
     Args:
         model: the dense network.
         data: batches to score and recover on, see `NetworkGame`; never the test set.
         budget: what may stay.
         example_inputs: inputs of one forward pass, batch first.
-        worth, sizes, max_evaluations, forward, max_memory, progress: see `score`.
+        worth, method, sizes, max_evaluations, forward, max_memory, progress: see `score`.
         recover: recovery steps, see `recover`; ``()`` for none.
-        include, exclude: see `find_players`.
+        unit, include, exclude: see `find_players`.
         allocation, min_players, min_width, round_to, max_removed, hf_uniform: see `plan`.
         train: batches for fine-tuning where it is not to be on ``data``, see `recover`; never the test set.
         rounds, schedule: score, cut and recover so often on the way, see `shaprune.rescoring.in_rounds`.
@@ -109,6 +116,8 @@ def compress(
         raise InputError(f"budget is a {type(budget).__name__}; give sp.Budget(macs=0.5), for example")
     check_steps(recover)
     check_choice("allocation", allocation, ALLOCATIONS)
+    if isinstance(method, str):
+        check_choice("method", method, (*METHODS, *CRITERIA))
     _check_rounds(rounds, schedule, allocation, worth)
     floored = budget.floor is not None or budget.drop is not None
     if floored and validation is None:
@@ -119,7 +128,7 @@ def compress(
 
     start = clock()
     batches = list(data)
-    players = find_players(model, example_inputs, include=include, exclude=exclude)
+    players = find_players(model, example_inputs, unit, include, exclude)
     if hf_uniform:
         check_uniform(players)
     check_reachable(players, budget, within)
@@ -135,6 +144,7 @@ def compress(
             part,
             own,
             judge,
+            method,
             max_evaluations=max_evaluations,
             seed=seed + round_ - 1,
             sizes=sizes,
@@ -146,7 +156,8 @@ def compress(
     def planner(values: Scores) -> Planner:
         examples = batches if subject is None else subject
         measured = (model, players, values, examples, worth, allocation, within)
-        return planner_of(*measured, seed=seed, forward=forward, max_memory=max_memory)
+        refit = bool(recover) and (recover[0] == "refit" or isinstance(recover[0], Refit)) and subject is not None
+        return planner_of(*measured, refit=refit, seed=seed, forward=forward, max_memory=max_memory)
 
     def mend(network: nn.Module, made_by: Plan) -> nn.Module:
         if not recover:

@@ -29,6 +29,7 @@ def planner_of(
     allocation: str = "global",
     within: Limits | None = None,
     *,
+    refit: bool = False,
     seed: int = 0,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
@@ -40,6 +41,7 @@ def planner_of(
         data, worth, forward, max_memory: what to measure on, see `sensitivity`.
         allocation: see `plan`.
         within: limits of every plan.
+        refit: measure curves with refitted consumers, see `sensitivity`.
         seed: of the game of layers.
 
     Raises:
@@ -47,8 +49,9 @@ def planner_of(
     """
     within = within or Limits()
     measured = (model, players, scores, data, worth)
-    curves = sensitivity(*measured, forward=forward, max_memory=max_memory) if allocation == "curves" else None
-    layers = None
+    curves = layers = None
+    if allocation == "curves":
+        curves = sensitivity(*measured, refit=refit, forward=forward, max_memory=max_memory)
     if allocation == "shapley-layers":
         layers = layer_values(*measured, seed=seed, forward=forward, max_memory=max_memory)
     return partial(

@@ -55,7 +55,9 @@ class RunConfig(BaseModel):
 
     budget: dict[str, int | float | str]
     worth: str = "fidelity"
+    method: str = "permutation"
     recover: tuple[str | dict[str, Options | None], ...] = ("refit",)
+    unit: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "channel"
     include: str | tuple[str, ...] | None = None
     exclude: str | tuple[str, ...] | None = None
     allocation: str = "global"

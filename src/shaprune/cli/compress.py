@@ -25,6 +25,7 @@ from shaprune.cli.options import (
     MaxEvaluations,
     MaxMemory,
     MaxRemoved,
+    Method,
     Metric,
     MinPlayers,
     MinWidth,
@@ -38,11 +39,12 @@ from shaprune.cli.options import (
     ScoreExamples,
     Seed,
     Sizes,
+    Unit,
     Weights,
     Worth,
 )
 from shaprune.cli.outputs import MODEL_FILES, check_out
-from shaprune.cli.parse import budget_of, shares_of, sizes_of
+from shaprune.cli.parse import budget_of, shares_of, sizes_of, unit_of
 
 if TYPE_CHECKING:
     from shaprune.bench.splits import Split
@@ -60,7 +62,9 @@ def compress(
     limits: Limits = UNSET,
     out: OutOfRun = UNSET,
     worth: Worth = UNSET,
+    method: Method = UNSET,
     recover: RecoverOrOwn = UNSET,
+    unit: Unit = None,
     include: Include = None,
     exclude: Exclude = None,
     allocation: Allocation = UNSET,
@@ -104,7 +108,9 @@ def compress(
         "seed": seed,
         "budget": _limits(limits),
         "worth": worth,
+        "method": method,
         "recover": _steps(recover),
+        "unit": unit_of(unit) if unit else None,
         "include": include or None,
         "exclude": exclude or None,
         "allocation": allocation,
@@ -151,7 +157,9 @@ def compress(
         run.budget_limits(),
         example_inputs=inputs,
         worth=run.worth,
+        method=run.method,
         recover=steps,
+        unit=run.unit,
         include=run.include,
         exclude=run.exclude,
         allocation=run.allocation,

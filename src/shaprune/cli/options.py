@@ -234,6 +234,9 @@ Allocation = Annotated[
 CurvesFile = Annotated[
     Path | None, typer.Option("--curves", **_file, metavar="FILE", help="What `shaprune sensitivity` wrote.")
 ]
+Refitted = Annotated[
+    bool, typer.Option("--refit", help="Measure with the consumers of each group fitted anew, as the refit will do.")
+]
 Points = Annotated[int, typer.Option(min=1, help="Measurements per group along its ranking.")]
 MinPlayers = Annotated[int, typer.Option(min=0, help="Players that stay in every group.")]
 MinWidth = Annotated[int, typer.Option(min=1, help="Channels that stay in every layer that loses some.")]

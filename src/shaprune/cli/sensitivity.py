@@ -13,6 +13,7 @@ from shaprune.cli.options import (
     Out,
     Overwrite,
     Points,
+    Refitted,
     ScoreExamples,
     Seed,
     ValuesFile,
@@ -31,6 +32,7 @@ def sensitivity(
     weights: Weights = None,
     worth: Worth = "fidelity",
     points: Points = 16,
+    refit: Refitted = False,
     examples: ScoreExamples = 1_000,
     cache: Cache = None,
     as_json: Json = False,
@@ -58,7 +60,7 @@ def sensitivity(
     network = read_model(model, weights, where, seed)
     part = read_data(data, cache).held_out.take(examples)
     say(f"measuring {len(scores.players.groups)} groups on {len(part):,} held-out examples ...")
-    found = sp.sensitivity(network, scores.players, scores, part.batches(), worth, points=points)
+    found = sp.sensitivity(network, scores.players, scores, part.batches(), worth, points=points, refit=refit)
     with new_directory(out, overwrite=overwrite) as folder:
         found.save(folder / "curves.json")
         write_text(folder / "curves.svg", sensitivity_figure(found, standalone=True))

@@ -61,12 +61,21 @@ def verified(
         return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
     middle = len(found) // 2
     left, right = (verified(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
-    accepted, refused = left[0] + right[0], left[1] + right[1]
-    if left[0] and right[0]:  # each side agrees alone
-        reason = disagreement(copy, inputs, players_of(accepted, layers, costs))
-        if reason is not None:
-            return [], refused + [(c, f"together with other groups {reason}") for c in accepted]
-    return accepted, refused
+
+    def joined(base: list[Candidate], more: list[Candidate]) -> tuple[list[Candidate], list[Refused]]:
+        """Those of ``more`` that also agree together with ``base``, and those that do not."""
+        reason = disagreement(copy, inputs, players_of([*base, *more], layers, costs)) if base and more else None
+        if reason is None:
+            return more, []
+        if len(more) == 1:
+            return [], [(more[0], f"together with other groups {reason}")]
+        middle = len(more) // 2
+        first = joined(base, more[:middle])
+        second = joined([*base, *first[0]], more[middle:])
+        return first[0] + second[0], first[1] + second[1]
+
+    added, not_added = joined(left[0], right[0])
+    return left[0] + added, left[1] + right[1] + not_added
 
 
 def _because(candidate: Candidate, reason: str) -> str:
