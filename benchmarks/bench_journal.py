@@ -3,10 +3,11 @@
 LeNet-5 on MNIST, 1,000 images, one random order per image, the groups fc1 and conv2 (incremental and cheap: the
 hardest case for the journal), and a group of ResNet-56 on 250 images of CIFAR-10, whose rows cost more.
 
-- journal: seconds with ``run=`` over seconds without, alternating, median of the ratios.
+- journal: seconds with ``run=`` over seconds without, alternating; and the share of this process's CPU seconds that is
+  spent inside the journal (open, look up, digest, commit, close), which other processes on the machine do not disturb.
 - resume: seconds to get the values of a finished run again, over seconds of the run.
 - workers: evaluations per second of 2 spawned workers, single-threaded each, over those of 1, without what it takes to
-  start them (which is told); all of them from the journal's own clock.
+  start them (which is told).
 
 The order of rounds alternates. Everything runs on one thread.
 """
@@ -16,15 +17,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from common import mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
+from shaprune.run.journal import Journal, digest
 
 EXAMPLES = 1_000
 
@@ -60,14 +65,16 @@ def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
         return time.perf_counter() - clock, scores
 
     seconds()
-    overhead, resumed, plain = [], [], []
+    overhead, inside, resumed, plain = [], [], [], []
     with tempfile.TemporaryDirectory() as name:
         for round_ in range(rounds):
             folder = Path(name) / str(round_)
-            if round_ % 2:
-                alone, journaled = seconds()[0], seconds(run=folder)[0]
-            else:
-                journaled, alone = seconds(run=folder)[0], seconds()[0]
+            alone = seconds()[0] if round_ % 2 else 0.0
+            with _watched() as spent:
+                cpu = time.process_time()
+                journaled, _ = seconds(run=folder)
+                inside.append(sum(spent) / (time.process_time() - cpu))
+            alone = alone or seconds()[0]
             overhead.append(journaled / alone)
             plain.append(alone)
             resumed.append(seconds(run=folder)[0] / journaled)
@@ -79,11 +86,35 @@ def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
         "evaluations": scores.n_evaluations,
         "seconds": round(median(plain), 2),
         "journal over plain": _spread(overhead),
+        "share of CPU inside the journal": _spread(inside),
         "journal bytes": bytes_,
         "resume over run": _spread(resumed),
         "two workers over one": _spread([ratio for ratio, _ in workers]),
         "seconds to start two workers": round(median(start for _, start in workers), 1),
     }
+
+
+@contextmanager
+def _watched() -> Iterator[list[float]]:
+    """CPU seconds of every call into the journal."""
+    spent: list[float] = []
+
+    def timed(function: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            clock = time.process_time()
+            try:
+                return function(*args, **named)
+            finally:
+                spent.append(time.process_time() - clock)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in ("get", "put", "note", "close"):
+            stack.enter_context(patch.object(Journal, name, timed(getattr(Journal, name))))
+        stack.enter_context(patch.object(Journal, "open", staticmethod(timed(Journal.open))))
+        stack.enter_context(patch("shaprune.run.executor.digest", timed(digest)))
+        yield spent
 
 
 def _workers(seconds: Any, folder: Path, round_: int, truth: sp.Scores) -> tuple[float, float]:

@@ -11,6 +11,7 @@ and its time runs until the page has been laid out ("handler"), and until the fr
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -106,12 +107,14 @@ def driven(file: Path) -> dict[str, Any]:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         found["browser"] = browser.version
         for name, (width, height) in SIZES.items():
-            usable, drawn = [], []
+            usable, first, drawn = [], [], []
             for _ in range(OPENINGS):
                 page = browser.new_page(viewport={"width": width, "height": height})
                 start = time.perf_counter()
                 page.goto(file.as_uri())  # the slider works from here on
                 usable.append(time.perf_counter() - start)
+                page.wait_for_selector("#plot-values .main-svg", state="attached")
+                first.append(time.perf_counter() - start)
                 page.wait_for_selector("html[data-plots=drawn]", state="attached")
                 drawn.append(time.perf_counter() - start)
                 if len(usable) < OPENINGS:
@@ -120,6 +123,7 @@ def driven(file: Path) -> dict[str, Any]:
             slid = page.evaluate(SLIDE, STEPS)
             found[name] = {
                 "seconds_until_usable": spread(usable),
+                "seconds_until_values_are_drawn": spread(first),
                 "seconds_until_all_plots": spread(drawn),
                 "slider_handler_ms": spread(slid["handler"]),
                 "slider_frame_ms": spread(slid["frame"]),
@@ -151,6 +155,7 @@ def main() -> None:
             subprocess.run([*command, "--overwrite"], check=True, capture_output=True)
             seconds.append(time.perf_counter() - start)
         results = {
+            "load_average": round(os.getloadavg()[0], 1),
             "players": players.n,
             "groups": len(players.groups),
             "command_seconds": spread(seconds),

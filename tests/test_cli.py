@@ -36,6 +36,7 @@ from shaprune.values.estimate import METHODS
 from shaprune.values.modes import MODES
 
 COMMANDS = ["demo", "compress", "players", "score", "sensitivity", "plan", "prune", "evaluate", "export", "report"]
+COMMANDS += ["resume", "runs", "merge", "export-values"]
 SHAPRUNE = [sys.executable, "-c", "from shaprune.cli import main; main()"]
 # One thread: tests share the machine. The handler: a shell may start pytest with Ctrl-C ignored.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -23,13 +23,14 @@ _DECIDING = _DATA | {"atomic", "documents", "budget", "limits", "knapsack", "sen
 _PLANS = _DECIDING | {"lanes", "allocation", "planning", "scores", "frontiers", "swaps"}
 _CORE = (
     _PLANS
-    | {"network", "backwards", "scoring", "pruning", "files", "measure", "recovery"}
+    | {"network", "run", "backwards", "scoring", "costing", "pruning", "files", "measure", "recovery"}
     | {"sensing", "search", "deciding", "rescoring"}
 )
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "atomic": {"errors"},
     "values": {"errors", "atomic"},
+    "run": {"errors", "atomic", "values"},
     "network.config": set(),
     "network.layers": set(),
     "network.players": {"errors", "network.config", "network.layers"},
@@ -45,7 +46,9 @@ ALLOWED: dict[str, set[str]] = {
     "scores": _DATA | {"atomic", "documents"},
     "frontiers": _DECIDING | {"planning"},
     "swaps": _DECIDING | {"lanes", "planning"},
-    "scoring": _PLANS | {"network", "pruning", "backwards"},
+    "descent": _DECIDING | {"lanes", "planning"},
+    "scoring": _PLANS | {"network", "pruning", "backwards", "run"},
+    "costing": _PLANS | {"network"},
     "backwards": _PLANS | {"network", "pruning"},
     "pruning": _PLANS | {"network"},
     "files": _PLANS | {"network"},
@@ -53,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "sensing": _PLANS | {"network", "search"},
     "deciding": _PLANS | {"network", "sensing"},
     "rescoring": _PLANS | {"network", "pruning"},
+    "looking": _PLANS | {"network"},
     "speed": {"network"},
     "measure": {"errors", "network", "speed"},
     "exporting": {"errors", "atomic", "network"},
@@ -60,14 +64,15 @@ ALLOWED: dict[str, set[str]] = {
     "compression": _CORE,
     "run_config": _PLANS | {"network", "recovery", "rescoring"},
     "bench": _CORE | {"compression"},
-    "report": _CORE | {"compression", "bench"},
+    "report": _CORE | {"compression", "bench", "descent", "looking", "speed"},
     "demo": _CORE | {"compression", "bench", "report"},
-    "cli": _CORE | {"compression", "run_config", "bench", "report", "demo"},
+    "cli": _CORE | {"looking", "compression", "run_config", "bench", "report", "demo"},
 }
 WITHOUT_TORCH = (
     "errors",
     "atomic",
     "values",
+    "run",
     "network.config",
     "network.layers",
     "network.players",
@@ -82,6 +87,7 @@ WITHOUT_TORCH = (
     "scores",
     "frontiers",
     "swaps",
+    "descent",
 )
 AT_HOME = {  # third party -> the only files that may import it
     "torch_pruning": {"network/peers.py", "network/surgery.py"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shaprune.budget import Budget as Budget
     from shaprune.compression import compress as compress
+    from shaprune.costing import expected_cost as expected_cost
     from shaprune.errors import BudgetError as BudgetError
     from shaprune.errors import GameError as GameError
     from shaprune.errors import InputError as InputError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from shaprune.files import load as load
     from shaprune.files import save as save
     from shaprune.frontiers import frontier as frontier
+    from shaprune.looking import look as look
     from shaprune.network.discovery import find_players as find_players
     from shaprune.network.game import NetworkGame as NetworkGame
     from shaprune.network.importance import ShapleyImportance as ShapleyImportance
@@ -75,9 +77,11 @@ _HOMES = {
     "Values": "shaprune.values.result",
     "compress": "shaprune.compression",
     "estimate": "shaprune.values.estimate",
+    "expected_cost": "shaprune.costing",
     "export": "shaprune.exporting",
     "find_players": "shaprune.network.discovery",
     "load": "shaprune.files",
+    "look": "shaprune.looking",
     "plan": "shaprune.planning",
     "prune": "shaprune.pruning",
     "recover": "shaprune.recovery.steps",

@@ -1,12 +1,14 @@
 """Who leaves in which order over all groups, and what is left after k steps. NumPy only.
 
-A *path* is a function of k: the coalition after the first k steps down, from everybody to the smallest that the limits
-allow. The budget picks the k. What `shaprune.lanes` decides from curves is no path.
+A *path* is a list of steps down, from everybody to the smallest coalition that the limits allow; called with k, it
+gives the coalition after the first k of them. The budget picks the k. What `shaprune.lanes` decides from curves is no
+path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,17 @@ from shaprune.limits import Step
 from shaprune.network.players import Players
 
 Floats = NDArray[np.float64]
-Path = Callable[[int], Kept]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The way down: who leaves at each step; ``path(k)`` is who is left after ``k`` of them, or after all."""
+
+    players: Players
+    steps: tuple[Step, ...]
+
+    def __call__(self, k: int) -> Kept:
+        return without(self.players, self.steps[:k])
 
 
 def density(players: Players, value: Floats, resources: Sequence[str]) -> Floats:
@@ -85,12 +97,14 @@ def uniform(players: Players, ladders: Sequence[Sequence[Step]]) -> Path:
     sizes = [len(group) for group in players.groups]
     shares = sorted({0.0, *(n / size for counts, size in zip(gone, sizes, strict=True) for n in counts.tolist())})
 
-    def at(k: int) -> Kept:
-        share = shares[min(k, len(shares) - 1)]
-        steps = [int((counts <= share * size + 1e-9).sum()) for counts, size in zip(gone, sizes, strict=True)]
-        return without(players, [step for ladder, n in zip(ladders, steps, strict=True) for step in ladder[:n]])
-
-    return at
+    steps: list[Step] = []
+    before = [0] * len(sizes)
+    for share in shares[1:]:
+        now = [int((counts <= share * size + 1e-9).sum()) for counts, size in zip(gone, sizes, strict=True)]
+        parts = [step for ladder, low, high in zip(ladders, before, now, strict=True) for step in ladder[low:high]]
+        steps.append(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+        before = now
+    return Path(players, tuple(steps))
 
 
 def _in_order(players: Players, ladders: Sequence[Sequence[Step]], keys: Sequence[Sequence[float]]) -> Path:
@@ -99,7 +113,7 @@ def _in_order(players: Players, ladders: Sequence[Sequence[Step]], keys: Sequenc
     for ladder, key in zip(ladders, keys, strict=True):
         steps += zip(np.maximum.accumulate(key).tolist() if key else [], ladder, strict=True)
     steps.sort(key=lambda ranked: ranked[0])
-    return lambda k: without(players, [step for _, step in steps[:k]])
+    return Path(players, tuple(step for _, step in steps))
 
 
 def without(players: Players, steps: Sequence[Step]) -> Kept:

@@ -17,11 +17,15 @@ from shaprune.backwards import score_backwards
 from shaprune.errors import InputError, ShapruneError, check_choice
 from shaprune.network.batches import Forward
 from shaprune.network.criteria import CRITERIA, rank
+from shaprune.network.fingerprint import identity
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Players
+from shaprune.network.recipe import depends_on, recipe_of
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, name_of
+from shaprune.run.opening import Manner, opened
+from shaprune.run.pool import versions
 from shaprune.scores import Scores
 from shaprune.values.aggregation import Aggregate
 from shaprune.values.concepts import Concept, concept_of
@@ -59,6 +63,11 @@ def score(
     aggregate: str | Aggregate = "mean",
     together: bool = False,
     log: str | Path | None = None,
+    run: str | Path | None = None,
+    workers: int = 1,
+    ray_address: str | None = None,
+    shard: str | None = None,
+    build: Callable[[], nn.Module] | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
     progress: bool | None = None,
@@ -79,6 +88,15 @@ def score(
         max_evaluations, stop, seed, concept, sizes, aggregate: see `estimate`; a budget is per game.
         together: one game over all players of all groups instead of one per group.
         log: a folder; worths over all examples are kept there, one file per game, and are not paid again.
+        run: a folder with the journal of this run: every answer of the network is committed there before it counts. The
+            same call goes on where an earlier one ended, however it ended, and gives the same bits; ``values.json`` is
+            written at the end.
+        workers: processes of this machine, or actors where ``ray_address`` is given; 1 = this process. Any number gives
+            the same bits (float32 on CPU). In a script, call below ``if __name__ == "__main__":``.
+        ray_address: of a Ray cluster (``"auto"``, ``"local"``, ``"host:port"``).
+        shard: ``"i/n"``: compute the i-th of n parts into ``run`` and return no values; once all parts have finished,
+            `shaprune.run.merging.merge` joins them, and the call without a shard gives the values.
+        build: makes the network (its weights are loaded into it) where it cannot be pickled to workers.
         forward, max_memory: see `NetworkGame`.
         progress: show a bar with the remaining time on stderr; None = only on a terminal.
 
@@ -98,27 +116,55 @@ def score(
     )
     if isinstance(method, str) and method not in METHODS:
         check_choice("method", method, (*METHODS, *CRITERIA))
-        played = (mode, layers, concept_of(concept).label, aggregate, together, stop, max_evaluations, log)
-        if played != ("one-shot", "independent", "shapley", "mean", False, None, None, None):
+        manner = Manner.of(run, workers, ray_address, shard)
+        played = (mode, layers, concept_of(concept).label, aggregate, together, stop, max_evaluations, log, manner)
+        if played != ("one-shot", "independent", "shapley", "mean", False, None, None, None, Manner()):
             raise InputError(
                 f"criterion {method!r} plays no game; drop mode, concept, stop, max_evaluations and the like"
             )
         found = _by_criterion(model, players, subject, worth, method, seed)
         return Scores(players, found, name_of(worth), time.perf_counter() - started)
-    names: list[str | None] = [None] if together else [g.name for g in players.groups]
+    manner = Manner.of(run, workers, ray_address, shard)
+    _check_manner(manner, layers, mode, stop, log)
+    groups: dict[str, str | None] = {TOGETHER: None} if together else {g.name: g.name for g in players.groups}
     how: dict[str, Any] = {"step": step, "concept": concept, "sizes": sizes}
-    games = {n: NetworkGame(model, players, subject, worth, n, forward=forward, max_memory=max_memory) for n in names}
-    totals: dict[str | None, int | None] = {}
+    games = {
+        n: NetworkGame(model, players, subject, worth, g, forward=forward, max_memory=max_memory)
+        for n, g in groups.items()
+    }
+    totals: dict[str, int | None] = {}
     for name, game in games.items():
         with _naming(name):
             totals[name] = expected_in_rounds(game, mode, method, max_evaluations, stop, **how)
-    notes = _notes(games)
+    notes = _notes(games, stop, manner)
     how |= {"negative_first": negative_first, "aggregate": aggregate}
-    with _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance):
+    shared = subject if isinstance(subject, Subject) else None
+    chosen = METHODS[method] if isinstance(method, str) else method
+    options = {
+        "groups": ", ".join(groups),
+        "method": repr(chosen),
+        "mode": mode,
+        **how,
+        "concept": concept_of(concept).label,
+        "max_evaluations": max_evaluations,
+        "stop": _told(stop),
+        "seed": seed,
+        "max_memory": max_memory,
+    }
+    about = {**depends_on([*games.values()]), **options, **versions()} if manner.run is not None else {}
+    recipe = (
+        None
+        if manner.alone
+        else recipe_of(model, players, shared, worth, groups, build=build, max_memory=max_memory, workers=workers)
+    )
+    with (
+        opened(manner, {name: game.n_examples for name, game in games.items()}, recipe, about) as running,
+        _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance),
+    ):
 
-        def values_of(game: Game, name: str | None) -> Values:
-            start(name or TOGETHER)
-            with _naming(name), _logged(game, log, name) as logged:
+        def values_of(game: Game, name: str) -> Values:
+            start(name)
+            with _naming(name), _logged(running.play(game, name), log, name) as logged:
                 return rounds(ObservedGame(logged, advance), mode, method, max_evaluations, stop, seed, **how)
 
         def in_smaller(small: nn.Module, part: Players, subject: Subject, worth: AnyWorth, name: str) -> Values:
@@ -129,12 +175,29 @@ def score(
                 raise InputError(f"layers={layers!r} goes with neither together, log, Only nor Evaluate; drop these")
             games.clear()
             results = score_backwards(model, players, subject, worth, remove, forward, in_smaller)
-        elif together:
-            values = values_of(games.pop(None), None)
-            results = {g.name: values.part(np.asarray(g.indices)) for g in players.groups}
         else:
-            results = {g.name: values_of(games.pop(g.name), g.name) for g in players.groups}
-    return Scores(players, results, name_of(worth), time.perf_counter() - started, notes)
+            results = running.all(games, values_of)
+            if together and results:
+                values = results.pop(TOGETHER)
+                results = {g.name: values.part(np.asarray(g.indices)) for g in players.groups}
+        scores = Scores(players, results, name_of(worth), time.perf_counter() - started, notes)
+        if manner.run is not None and manner.shard is None:
+            scores.save(manner.run / "values.json")
+    return scores
+
+
+def _check_manner(manner: Manner, layers: str, mode: str, stop: Rule | Reason | None, log: str | Path | None) -> None:
+    if not manner.plain and (layers != "independent" or log is not None):
+        raise InputError(
+            f"run and workers go with neither layers={layers!r} nor log; drop these (a run keeps all worths)"
+        )
+    if manner.shard is not None and (mode != "one-shot" or stop is not None):
+        raise InputError("a shard cannot know what other shards find: drop mode and stop, and give max_evaluations")
+
+
+def _told(stop: Rule | Reason | None) -> str | None:
+    """A stopping rule in words."""
+    return None if stop is None else stop.name if isinstance(stop, Rule) else identity(stop)
 
 
 def _by_criterion(
@@ -158,37 +221,43 @@ def _by_criterion(
     )
 
 
-def _notes(games: Mapping[str | None, NetworkGame]) -> tuple[str, ...]:
+def _notes(games: Mapping[str, NetworkGame], stop: Rule | Reason | None, manner: Manner) -> tuple[str, ...]:
     """What the reader of these scores should know."""
     notes = []
     because: dict[str, list[str]] = {}
     for name, game in games.items():
         if game.whole_because is not None:
-            because.setdefault(game.whole_because, []).append(name or TOGETHER)
+            because.setdefault(game.whole_because, []).append(name)
     for reason, names in because.items():
         of = "" if len(names) == len(games) else f" of {', '.join(names)}"
         notes.append(f"the whole model was run for every coalition{of}: {reason}")
     if not all(game.separable for game in games.values()):
         notes.append("the worth is no mean over examples: one order of leaving for all examples, not one for each")
+    if manner.run is not None and isinstance(stop, Rule) and "seconds" in stop.kinds:
+        notes.append(
+            "the stopping rule looks at the clock: a run that is resumed may end elsewhere than one that is not"
+        )
+    if manner.shard is not None:
+        notes.append(f"shard {manner.shard.index}/{manner.shard.of}: merge the shards, then score without a shard")
     return tuple(notes)
 
 
 @contextmanager
-def _naming(name: str | None) -> Iterator[None]:
+def _naming(name: str) -> Iterator[None]:
     """Errors say which group they are about."""
     try:
         yield
     except ShapruneError as error:
-        raise type(error)(f"{name or TOGETHER}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
 
 
 @contextmanager
-def _logged(game: Game, log: str | Path | None, name: str | None) -> Iterator[Game]:
+def _logged(game: Game, log: str | Path | None, name: str) -> Iterator[Game]:
     """The game with its log from the folder ``log``; what has been paid is written back, also after a failure."""
     if log is None:
         yield game
         return
-    path = Path(log) / f"{name or TOGETHER}.npz"
+    path = Path(log) / f"{name}.npz"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -202,7 +271,7 @@ def _logged(game: Game, log: str | Path | None, name: str | None) -> Iterator[Ga
 
 @contextmanager
 def _bar(
-    totals: Mapping[str | None, int | None], shown: bool
+    totals: Mapping[str, int | None], shown: bool
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
     """A progress bar over evaluations; yields (name the current game, advance)."""
     from rich.console import Console

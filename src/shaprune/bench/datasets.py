@@ -69,6 +69,18 @@ _READERS: dict[str, tuple[Callable[[Path, Path | None], sources.Source], Scaling
 }
 
 
+def scaling_of(spec: str) -> Scaling | None:
+    """How pixels in [0, 1] become the inputs of this data; None = they stay as they are.
+
+    Raises:
+        InputError: the data of a factory, whose scaling nobody knows.
+    """
+    kind = spec.partition(":")[0]
+    if kind != "digits" and kind not in _READERS:
+        raise InputError(f"how {spec!r} scales its pixels is not known; name examples of its test part by number")
+    return None if kind == "digits" else _READERS[kind][1]
+
+
 def _digits() -> Dataset:
     """The 1,797 handwritten digits of scikit-learn: 1,000 to train, 300 held out, 497 to test, stratified."""
     from sklearn.datasets import load_digits

@@ -15,6 +15,7 @@ from shaprune.cli.plan import plan
 from shaprune.cli.players import players
 from shaprune.cli.prune import prune
 from shaprune.cli.report import report
+from shaprune.cli.runs import export_values, merge, resume, runs
 from shaprune.cli.score import score
 from shaprune.cli.sensitivity import sensitivity
 
@@ -52,4 +53,7 @@ def shaprune(
 
 for command in (demo, compress, players, score, sensitivity, plan, prune, evaluate, export, report):
     app.command(no_args_is_help=command is not demo)(command)
+for of_runs in (resume, merge, export_values):
+    app.command(no_args_is_help=True)(of_runs)
+app.command()(runs)
 app.add_typer(bench, name="bench")

@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from shaprune.atomic import new_directory, write_text
-from shaprune.cli.command import Outcome, command, say
+from shaprune.cli.command import Outcome, command, say, usage
 from shaprune.cli.options import (
     BatchSize,
     Cache,
     CurveExamples,
+    CurvesFile,
     Debug,
     Device,
+    HfUniform,
     Json,
+    MaxRemoved,
+    MinPlayers,
+    MinWidth,
     OptionalData,
     OptionalModel,
     OptionalPlanFile,
     Overwrite,
     Pruned,
     ReportOut,
+    RoundTo,
     Seed,
-    ValuesFile,
+    Spared,
     Weights,
 )
 from shaprune.cli.outputs import check_out, check_out_file
+from shaprune.cli.parse import shares_of
+from shaprune.cli.report_options import Frontiers, Images, RedundancyOf, RunOrValues, Static
 
 if TYPE_CHECKING:
     from torch import nn
 
     from shaprune.bench.splits import Split
-    from shaprune.report.page import Content
+    from shaprune.report.content import Content, Evidence
 
 
 @command
 def report(
-    values: ValuesFile,
+    run: RunOrValues,
     out: ReportOut,
     plan: OptionalPlanFile = None,
+    curves: CurvesFile = None,
+    frontiers: Frontiers = None,
     model: OptionalModel = None,
     weights: Weights = None,
     data: OptionalData = None,
     pruned: Pruned = None,
+    images: Images = None,
+    redundancy: RedundancyOf = None,
+    min_players: MinPlayers = 1,
+    min_width: MinWidth = 1,
+    round_to: RoundTo = 1,
+    max_removed: MaxRemoved = None,
+    exclude: Spared = None,
+    hf_uniform: HfUniform = False,
+    static: Static = False,
     examples: CurveExamples = 1_000,
     batch_size: BatchSize = 128,
     cache: Cache = None,
@@ -53,7 +73,11 @@ def report(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> Outcome:
-    """Draw saved values as one HTML file; with a plan, the cut; with the network and data, removal curves.
+    """Draw a run as one HTML file, in which a slider shows what a budget removes, and saves its plan.json.
+
+    With a plan: where it cuts. With --curves: the predicted quality of every budget. With the network and data: how
+    accuracy falls as players leave, and what the network sees. The limits (--min-width, ...) are those of the slider's
+    plans.
 
     Example: shaprune report scores/values.json --plan plan/plan.json --out report.html
     """
@@ -64,16 +88,46 @@ def report(
         check_out(out, ["report.html"], overwrite=overwrite)
     if (model is None) != (data is None):
         raise typer.BadParameter("removal curves need both --model and --data", param_hint="--model")
-    for option, given in (("--weights", weights), ("--pruned", pruned)):
-        if given is not None and model is None:
+    for option, argument in (
+        ("--weights", weights),
+        ("--pruned", pruned),
+        ("--images", images),
+        ("--redundancy", redundancy or None),
+    ):
+        if argument is not None and model is None:
             raise typer.BadParameter("only together with --model and --data", param_hint=option)
 
+    from shaprune.limits import Limits
     from shaprune.planning import Plan
-    from shaprune.report.page import Content, page
-    from shaprune.scores import Scores
+    from shaprune.report.bundle import has_plotly
+    from shaprune.report.content import Content, Evidence
+    from shaprune.report.runs import read_run
+    from shaprune.sensitivities import Sensitivity
 
+    shares = 1.0 if not max_removed else shares_of(max_removed)
+    within = Limits(min_players, min_width, round_to, shares, exclude or (), hf_uniform)
+    only = [
+        name
+        for name, argument in (
+            ("--curves", curves),
+            ("--frontier", frontiers),
+            ("--images", images),
+            ("--redundancy", redundancy),
+            ("a limit on the slider's plans", None if within == Limits() else within),
+        )
+        if argument
+    ]
+    if only and (static or not has_plotly()):
+        why = "--static has no place for it" if static else "it needs plotly: pip install 'shaprune[plotly]'"
+        raise typer.BadParameter(why, param_hint=only[0])
+
+    read = read_run(run)
     title = "Pruning report" if model is None or data is None else f"{model} on {data.partition(':')[0]}"
-    content = Content(title, Scores.load(values), None if plan is None else Plan.load(plan))
+    decided = read.plan if plan is None else Plan.load(plan)
+    content = Content(title, read.scores, decided, None, read.measurements, read.setting, read.seconds)
+    sensitivity = read.sensitivity if curves is None else Sensitivity.load(curves)
+    found = {} if read.frontier is None else {"this run": read.frontier}
+    evidence = Evidence(sensitivity, {**found, **_frontiers(frontiers or [])}, within=within)
     if model is not None and data is not None:
         from shaprune.cli.inputs import builder, device_of, read_data, read_model
 
@@ -83,14 +137,53 @@ def report(
             import shaprune as sp
 
             networks["pruned"] = sp.load(pruned, build=builder(model), device=where)
-        content = _measured(content, networks, read_data(data, cache).test, examples, batch_size, seed)
-    html = page(content)
+        dataset = read_data(data, cache)
+        if images is not None or redundancy:
+            from shaprune.cli.inside import inside
+
+            evidence = inside(
+                evidence, read.scores, networks["dense"], data, dataset, images, redundancy or [], examples, seed
+            )
+        content = _measured(content, networks, dataset.test, examples, batch_size, seed)
+    html = _drawn(content, evidence, static)
     if file is out:
         write_text(out, html)
     else:
         with new_directory(out, overwrite=overwrite) as folder:
             write_text(folder / "report.html", html)
     return Outcome({"artifacts": {"report": str(file)}, "curves": content.curves is not None}, (f"-> {file}",))
+
+
+def _drawn(content: Content, evidence: Evidence, static: bool) -> str:
+    from shaprune.report.bundle import has_plotly
+
+    if not static and has_plotly():
+        from shaprune.report.interactive import interactive
+
+        return interactive(content, evidence)
+    from shaprune.report.page import page
+
+    if evidence.sensitivity is not None or evidence.frontiers:
+        say("the report without scripts leaves out the curves and frontiers of this run")
+    if not static:
+        say("plotly is not installed: writing the report without a slider; pip install 'shaprune[plotly]' for it")
+    return page(content)
+
+
+def _frontiers(texts: list[str]) -> dict[str, dict[str, object]]:
+    """Frontiers by name; one without a name is called after its folder."""
+    from shaprune.report.runs import read_frontier
+
+    found = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        path = Path(rest if equals else text)
+        name = name if equals else path.resolve().parent.name
+        with usage("--frontier"):
+            if name in found:
+                raise typer.BadParameter(f"two are called {name!r}; name them: NAME=FILE", param_hint="--frontier")
+            found[name] = read_frontier(path)
+    return found
 
 
 def _measured(

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from shaprune.cli.command import Outcome, command, say
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from shaprune.atomic import write_text
+from shaprune.cli.command import Outcome, command, say, usage
 from shaprune.cli.options import (
+    CRITERIA,
+    FOLDERS,
     Aggregate,
     Antithetic,
     Cache,
@@ -21,7 +30,7 @@ from shaprune.cli.options import (
     Mode,
     Model,
     NegativeFirst,
-    Out,
+    OptionalOut,
     Overwrite,
     ScoreExamples,
     Seed,
@@ -35,13 +44,19 @@ from shaprune.cli.options import (
 )
 from shaprune.cli.outputs import check_out
 from shaprune.cli.parse import aggregate_of, concept_of, default_sizes, method_of, rule_of, sizes_of, unit_of
+from shaprune.cli.run_options import DryRun, RayAddress, Run, ShardOf, Workers
+
+if TYPE_CHECKING:
+    from shaprune.costing import Cost
+
+COMMAND = "command.json"  # in the folder of a run: what `shaprune resume` repeats
 
 
 @command
 def score(
     model: Model,
     data: Data,
-    out: Out,
+    out: OptionalOut = None,
     weights: Weights = None,
     worth: Worth = "fidelity",
     method: Method = "permutation",
@@ -57,6 +72,11 @@ def score(
     antithetic: Antithetic = False,
     together: Together = False,
     log: Log = None,
+    run: Run = None,
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
+    shard: ShardOf = None,
+    dry_run: DryRun = False,
     examples: ScoreExamples = 1_000,
     unit: Unit = None,
     include: Include = None,
@@ -68,19 +88,32 @@ def score(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> Outcome:
-    """Score every channel, neuron or other unit of a trained network; writes values.json into --out.
+    """Score every channel, neuron or other unit of a trained network; writes values.json into --out or --run.
 
     Without --sizes, Shapley values look at coalitions that keep at least half of a group.
 
     Example: shaprune score --model digits --weights demo/dense.safetensors --data digits --out scores
     """
+    given = dict(locals())
+    if out is None and run is None and not dry_run:
+        raise typer.BadParameter("name a folder for the values", param_hint="--out or --run")
+    if dry_run and method in CRITERIA:
+        raise typer.BadParameter(f"{method} plays no game; a dry run is for games", param_hint="--dry-run")
+    if shard is not None:
+        from shaprune.run.playing import Shard
+
+        with usage("--shard"):
+            Shard.parse(shard)
+        if run is None:
+            raise typer.BadParameter("a shard leaves its answers in a run; name its folder", param_hint="--run")
     estimator = method_of(method, antithetic=antithetic)
     value = concept_of(concept)
     window = sizes_of(sizes or default_sizes(method, concept, mode))
     units = unit_of(unit)
     how_over_examples = aggregate_of(aggregate)
     rule = rule_of(stop)
-    check_out(out, ["values.json"], overwrite=overwrite)
+    if out is not None:
+        check_out(out, ["values.json"], overwrite=overwrite)
 
     import shaprune as sp
     from shaprune.atomic import new_directory
@@ -91,6 +124,15 @@ def score(
     network = read_model(model, weights, where, seed)
     part = read_data(data, cache).held_out.take(examples)
     players = sp.find_players(network, part.inputs[:2].to(where), units, include or None, exclude or None)
+    if dry_run or (run is not None and method not in CRITERIA):
+        played: dict[str, Any] = {"mode": mode, "step": step, "max_evaluations": max_evaluations, "stop": rule}
+        played |= {"concept": value, "sizes": window, "together": together, "workers": workers}
+        priced = _priced(sp.expected_cost(network, players, part.batches(), worth, estimator, **played), workers)
+        if dry_run:
+            return priced
+        say(f"expected: {priced.shown[-1]}")
+    if run is not None:
+        _note(run, given)
     say(f"scoring {players.n:,} players in {len(players.groups)} groups on {len(part):,} held-out examples ...")
     scores = sp.score(
         network,
@@ -110,10 +152,20 @@ def score(
         aggregate=how_over_examples,
         together=together,
         log=log,
+        run=run,
+        workers=workers,
+        ray_address=ray_address,
+        shard=shard,
     )
-    with new_directory(out, overwrite=overwrite) as folder:
-        scores.save(folder / "values.json")
-    written = out / "values.json"
+    if shard is not None:
+        told = f"shard {shard} of {run} is done; once all are, `shaprune merge {run}` writes the values"
+        return Outcome({"shard": shard, "run": str(run)}, (told,))
+    if out is not None:
+        with new_directory(out, overwrite=overwrite) as folder:
+            scores.save(folder / "values.json")
+    where_to = out if out is not None else run
+    assert where_to is not None
+    written = where_to / "values.json"
     summary = {
         "worth": scores.worth,
         "method": method,
@@ -130,3 +182,38 @@ def score(
     }
     told = f"{scores.n_evaluations:,} evaluations in {scores.seconds:.1f} s on {len(part):,} examples -> {written}"
     return Outcome(summary, (scores_table(scores), skipped_text(players), told))
+
+
+def _note(run: Path, given: dict[str, Any]) -> None:
+    """Note the command of a run, unless its journal has begun: then it is the first command that counts."""
+    if any(run.glob("journal*.sqlite")):
+        return
+    names = set(given) - {"run", "shard", "dry_run", "as_json", "debug", "overwrite", "out"}
+    options = {name: given[name] for name in sorted(names)}
+    kind, _, rest = str(options["data"]).partition(":")
+    if kind in FOLDERS and rest:
+        options["data"] = f"{kind}:{Path(rest).expanduser().absolute()}"
+    paths = [name for name, option in options.items() if isinstance(option, Path)]
+    options |= {name: str(options[name].absolute()) for name in paths}
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{run} cannot be made: {error.strerror}", param_hint="--run") from error
+    write_text(run / COMMAND, json.dumps({"paths": paths, "options": options}, indent=1))
+
+
+def _priced(cost: Cost, workers: int) -> Outcome:
+    """What a run would cost."""
+    from shaprune.cli.tables import cost_table
+
+    rows = [
+        {"name": name, "players": c.players, "evaluations": c.evaluations, "seconds": c.seconds, "memory": c.memory}
+        for name, c in cost.by_game.items()
+    ]
+    data = {"evaluations": cost.evaluations, "seconds": cost.seconds, "memory": cost.memory, "groups": rows}
+    if cost.evaluations is None or cost.seconds is None:
+        told = "the stopping rule decides how many evaluations; give --max-evaluations to know"
+    else:
+        told = f"{cost.evaluations:,} evaluations, about {cost.seconds:.1f} s"
+    told += f", about {cost.memory / 2**20:,.0f} MiB beside what torch itself takes"
+    return Outcome(data, (cost_table(rows), told + (f", with {workers} workers" if workers > 1 else "")))

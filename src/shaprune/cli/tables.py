@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def comparison_table(measurements: Mapping[str, Measurement], setting: str) -> Table:
     """Networks side by side."""
     header, *rows = compared(measurements, setting)
-    return _table(header, rows)
+    return text_table(header, rows)
 
 
 def scores_table(scores: Scores) -> Table:
     """One row per group."""
-    return _table(
+    return text_table(
         ("group", "players", "mean value", "most valuable", "least valuable", "standard error", "evaluations"),
         [
             (
@@ -65,6 +65,23 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What each game is expected to cost."""
+    return text_table(
+        ("group", "players", "evaluations", "seconds", "MiB"),
+        [
+            (
+                row["name"],
+                f"{row['players']:,}",
+                "unknown" if row["evaluations"] is None else f"{row['evaluations']:,}",
+                "unknown" if row["seconds"] is None else f"{row['seconds']:.2f}",
+                f"{row['memory'] / 2**20:,.0f}",
+            )
+            for row in rows
+        ],
+    )
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
@@ -108,7 +125,7 @@ def skipped_rows(players: Players) -> list[dict[str, Any]]:
     return [{"name": s.name, "channels": s.channels, "reason": s.reason} for s in players.skipped]
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def text_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     """The first column to the left, numbers to the right; cells are text, never markup."""
     table = Table(header_style="bold")
     for i, name in enumerate(header):

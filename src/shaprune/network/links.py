@@ -30,7 +30,7 @@ class Links:
         pairs: (source, channels (m,), reader, reader's channels (m,)): one to one.
         mixed: (source, sets of its channels, the positions that each set reaches): several channels reach one position.
         to_output: sources that reach the network's output.
-        spread: sources whose every channel reaches all that any of them reaches.
+        spread: layers whose every channel reaches all positions of some reader; axes of parameters, of all readers.
     """
 
     pairs: list[tuple[int, NDArray[np.int64], str, NDArray[np.int64]]] = field(default_factory=list)
@@ -184,15 +184,21 @@ def _ask_blocks(
 def _ask_whether_spread(
     marking: Marking, together: Sequence[int], unsure: dict[int, dict[str, Channels]], links: Links
 ) -> None:
-    """Find sources whose first channel, and whose last, reaches all positions (in what a LayerNorm mixes, say)."""
-    every = {i: _positions(unsure[i], unsure[i]) for i in together}
+    """Find layers whose first channel, and whose last, reaches all positions of some reader (behind a LayerNorm, say).
+
+    Then all channels hang together there, and where they go beside it does not matter. An axis of a parameter must do
+    so in all readers: it is then no channel axis.
+    """
+    everywhere = {i: set(unsure[i]) for i in together}  # readers that every channel asked so far reaches as a whole
     for channel in (0, -1):
-        asked = {i: np.arange(marking.sources[i].width) for i in every}
+        asked = {i: np.arange(marking.sources[i].width) for i, readers in everywhere.items() if readers}
         run = marking.run({i: numbers == numbers[channel] for i, numbers in asked.items()}) if asked else {}
-        every = {i: positions for i, positions in every.items() if _positions(run, unsure[i]) == positions}
-    for i, positions in every.items():
+        for i in asked:
+            left = {r for r in everywhere[i] if (run[r] | ~unsure[i][r]).all()}
+            everywhere[i] = left if marking.sources[i].is_layer or left == set(unsure[i]) else set()
+    for i in (i for i, readers in everywhere.items() if readers):
         links.spread.add(i)
-        links.mixed.append((i, [np.arange(marking.sources[i].width)], [positions]))
+        links.mixed.append((i, [np.arange(marking.sources[i].width)], [_positions(unsure[i], unsure[i])]))
 
 
 def _positions(run: dict[str, Channels], where: dict[str, Channels]) -> set[Position]:

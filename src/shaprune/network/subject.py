@@ -76,6 +76,24 @@ class Subject:
             return None
         return t.cpu().numpy().astype(np.int64)
 
+    def state(self) -> dict[str, Any]:
+        """All but the model and its trace, to be sent elsewhere; see `received`."""
+        kept = ("inputs", "targets", "outputs", "n_examples", "forward", "whole_because")
+        return {name: getattr(self, name) for name in kept}
+
+    @staticmethod
+    def received(model: nn.Module, state: dict[str, Any]) -> Subject:
+        """The subject of an equal model elsewhere, with this `state`; the dense outputs are not computed again."""
+        subject = Subject.__new__(Subject)
+        subject.model = model
+        vars(subject).update(state)
+        subject._parts = WeakValueDictionary()
+        subject.trace = None
+        if subject.whole_because is None:
+            with borrowed(model), torch.no_grad():
+                subject.trace, subject.whole_because = subject._traced(None)
+        return subject
+
     def part(self, rows: NDArray[np.int64]) -> Subject:
         """The same model on some of the examples, in this order; nothing is run again.
 

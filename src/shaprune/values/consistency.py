@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from shaprune.errors import GameError
@@ -12,9 +14,11 @@ from shaprune.values.game import (
     Game,
     GameWrapper,
     Orders,
+    Question,
     Start,
     Worths,
     describe,
+    relayed,
 )
 
 NEAR = 1e-4  # relative difference that rounding in float32 explains, also with other batch sizes
@@ -39,22 +43,18 @@ class Watched(GameWrapper):
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         worths = self.game(coalitions, examples)
-        if not self.repeatable and np.shape(worths) == (len(coalitions),):  # else the caller says what is wrong
-            if not self._known and len(coalitions) and len(self._noted) == 2:
-                self._noted.append(np.array(coalitions[0], dtype=bool))
-            for which, kept in enumerate(self._noted):
-                rows = np.flatnonzero(np.all(coalitions == kept, axis=1))
-                self._compare(which, np.asarray(worths)[rows], None if examples is None else examples[rows])
+        self._hear(Question(coalitions, examples), worths)
         return worths
 
     def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
         worths = self.game.walk(orders, examples, start)
-        if not self.repeatable and start is None and np.shape(worths) == (len(orders), orders.shape[1] + 1):
-            met = np.asarray(worths)
-            self._compare(0, met[:, 0], examples)
-            if orders.shape[1] == self.n_players:
-                self._compare(1, met[:, -1], examples)
+        self._hear(Question(orders, examples, True, start), worths)
         return worths
+
+    def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
+        for question, worths in relayed(self.game, questions):
+            self._hear(question, worths)
+            yield worths
 
     def ask_again(self, through: CountingGame, budget: int | None) -> None:
         """Ask one question again where nothing has been asked twice, as far as the budget goes.
@@ -75,6 +75,23 @@ class Watched(GameWrapper):
             rows = min(rows, budget // through.price(1) if whole else budget)
         if rows:
             through(np.tile(self._noted[which], (rows, 1)), None if whole else examples[:rows])
+
+    def _hear(self, question: Question, answer: Worths) -> None:
+        rows, examples, worths = question.rows, question.examples, np.asarray(answer)
+        shape = (len(rows), rows.shape[1] + 1) if question.walks else (len(rows),)
+        if self.repeatable or worths.shape != shape:  # another shape: the caller says what is wrong
+            return
+        if question.walks:
+            if question.start is None:
+                self._compare(0, worths[:, 0], examples)
+                if rows.shape[1] == self.n_players:
+                    self._compare(1, worths[:, -1], examples)
+            return
+        if not self._known and len(rows) and len(self._noted) == 2:
+            self._noted.append(np.array(rows[0], dtype=bool))
+        for which, kept in enumerate(self._noted):
+            same = np.flatnonzero(np.all(rows == kept, axis=1))
+            self._compare(which, worths[same], None if examples is None else examples[same])
 
     def _compare(self, which: int, worths: Worths, examples: Examples | None) -> None:
         keys = np.full(len(worths), -1) if examples is None else examples

@@ -8,7 +8,9 @@ permutation per example possible.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,32 @@ Examples = NDArray[np.int64]  # (R,)
 Worths = NDArray[np.float64]  # (R,), higher is better
 Orders = NDArray[np.int64]  # (R, m), players in the order in which they leave
 Start = NDArray[np.bool_]  # (n_players,), the coalition that walks leave from
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked of a game in one go: the worths of coalitions, or those met along walks.
+
+    Attributes:
+        rows: (R, n_players) bool coalitions, or (R, m) int orders of walks.
+        examples: (R,) the example of each row; None = the mean over all examples.
+        walks: whether ``rows`` are orders.
+        start: where walks leave from, see `Game.walk`.
+    """
+
+    rows: NDArray[Any]
+    examples: Examples | None = None
+    walks: bool = False
+    start: Start | None = None
+
+    def of(self, game: Game) -> Worths:
+        """Ask it: (R,) worths of coalitions, (R, m + 1) worths along walks."""
+        return game.walk(self.rows, self.examples, self.start) if self.walks else game(self.rows, self.examples)
+
+    def price(self, n_examples: int) -> int:
+        """Evaluations that the answer takes in a game of so many examples."""
+        each = (self.rows.shape[1] + 1 if self.walks else 1) * (n_examples if self.examples is None else 1)
+        return len(self.rows) * each
 
 
 class Game(ABC):
@@ -84,6 +112,14 @@ class Game(ABC):
         coalitions = chain(orders, self.n_players, start).reshape(-1, self.n_players)
         return checked(self(coalitions, rows), coalitions).reshape(walks, steps + 1)
 
+    def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
+        """Answer many questions, in their order; a game that works on several at once draws them ahead of the answers.
+
+        ``questions`` may have no end; closing the iterator drops those that are under way.
+        """
+        for question in questions:
+            yield question.of(self)
+
     @staticmethod
     def from_function(function: Callable[[Coalitions], Any], n_players: int) -> FunctionGame:
         """Make a deterministic game of any callable ``(R, n) bool -> (R,) numbers``."""
@@ -114,7 +150,11 @@ class FunctionGame(Game):
 
 
 class GameWrapper(Game):
-    """Forwards everything to another game; the base of wrappers that add one behaviour."""
+    """Forwards everything to another game; the base of wrappers that add one behaviour.
+
+    `stream` asks the wrapper itself, one question after the other. A wrapper that can look ahead relays it, as
+    `Onlooker` does.
+    """
 
     def __init__(self, game: Game) -> None:
         self.game = game
@@ -146,7 +186,16 @@ class GameWrapper(Game):
         """Called after every answer with the number of evaluations it took."""
 
 
-class CountingGame(GameWrapper):
+class Onlooker(GameWrapper):
+    """A wrapper that only looks at what is paid."""
+
+    def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
+        for question, worths in relayed(self.game, questions):
+            self.paid(question.price(self.n_examples))
+            yield worths
+
+
+class CountingGame(Onlooker):
     """Counts evaluations: (coalition, example) rows asked of the game behind it."""
 
     evaluations = 0
@@ -159,7 +208,7 @@ class CountingGame(GameWrapper):
         self.evaluations += evaluations
 
 
-class ObservedGame(GameWrapper):
+class ObservedGame(Onlooker):
     """Reports evaluations to a callback as they are paid, for progress bars."""
 
     def __init__(self, game: Game, on_paid: Callable[[int], None]) -> None:
@@ -168,6 +217,21 @@ class ObservedGame(GameWrapper):
 
     def paid(self, evaluations: int) -> None:
         self.on_paid(evaluations)
+
+
+def relayed(
+    game: Game, questions: Iterable[Question], put: Callable[[Question], Question] | None = None
+) -> Iterator[tuple[Question, Worths]]:
+    """Every question with its answer; ``game`` is asked ``put(question)``, and may draw questions ahead."""
+    asked: deque[Question] = deque()
+
+    def ahead() -> Iterator[Question]:
+        for question in questions:
+            asked.append(question)
+            yield question if put is None else put(question)
+
+    for worths in game.stream(ahead()):
+        yield asked.popleft(), worths
 
 
 def chain(orders: Orders, n_players: int, start: Start | None = None) -> NDArray[np.bool_]:

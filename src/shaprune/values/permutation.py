@@ -14,6 +14,8 @@ added in chunk order, so the result does not depend on who computes a chunk or w
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from shaprune.errors import InputError
 from shaprune.values.chunks import Chunk, chunks
-from shaprune.values.game import Examples, Orders, Worths, chain, checked, checked_walks
+from shaprune.values.game import Examples, Orders, Question, Worths, chain, checked, checked_walks
 from shaprune.values.method import Method, Task
 from shaprune.values.result import Values
 from shaprune.values.statistics import Statistics, empty, from_samples, marginals
@@ -90,9 +92,9 @@ class Permutation(Method):
             cost = self.least(task) if players is None else 2 * len(players) * self.least(task) // (_steps(task) + 1)
             limit = task.max_evaluations if task.max_evaluations or task.check else self.default(task)
             n_samples = None if limit is None else (limit - task.game.evaluations) // cost
-            for chunk in chunks(task.game.n_examples if method.per_example else None, n_samples, task.seed, index):
+            pieces = chunks(task.game.n_examples if method.per_example else None, n_samples, task.seed, index)
+            for chunk in work.added(pieces, players):
                 index = chunk.index + 1
-                work.add(chunk, players)
                 if task.check is not None and chunk.closes_sweep:
                     values = work.values("")
                     reason = task.check.reason(values)
@@ -131,6 +133,54 @@ def _near(
     return near if len(near) <= 0.75 * len(players) else players
 
 
+@dataclass(frozen=True, eq=False)
+class _Some:
+    """Marginal contributions of some players only: two coalitions for each, at its place in the order.
+
+    Attributes:
+        rows: (2 R k, n) coalitions with the player, then those without it.
+        size: (R, k) how many there are before the player leaves.
+        leaves: (R, k) whether it leaves at all.
+    """
+
+    players: NDArray[np.int64]
+    rows: NDArray[np.bool_]
+    size: NDArray[np.int64]
+    leaves: NDArray[np.bool_]
+
+    @staticmethod
+    def of(orders: Orders, n: int, players: NDArray[np.int64]) -> _Some:
+        """Of (R, m) orders."""
+        place = np.full((len(orders), n), n)  # n: stays to the end
+        np.put_along_axis(place, orders, np.broadcast_to(np.arange(orders.shape[1]), orders.shape), axis=1)
+        ours = place[:, players]
+        kept = place[:, None, :] >= ours[:, :, None]  # (R, k, n) just before the player leaves
+        without = kept.copy()
+        without[:, np.arange(len(players)), players] = False
+        return _Some(players, np.stack([kept, without]).reshape(-1, n), kept.sum(2), ours < n)
+
+    def marginals(
+        self, worths: Worths, weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(R, n) weighted marginal contributions and (R, n) their weights, from the worths of ``rows``."""
+        with_it, without_it = worths.reshape(2, *self.size.shape)
+        weight = np.where(self.leaves, weights[self.size - 1], 0.0)
+        value, present = np.zeros((2, len(weight), self.rows.shape[1]))
+        value[:, self.players], present[:, self.players] = (with_it - without_it) * weight, weight
+        return value, present
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A chunk with its orders (R, m), who walks them, and what is asked about them."""
+
+    chunk: Chunk
+    orders: Orders
+    walkers: Examples | None
+    question: Question
+    some: _Some | None = None
+
+
 @dataclass
 class _Work:
     """The sums of one estimate as they grow."""
@@ -152,19 +202,50 @@ class _Work:
         # sums and walks of every example, and the sum of the weights over all of them
         self.examples = (np.zeros(shape), np.zeros(shape), np.zeros(self.task.n)) if self.task.keep_examples else None
 
-    def add(self, chunk: Chunk, players: NDArray[np.int64] | None) -> None:
-        """Walk the orders of one chunk; ``players`` = only these are sampled."""
-        task, method = self.task, self.method
-        orders = chunk.orders(task.seed, task.n, self.steps, method.antithetic)
+    def added(self, pieces: Iterable[Chunk], players: NDArray[np.int64] | None) -> Iterator[Chunk]:
+        """Each chunk once its walks have been added; ``players`` = only these are sampled.
+
+        The game may draw the orders of later chunks before it answers.
+        """
+        drawn: deque[_Drawn] = deque()
+
+        def questions() -> Iterator[Question]:
+            for chunk in pieces:
+                drawn.append(self._draw(chunk, players))
+                yield drawn[-1].question
+
+        if self.method.truncate is not None and players is None:
+            for chunk in pieces:
+                now = self._draw(chunk, None)
+                self._add(now, self._truncated(now.orders, now.question.examples, self.method.truncate))
+                yield chunk
+            return
+        for worths in self.task.game.stream(questions()):
+            now = drawn.popleft()
+            self._add(now, worths)
+            yield now.chunk
+
+    def _draw(self, chunk: Chunk, players: NDArray[np.int64] | None) -> _Drawn:
+        """The orders of a chunk, and what is asked of the game about them."""
+        orders = chunk.orders(self.task.seed, self.task.n, self.steps, self.method.antithetic)
         walkers = None if chunk.examples is None else np.repeat(chunk.examples, len(orders) // len(chunk.examples))
         if players is None:
-            worths = self._walk(orders, walkers)
+            return _Drawn(chunk, orders, walkers, Question(orders, walkers, walks=True))
+        some = _Some.of(orders, self.task.n, players)
+        examples = None if walkers is None else np.tile(np.repeat(walkers, len(players)), 2)
+        return _Drawn(chunk, orders, walkers, Question(some.rows, examples), some)
+
+    def _add(self, drawn: _Drawn, worths: Worths) -> None:
+        """Add the marginal contributions of one chunk."""
+        task, method, chunk, orders, walkers = self.task, self.method, drawn.chunk, drawn.orders, drawn.walkers
+        if drawn.some is None:
+            worths = checked_walks(worths, orders, task.n)
             self.walks += len(orders)
             self.first += float(worths[:, 0].sum())
             self.last += float(worths[:, -1].sum())
             value, present = marginals(worths, orders, self.weights)
         else:
-            value, present = self._some(orders, walkers, players)
+            value, present = drawn.some.marginals(checked(worths, drawn.question.rows), self.weights)
         if self.examples is not None:
             assert walkers is not None
             np.add.at(self.examples[0], walkers, value)
@@ -173,33 +254,12 @@ class _Work:
         twice = chunk.samples == 2 and task.efficient and walkers is not None and task.game.n_examples > 1
         self.statistics = self.statistics + from_samples(value, present, antithetic=method.antithetic, paired=twice)
 
-    def _walk(self, orders: Orders, walkers: Examples | None) -> Worths:
+    def _truncated(self, orders: Orders, walkers: Examples | None, share: float) -> Worths:
         task = self.task
-        if self.method.truncate is None:
-            return checked_walks(task.game.walk(orders, walkers), orders, task.n)
         before = task.game.evaluations
-        worths = _truncated(task, orders, walkers, self.method.truncate)
+        worths = _truncated(task, orders, walkers, share)
         self.saved += worths.size * (task.game.n_examples if walkers is None else 1) - (task.game.evaluations - before)
         return worths
-
-    def _some(
-        self, orders: Orders, walkers: Examples | None, players: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Marginal contributions of ``players`` only: two coalitions for each, at its place in the order."""
-        n = self.task.n
-        place = np.full((len(orders), n), n)  # n: stays to the end
-        np.put_along_axis(place, orders, np.broadcast_to(np.arange(orders.shape[1]), orders.shape), axis=1)
-        ours = place[:, players]
-        kept = place[:, None, :] >= ours[:, :, None]  # (R, k, n) just before the player leaves
-        without = kept.copy()
-        without[:, np.arange(len(players)), players] = False
-        rows = np.stack([kept, without]).reshape(-1, n)
-        examples = None if walkers is None else np.tile(np.repeat(walkers, len(players)), 2)
-        with_it, without_it = checked(self.task.game(rows, examples), rows).reshape(2, *ours.shape)
-        weight = np.where(ours < n, self.weights[kept.sum(2) - 1], 0.0)
-        value, present = np.zeros((len(orders), n)), np.zeros((len(orders), n))
-        value[:, players], present[:, players] = (with_it - without_it) * weight, weight
-        return value, present
 
     def values(self, stopped_by: str) -> Values:
         """The estimate so far."""

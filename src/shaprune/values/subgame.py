@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.values.game import Coalitions, Examples, Game, GameWrapper, Orders, Start, Worths
+from shaprune.values.game import Coalitions, Examples, Game, GameWrapper, Orders, Question, Start, Worths, relayed
 
 
 class Subgame(GameWrapper):
@@ -31,8 +33,17 @@ class Subgame(GameWrapper):
         return super().__call__(self._whole(coalitions), examples)
 
     def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
-        everybody = np.ones(self.n_players, dtype=bool) if start is None else start
-        return super().walk(self.players[orders], examples, self._whole(everybody[None])[0])
+        return self._of_the_whole(Question(orders, examples, True, start)).of(self.game)
+
+    def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
+        for _, worths in relayed(self.game, questions, self._of_the_whole):
+            yield worths
+
+    def _of_the_whole(self, question: Question) -> Question:
+        if not question.walks:
+            return Question(self._whole(question.rows), question.examples)
+        start = np.ones(self.n_players, dtype=bool) if question.start is None else question.start
+        return Question(self.players[question.rows], question.examples, True, self._whole(start[None])[0])
 
     def _whole(self, coalitions: Coalitions) -> Coalitions:
         whole = np.tile(self.base, (len(coalitions), 1))

@@ -1,0 +1,157 @@
+"""What scoring will cost, before it starts: evaluations by counting, seconds by a timed probe, memory by sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shaprune.network.batches import Forward, tensors
+from shaprune.network.game import MAX_MEMORY, NetworkGame
+from shaprune.network.only import Only
+from shaprune.network.players import Players
+from shaprune.network.rows import ROWS_SET
+from shaprune.network.subject import Subject
+from shaprune.network.worths import AnyWorth, Evaluate
+from shaprune.values.concepts import Concept
+from shaprune.values.method import Method
+from shaprune.values.modes import expected_in_rounds
+from shaprune.values.stopping import Reason, Rule
+
+WALKS = (8, 128)  # of a probe, each on its own example: few, then as many as a chunk has
+STEPS = 64  # players that leave in a walk of a probe
+ENOUGH = 0.05  # seconds that a probe must take to be believed
+
+
+@dataclass(frozen=True)
+class GameCost:
+    """What one game will cost.
+
+    Attributes:
+        players: that play.
+        evaluations: (coalition, example) rows at most; None where only a stopping rule ends it.
+        seconds: on one worker; None likewise.
+        memory: bytes of its activations.
+    """
+
+    players: int
+    evaluations: int | None
+    seconds: float | None
+    memory: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `score` will cost.
+
+    Attributes:
+        by_game: of every game, by the name of its group (``"all groups"`` where all play together).
+        evaluations: in all; None where only a stopping rule ends a game.
+        seconds: in all, shared out among the workers; None likewise.
+        memory: bytes of the network, the examples and the largest game, for every worker.
+        probe_seconds: what the estimate itself took.
+    """
+
+    by_game: dict[str, GameCost]
+    evaluations: int | None
+    seconds: float | None
+    memory: int
+    probe_seconds: float
+
+
+def expected_cost(
+    model: nn.Module,
+    players: Players,
+    data: Iterable[Any] | Subject | None,
+    worth: AnyWorth | Only | Evaluate = "accuracy",
+    method: str | Method = "permutation",
+    *,
+    mode: str = "one-shot",
+    step: int | float = 1,
+    max_evaluations: int | None = None,
+    stop: Rule | Reason | None = None,
+    concept: str | Concept = "shapley",
+    sizes: tuple[float, float] = (0.0, 1.0),
+    together: bool = False,
+    workers: int = 1,
+    forward: Forward | None = None,
+    max_memory: int = MAX_MEMORY,
+) -> Cost:
+    """Estimate what `score` with these arguments will cost; nothing is scored.
+
+    Every game walks a few orders on a few examples, against the clock. Rounds of modes other than one-shot are taken
+    to cost as much per evaluation as the first.
+
+    Raises:
+        InputError, GameError: as `score`.
+    """
+    started = time.perf_counter()
+    subject = data if isinstance(data, Subject) or isinstance(worth, Evaluate) else Subject(model, data or [], forward)
+    groups: dict[str, str | None] = {"all groups": None} if together else {g.name: g.name for g in players.groups}
+    found: dict[str, GameCost] = {}
+    for name, group in groups.items():
+        game = NetworkGame(model, players, subject, worth, group, forward=forward, max_memory=max_memory)
+        rows = expected_in_rounds(game, mode, method, max_evaluations, stop, step=step, concept=concept, sizes=sizes)
+        once, each = _timed(game, players, group)
+        seconds = None if rows is None else once + rows * each
+        found[name] = GameCost(game.n_players, rows, seconds, _activations(game, max_memory))
+    evaluations = [cost.evaluations for cost in found.values() if cost.evaluations is not None]
+    times = [cost.seconds for cost in found.values() if cost.seconds is not None]
+    bounded = len(evaluations) == len(found)
+    memory = _bytes([*model.parameters(), *model.buffers()]) + max((c.memory for c in found.values()), default=0)
+    if isinstance(subject, Subject):
+        memory += _bytes([*tensors(subject.inputs), *tensors(subject.targets), subject.outputs])
+    return Cost(
+        found,
+        sum(evaluations) if bounded else None,
+        sum(times) / workers if bounded else None,
+        memory * workers,
+        time.perf_counter() - started,
+    )
+
+
+def _timed(game: NetworkGame, players: Players, group: str | None) -> tuple[float, float]:
+    """Seconds that a game takes once, for what lies before the masks, and for each evaluation after that."""
+    rng = np.random.default_rng(0)
+    n, examples = game.n_players, game.n_examples
+    if not game.separable:  # its worth may mean nothing on a few examples only
+        rows = rng.random((1 if game.whole_model is not None else 4, n)) < 0.9
+        first, second = _seconds(game, rows), _seconds(game, rows)
+        return max(first - second, 0.0), second / (len(rows) * examples)
+    once = each = 0.0
+    for walks in WALKS:
+        some = np.unique(np.linspace(0, examples - 1, walks).astype(np.int64))
+        probe = NetworkGame(game.model, players, game.subject.part(some), game.judge.worth, group)
+        orders = rng.permuted(np.tile(np.arange(n), (len(some), 1)), axis=1)[:, :STEPS]
+        first, second = (_seconds(probe, orders, np.arange(len(some))) for _ in range(2))
+        once, each = max(first - second, 0.0) * examples / len(some), second / (orders.size + len(orders))
+        if second > ENOUGH or len(some) == examples:
+            break
+    return once, each
+
+
+def _seconds(game: NetworkGame, rows: np.ndarray[Any, Any], walkers: np.ndarray[Any, Any] | None = None) -> float:
+    started = time.perf_counter()
+    if walkers is None:
+        game(rows)
+    else:
+        game.walk(rows, walkers)
+    return time.perf_counter() - started
+
+
+def _activations(game: NetworkGame, max_memory: int) -> int:
+    """Bytes of the values at the cut and of one batch of rows."""
+    if game.whole_model is not None:
+        return 0
+    rows = game.judge.rows
+    cached = rows.state_bytes * game.n_examples
+    return (cached if cached <= max_memory // 2 else 0) + max(rows.row_bytes, min(max_memory // 2, ROWS_SET))
+
+
+def _bytes(found: Iterable[torch.Tensor | None]) -> int:
+    return sum(t.numel() * t.element_size() for t in found if t is not None)

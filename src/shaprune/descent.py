@@ -1,0 +1,135 @@
+"""The whole way down: who leaves at each step, and what is left after it. NumPy only, no torch.
+
+`shaprune.planning.plan` answers one budget; a descent holds the answers to all of them, so that whoever shows it (the
+report's slider) only looks up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shaprune.budget import RESOURCES, costs
+from shaprune.errors import InputError
+from shaprune.limits import Limits, Step
+from shaprune.network.players import Players
+from shaprune.planning import Plan, path_of
+from shaprune.sensitivities import Sensitivity
+from shaprune.values.result import Values
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """The plans of all budgets of one resource.
+
+    Attributes:
+        players: the players of the dense network.
+        allocation: how removals are shared out between groups.
+        steps: who leaves, one step after the other.
+        costs: by resource, (steps + 1,) what is left after so many steps.
+    """
+
+    players: Players
+    allocation: str
+    steps: tuple[Step, ...]
+    costs: dict[str, Floats]
+
+    def kept(self, k: int) -> NDArray[np.bool_]:
+        """(n,) who is left after ``k`` steps."""
+        kept = np.ones(self.players.n, dtype=bool)
+        for step in self.steps[:k]:
+            kept[step] = False
+        return kept
+
+    def first(self, resource: str, limit: float) -> int:
+        """The fewest steps after which ``resource`` costs at most ``limit``.
+
+        Raises:
+            InputError: no number of steps is enough.
+        """
+        met = np.flatnonzero(self.costs[resource] <= limit)
+        if not len(met):
+            raise InputError(f"{resource} <= {limit:,.0f} is not reached; {self.costs[resource][-1]:,.0f} is the least")
+        return int(met[0])
+
+    def plan(self, resource: str, limit: float) -> Plan:
+        """What `shaprune.planning.plan` decides for this limit, an absolute number."""
+        return Plan(self.players, self.kept(self.first(resource, limit)), self.allocation, {resource: limit})
+
+    def gone(self) -> NDArray[np.int64]:
+        """(steps + 1, groups) how many players of each group have left."""
+        owners = np.concatenate([np.full(len(g), i) for i, g in enumerate(self.players.groups)])
+        each = np.zeros((len(self.steps) + 1, len(self.players.groups)), dtype=np.int64)
+        for k, step in enumerate(self.steps, 1):
+            np.add.at(each[k], owners[step], 1)
+        return np.cumsum(each, axis=0)
+
+    def predicted(self, curves: Sensitivity) -> Floats:
+        """(steps + 1,) the worth that the curves predict: the dense network's, less what each group loses alone."""
+        gone, groups = self.gone(), self.players.groups
+        dense = float(np.mean([curves[group.name].worth[0] for group in groups]))
+        lost = [curves[group.name].loss(gone[:, i]) for i, group in enumerate(groups)]
+        return np.asarray(dense - np.sum(lost, axis=0), dtype=np.float64)
+
+
+def descent(
+    players: Players,
+    scores: Mapping[str, Values],
+    resource: str = "macs",
+    allocation: str = "global",
+    *,
+    within: Limits | None = None,
+) -> Descent:
+    """Go down from everybody to the smallest network, as budgets of ``resource`` would.
+
+    Only ``"global"`` looks at the resource; the steps of other allocations are the same for all.
+
+    Args:
+        players: the players of the dense network.
+        scores: values per group name.
+        resource: what will be limited.
+        allocation: any but ``"curves"``.
+        within: what must stay, whatever the budget; None = one player per group.
+
+    Raises:
+        InputError: as `shaprune.planning.plan`.
+    """
+    steps = path_of(players, scores, [resource], allocation, within=within).steps
+    return Descent(players, allocation, steps, costs_along(players, steps))
+
+
+def costs_along(players: Players, steps: Sequence[Step]) -> dict[str, Floats]:
+    """By resource, (steps + 1,) what is left after each step: `shaprune.budget.costs`, to the bit, all at once."""
+    n = len(steps) + 1
+    leaves = np.full(players.n, n, dtype=np.int64)  # the step at which each player leaves; n = it stays
+    for k, step in enumerate(steps, 1):
+        leaves[step] = k
+    lost = {name: np.zeros((2, n), dtype=np.int64) for name in players.layers}
+    for group in players.groups:
+        at = leaves[group.indices]
+        for member in group.members:
+            counts = np.bincount(at, member.widths, n + 1)[:n].astype(np.int64)
+            if member.role in ("in", "both"):
+                lost[member.module][0] += counts
+            if member.role in ("out", "both", "skip", "expert"):
+                lost[member.module][1] += counts
+    dense = costs(players, np.ones(players.n, dtype=bool))
+    found = {name: np.full(n, dense[name]) for name in RESOURCES if name in dense}
+    found["players"] -= np.cumsum(np.bincount(leaves, minlength=n + 1)[:n])
+    for name, layer in players.layers.items():
+        gone_in, gone_out = np.cumsum(lost[name], axis=1)
+        n_in, n_out = layer.n_in - gone_in, layer.n_out - gone_out
+        if layer.kind == "embedding":
+            n_in = n_out
+        a, b = layer.n_in, layer.n_out
+        found["params"] += layer.params(n_in, n_out) - layer.params(a, b)  # widths are arrays
+        found["macs"] += layer.macs(n_in, n_out) - layer.macs(a, b)
+        if "bytes" in found:
+            found["bytes"] += layer.bytes(n_in, n_out) - layer.bytes(a, b)
+            found["activations"] += layer.activations(n_out) - layer.activations(b)
+    return found

@@ -1,0 +1,122 @@
+"""Reading what the commands wrote: a file of values, or a folder that holds one with whatever belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shaprune.atomic import read_json
+from shaprune.errors import InputError
+from shaprune.planning import Plan
+from shaprune.report.comparison import latency_setting
+from shaprune.scores import Scores
+from shaprune.sensitivities import Sensitivity
+
+if TYPE_CHECKING:
+    from shaprune.measure import Measurement
+
+VALUES, PLAN, CURVES, FRONTIER, MEASURED = (
+    "values.json",
+    "plan.json",
+    "curves.json",
+    "frontier.json",
+    "measurements.json",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What was found; None (or empty) where there was nothing.
+
+    Attributes:
+        scores: the values.
+        plan: who stays.
+        sensitivity: curves of the groups.
+        frontier: what ``shaprune plan --sweep`` wrote.
+        measurements: networks by name, the dense one first.
+        setting: how their latency was measured.
+        seconds: wall time per stage.
+    """
+
+    scores: Scores
+    plan: Plan | None
+    sensitivity: Sensitivity | None
+    frontier: dict[str, Any] | None
+    measurements: dict[str, Measurement]
+    setting: str
+    seconds: dict[str, float]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a file of values, or a folder that `shaprune score`, `demo` or `compress` wrote.
+
+    Raises:
+        InputError: nothing there, no values in it (yet), or a damaged or newer file, named.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Run(_named(path, Scores.load), None, None, None, {}, "", {})
+    if not (path / VALUES).is_file():
+        raise InputError(
+            f"{path} holds no {VALUES}: its run has not ended yet; `shaprune resume {path}` goes on with it"
+            if _begun(path)
+            else f"{path} holds no {VALUES}; name the folder or file that `shaprune score` or `compress` wrote"
+        )
+    there = {name for name in (PLAN, CURVES, FRONTIER, MEASURED) if (path / name).is_file()}
+    return Run(
+        _named(path / VALUES, Scores.load),
+        _named(path / PLAN, Plan.load) if PLAN in there else None,
+        _named(path / CURVES, Sensitivity.load) if CURVES in there else None,
+        read_frontier(path / FRONTIER) if FRONTIER in there else None,
+        *(_named(path / MEASURED, _read_measured) if MEASURED in there else ({}, "", {})),
+    )
+
+
+def read_frontier(path: Path) -> dict[str, Any]:
+    """Read what ``shaprune plan --sweep`` wrote.
+
+    Raises:
+        InputError: something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("points"), list) or not found["points"]:
+        raise InputError(f"{path} is no frontier; name the frontier.json that `shaprune plan --sweep` wrote")
+    return found
+
+
+def _begun(path: Path) -> bool:
+    return any(path.glob("journal*.sqlite"))
+
+
+def _named(path: Path, read: Any) -> Any:
+    """What ``read`` makes of a file; its errors name the file."""
+    try:
+        return read(path)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def _read_measured(path: Path) -> tuple[dict[str, Measurement], str, dict[str, float]]:
+    """The measurements that `shaprune.report.comparison.to_json` wrote, how, and the seconds beside them."""
+    found = read_json(path)
+    try:
+        networks = {name: _measurement(row) for name, row in found.items() if name != "seconds"}
+        if not networks:
+            raise InputError("no network was measured")
+        first = next(iter(networks.values())).latency
+        seconds = {str(name): float(s) for name, s in found.get("seconds", {}).items()}
+        return networks, latency_setting(first.examples, first.device, first.threads), seconds
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"these measurements are damaged: {error!r} is missing or of the wrong kind") from error
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    from shaprune.measure import Latency, Measurement  # only here: most reports need no torch
+
+    low, high = row["latency_spread_ms"]
+    on = row["latency_on"]
+    latency = Latency(
+        float(row["latency_ms"]), float(low), float(high), on["threads"], on["device"], on["examples"], on["compiled"]
+    )
+    return Measurement(row["accuracy"], int(row["parameters"]), int(row["macs"]), latency, int(row["bytes"]))

@@ -1,0 +1,1 @@
+"""Long runs: what has been computed (a journal), by whom (executors), in which pieces. No torch here."""

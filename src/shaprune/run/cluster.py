@@ -1,0 +1,121 @@
+"""Workers that are Ray actors, on one machine or many; the only place that imports ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from shaprune.errors import InputError
+from shaprune.run.executor import Answer
+from shaprune.run.pool import WorkerLost
+from shaprune.run.processes import Recipe
+from shaprune.run.serving import Serving, Told
+from shaprune.values.game import Question
+
+PATIENCE = 20.0  # seconds that an address has to answer
+START = 300.0  # seconds that an actor has to be placed and to make its games
+
+
+def connected(address: str, workers: int) -> ModuleType:
+    """Ray, connected to a cluster: ``"auto"``, ``"local"`` (started here, for so many workers), or ``host:port``.
+
+    Raises:
+        InputError: ray is not installed; the address does not answer in time.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("a Ray address needs ray; pip install 'shaprune[ray]', or drop it for processes") from error
+    if ray.is_initialized():
+        return ray
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():  # Ray itself is not patient: it ends the process
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        ray.init(
+            address=address,
+            num_cpus=None if address != "local" else max(workers, os.cpu_count() or 1),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == "local" else None,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, give its address, "
+            "or drop it for processes of this machine"
+        ) from error
+    return ray
+
+
+class RayWorker:
+    """One actor (see `shaprune.run.pool.Worker`)."""
+
+    def __init__(self, ray: ModuleType, recipe: Any, number: int, cores: float) -> None:
+        self.ray, self.recipe, self.number, self.cores = ray, recipe, number, cores
+        self._actor: Any = None
+
+    def start(self) -> Mapping[str, str]:
+        actor = self.ray.remote(num_cpus=self.cores, max_restarts=0, max_task_retries=0)(_Actor)
+        self._actor = actor.remote([self.recipe], self.number)
+        told = self._heard(self._actor.ready.remote(), START)
+        return told.versions
+
+    def ask(self, game: str, question: Question) -> Answer:
+        return self._heard(self._actor.tell.remote(game, question)).answer()
+
+    def stop(self) -> None:
+        if self._actor is not None and self.ray.is_initialized():
+            self.ray.kill(self._actor, no_restart=True)
+            self._actor = None
+
+    def _heard(self, reference: Any, patience: float | None = None) -> Told:
+        try:
+            told: Told = self.ray.get(reference, timeout=patience)
+        except self.ray.exceptions.RayTaskError as error:
+            reason = [*str(error.cause or error).strip().splitlines(), ""]
+            raise InputError(
+                f"a worker cannot make the games: {reason[-2]}; what they are made of must be importable there"
+            ) from error
+        except self.ray.exceptions.RayError as error:
+            raise WorkerLost(f"actor {self.number}: {type(error).__name__}") from error
+        return told
+
+
+def ray_workers(recipe: Recipe, number: int, address: str, cores: float) -> list[RayWorker]:
+    """So many actors, with ``cores`` cores each; the recipe is stored once in the cluster.
+
+    Raises:
+        InputError: see `connected`; a recipe that cannot be serialised.
+    """
+    ray = connected(address, number)
+    try:
+        stored = ray.put(recipe)
+    except Exception as error:  # whatever an object's own methods raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the game cannot be sent to workers: {reason}; give build=, a function of an importable module"
+        ) from error
+    return [RayWorker(ray, stored, i, cores) for i in range(number)]
+
+
+class _Actor:
+    """What runs on a worker. The recipe comes in a list, so that Ray leaves it to `ready` to fetch it, and to fail."""
+
+    def __init__(self, stored: list[Any], number: int) -> None:
+        self.stored, self.number = stored, number
+
+    def ready(self) -> Told:
+        import ray
+
+        self.serving = Serving(ray.get(self.stored[0]), self.number)
+        return Told(versions=self.serving.versions)
+
+    def tell(self, game: str, question: Question) -> Told:
+        examples = None if question.examples is None else question.examples.copy()  # Ray's arrays are read-only
+        start = None if question.start is None else question.start.copy()
+        return self.serving.tell(game, Question(question.rows.copy(), examples, question.walks, start))

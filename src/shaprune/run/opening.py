@@ -1,0 +1,163 @@
+"""How a run is computed: in this process or by workers, with a journal or without, the whole of it or a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shaprune.errors import InputError
+from shaprune.run.executor import Executor, InProcess, Journaled
+from shaprune.run.journal import NAME, Journal
+from shaprune.run.lock import driving
+from shaprune.run.playing import Elsewhere, ExecutedGame, GameInPieces, Shard, ShardedGame
+from shaprune.run.pool import Pool, Worker
+from shaprune.run.processes import ProcessWorker, Recipe, packed
+from shaprune.values.estimate import whole
+from shaprune.values.game import Game
+from shaprune.values.result import Values
+
+G = TypeVar("G", bound=Game)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a run is computed.
+
+    Attributes:
+        run: folder of the journal, or None.
+        workers: how many; 1 = this process, unless ``ray_address`` is given.
+        ray_address: of a Ray cluster, or None.
+        shard: part of the work, or None for all of it.
+    """
+
+    run: Path | None = None
+    workers: int = 1
+    ray_address: str | None = None
+    shard: Shard | None = None
+
+    @staticmethod
+    def of(run: str | Path | None, workers: int, ray_address: str | None, shard: str | None) -> Manner:
+        """What a user asked for.
+
+        Raises:
+            InputError: no whole number of workers; a shard without a run; a run that is a file.
+        """
+        part = None if shard is None else Shard.parse(shard)
+        if part is not None and run is None:
+            raise InputError("a shard leaves its answers in a journal; give run=, the same folder for all shards")
+        folder = None if run is None else Path(run)
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InputError(f"run={str(run)!r} is a file; name a folder")
+        return Manner(folder, whole("workers", workers, 1), ray_address, part)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process computes."""
+        return self.workers == 1 and self.ray_address is None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to it: no journal and no workers."""
+        return self.alone and self.run is None
+
+
+def journal_file(folder: Path, shard: Shard | None = None) -> Path:
+    """The journal of a run, or of one shard of it."""
+    return folder / (NAME if shard is None else f"journal-{shard.name}.sqlite")
+
+
+class Running:
+    """A run that is open: what is asked of its games goes the way that the manner says."""
+
+    def __init__(self, manner: Manner, executor: Executor | None, here: dict[str, Game]) -> None:
+        self.manner, self.executor, self._here = manner, executor, here
+
+    def play(self, game: Game, name: str) -> Game:
+        """The game, answered by the executor, in pieces."""
+        if self.executor is None:
+            return GameInPieces(game)
+        if self.manner.alone:
+            self._here.clear()  # games are played one after the other, and each may hold much memory
+            self._here[name] = game
+        if self.manner.shard is not None:
+            return GameInPieces(ShardedGame(game, name, self.executor, self.manner.shard))
+        return GameInPieces(ExecutedGame(game, name, self.executor))
+
+    def all(self, games: dict[str, G], values_of: Callable[[G, str], Values]) -> dict[str, Values]:
+        """Values of every game, in their order; the games are taken out of the dictionary one by one.
+
+        With workers several games are under way at a time, so that nobody waits at the end of one. Games that a shard
+        leaves to others are missing. The first error ends all.
+        """
+        names, found = list(games), dict[str, Values]()
+
+        def one(name: str) -> None:
+            with suppress(Elsewhere):
+                found[name] = values_of(games.pop(name), name)
+
+        if self.manner.alone or self.executor is None:
+            for name in names:
+                one(name)
+        else:
+            with ThreadPoolExecutor(min(self.manner.workers, len(names))) as threads:
+                waiting = [threads.submit(one, name) for name in names]
+                try:
+                    for done in as_completed(waiting):
+                        done.result()
+                except BaseException:  # an interrupt as well
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    self.executor.close()  # ends what the others wait for
+                    raise
+        return {name: found[name] for name in names if name in found}
+
+
+@contextmanager
+def opened(
+    manner: Manner, n_examples: Mapping[str, int], recipe: Recipe | None, about: Mapping[str, Any]
+) -> Iterator[Running]:
+    """Open a run.
+
+    Args:
+        manner: see `Manner`.
+        n_examples: of every game, by its name.
+        recipe: what workers make the games from; None where there are none.
+        about: what the answers depend on, see `Journal.open`.
+
+    Raises:
+        InputError: another driver is at work, the folder holds another run, or the workers cannot be used.
+    """
+    with ExitStack() as stack:
+        journal = None
+        if manner.run is not None:
+            shard = manner.shard
+            stack.enter_context(driving(manner.run, "driver" if shard is None else f"driver-{shard.name}"))
+            journal = Journal.open(journal_file(manner.run, shard), about)
+            stack.callback(journal.close)
+            journal.note("finished", False)
+        here: dict[str, Game] = {}
+        executor: Executor | None = None
+        if recipe is not None:
+            executor = Pool(_workers(manner, recipe))
+        elif journal is not None:
+            executor = InProcess(here.__getitem__)
+        if journal is not None and executor is not None:
+            executor = Journaled(executor, journal, n_examples.__getitem__)
+        if executor is not None:
+            stack.callback(executor.close)
+            executor.start()
+        yield Running(manner, executor, here)
+        if journal is not None:
+            journal.note("finished", True)
+
+
+def _workers(manner: Manner, recipe: Recipe) -> list[Worker]:
+    if manner.ray_address is None:
+        bytes_ = packed(recipe)
+        return [ProcessWorker(bytes_, number) for number in range(manner.workers)]
+    from shaprune.run.cluster import ray_workers
+
+    return [*ray_workers(recipe, manner.workers, manner.ray_address, 1)]

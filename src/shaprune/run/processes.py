@@ -1,0 +1,99 @@
+"""Workers that are spawned processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from shaprune.errors import InputError, ShapruneError
+from shaprune.run.executor import Answer, Games
+from shaprune.run.pool import WorkerLost
+from shaprune.run.serving import Serving, Told
+from shaprune.values.game import Question
+
+Recipe = Callable[[], Games]  # makes the games where the work is done; can be pickled
+
+
+def packed(recipe: Recipe) -> bytes:
+    """A recipe as bytes for other processes of this machine.
+
+    Raises:
+        InputError: something in it cannot be serialised; it is named, with what to give instead.
+    """
+    try:
+        return pickle.dumps(recipe, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # pickle raises whatever an object's own methods raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the game cannot be sent to workers: {reason}; give build=, a function of an importable module that makes "
+            "the network, and name worths and functions that can be imported (no lambdas)"
+        ) from error
+
+
+class ProcessWorker:
+    """One spawned process (see `shaprune.run.pool.Worker`)."""
+
+    def __init__(self, recipe: bytes, number: int) -> None:
+        self.recipe, self.number = recipe, number
+        self._process: BaseProcess | None = None
+        self._line: Connection | None = None
+
+    def start(self) -> Mapping[str, str]:
+        context = multiprocessing.get_context("spawn")
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, self.recipe, self.number), daemon=True)
+        self._process.start()
+        theirs.close()
+        said = self._heard()
+        if said.error is not None:
+            raise InputError(f"a worker cannot make the games: {said.error}") from said.error
+        return said.versions
+
+    def ask(self, game: str, question: Question) -> Answer:
+        try:
+            assert self._line is not None
+            self._line.send((game, question))
+        except (OSError, ValueError) as error:
+            raise WorkerLost(f"process {self._pid()}: {error}") from error
+        return self._heard().answer()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(timeout=10)
+        if self._line is not None:
+            self._line.close()
+
+    def _heard(self) -> Told:
+        try:
+            assert self._line is not None
+            told: Told = self._line.recv()
+        except (OSError, EOFError) as error:
+            raise WorkerLost(f"process {self._pid()} ended") from error
+        return told
+
+    def _pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+
+def _work(line: Connection, recipe: bytes, number: int) -> None:
+    """What a worker does until its driver ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which ends the workers
+    try:
+        serving = Serving(pickle.loads(recipe), number)
+    except Exception as error:
+        line.send(
+            Told(error=error if isinstance(error, ShapruneError) else InputError(f"{type(error).__name__}: {error}"))
+        )
+        return
+    line.send(Told(versions=serving.versions))
+    while True:
+        try:
+            game, question = line.recv()
+            line.send(serving.tell(game, question))
+        except (EOFError, OSError):
+            return

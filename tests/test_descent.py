@@ -1,0 +1,94 @@
+"""The way down: for every budget the plan of `sp.plan`, with its costs to the bit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from reported import Residual, made_up
+
+import shaprune as sp
+from shaprune.budget import costs
+from shaprune.descent import Descent, costs_along, descent
+from shaprune.limits import Limits
+from shaprune.sensitivities import Sensitivity, SensitivityCurve
+
+ALLOCATIONS = ("global", "value", "uniform", "shapley-layers")
+
+
+@pytest.fixture(scope="module")
+def players() -> sp.Players:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return sp.find_players(Residual().eval(), torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("within", [Limits(), Limits(min_width=2, round_to=2, max_removed={"inner": 0.5})])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("resource", ["macs", "params", "players", "bytes", "activations"])
+def test_every_budget_gets_the_plan_of_sp_plan(
+    players: sp.Players, resource: str, allocation: str, within: Limits
+) -> None:
+    scores = made_up(players)
+    found = descent(players, scores, resource, allocation, within=within)
+    dense, met = found.costs[resource][0], 0
+    for share in np.linspace(0.02, 0.98, 33).tolist():
+        if share * dense < found.costs[resource][-1]:
+            continue
+        theirs = sp.plan(
+            players,
+            scores,
+            sp.Budget(**{resource: share}),
+            allocation,
+            min_width=within.min_width,
+            round_to=within.round_to,
+            max_removed=within.max_removed,
+        )
+        assert found.plan(resource, share * dense).to_json() == theirs.to_json()
+        met += 1
+    assert met > 5
+
+
+def test_costs_along_the_way_are_those_of_each_coalition(players: sp.Players) -> None:
+    found = descent(players, made_up(players), "params")
+    assert len(found.steps) > 10
+    for k in range(len(found.steps) + 1):
+        assert {name: cost[k] for name, cost in found.costs.items()} == costs(players, found.kept(k))
+        gone = [int((~found.kept(k)[g.indices]).sum()) for g in players.groups]
+        assert found.gone()[k].tolist() == gone
+    assert set(costs_along(replace(players, model_bytes=0), found.steps)) == {"macs", "params", "players"}
+
+
+def test_a_budget_that_is_not_reached_is_refused(players: sp.Players) -> None:
+    found = descent(players, made_up(players))
+    with pytest.raises(sp.InputError, match="is the least"):
+        found.plan("macs", 1)
+    with pytest.raises(sp.InputError, match="decides anew"):
+        descent(players, made_up(players), allocation="curves")
+
+
+def test_the_predicted_worth_is_what_is_left_of_the_dense_networks(players: sp.Players) -> None:
+    scores = made_up(players)
+    curves = {
+        name: SensitivityCurve(v.ranking(), np.array([0, v.n]), np.array([0.9, 0.9 - 0.1 * v.n]))
+        for name, v in scores.items()
+    }  # one tenth per player
+    found: Descent = descent(players, scores)
+    np.testing.assert_allclose(
+        found.predicted(Sensitivity(curves, "fidelity", 10)), 0.9 - 0.1 * found.gone().sum(1), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("spoil", ["nan", "missing"])
+def test_values_that_do_not_fit_are_refused(players: sp.Players, spoil: str) -> None:
+    scores = made_up(players)
+    by_group = dict(scores.by_group)
+    name = players.groups[0].name
+    if spoil == "missing":
+        del by_group[name]
+    else:
+        value = by_group[name].value.copy()
+        value[1] = np.nan
+        by_group[name] = replace(by_group[name], value=value)
+    with pytest.raises(sp.InputError, match=name):
+        descent(players, sp.Scores(players, by_group, "fidelity"))

@@ -1,0 +1,111 @@
+"""Runs on the command line: dry run, resume, shards and merge, the list of runs, values as files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import shaprune as sp
+from shaprune.bench.models import build_model
+from shaprune.cli.app import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a small network, untrained, and few data."""
+    weights = tmp_path_factory.mktemp("weights") / "digits.safetensors"
+    save_file(build_model("digits").state_dict(), weights)
+    few = ["--examples", "20", "--include", "conv1", "--include", "fc*", "--max-evaluations", "2000"]
+    return ["--model", "digits", "--weights", str(weights), "--data", "digits", *few]
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="shaprune")
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def loaded(*arguments: object) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def values(path: Path) -> dict[str, list[float]]:
+    return {name: v.value.tolist() for name, v in sp.Scores.load(path).items()}
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cost = loaded("score", *named, "--dry-run", "--run", "r")
+    assert list(tmp_path.iterdir()) == []
+    paid = loaded("score", *named, "--out", "s")
+    assert paid["n_evaluations"] <= cost["evaluations"] <= 4_000
+    assert cost["seconds"] > 0
+    assert [group["name"] for group in cost["groups"]] == [group["name"] for group in paid["groups"]]
+    assert "evaluations, about" in run("score", *named, "--dry-run").stdout
+    told = run("score", *named, "--method", "exact", "--dry-run", code=1).stderr
+    assert "2^" in told or "players" in told
+    assert "plays no game" in run("score", *named, "--method", "taylor", "--dry-run", code=2).stderr
+
+
+def test_a_run_is_listed_resumed_and_exported(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = loaded("score", *named, "--out", "s")
+    first = run("score", *named, "--run", "runs/a")
+    assert "expected: " in first.stderr
+    assert values(tmp_path / "runs/a/values.json") == values(tmp_path / "s/values.json")
+    (tmp_path / "runs/a/values.json").unlink()
+    assert "the run has not finished" in run("export-values", "runs/a", "--out", "v.csv", code=1).stderr
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the paths of the command are kept whole
+    again = loaded("resume", "../runs/a")
+    assert again["n_evaluations"] == plain["n_evaluations"]
+    monkeypatch.chdir(tmp_path)
+    assert values(tmp_path / "runs/a/values.json") == values(tmp_path / "s/values.json")
+    (listed,) = loaded("runs")["runs"]
+    assert (listed["run"], listed["state"], listed["failures"]) == ("runs/a", "finished", [])
+    assert listed["evaluations"] == plain["n_evaluations"]
+    run("export-values", "runs/a", "--out", "v.csv")
+    with (tmp_path / "v.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["value"]) for row in rows if row["group"] == "conv1"] == values(tmp_path / "s/values.json")[
+        "conv1"
+    ]
+    run("export-values", "runs/a", "--out", "v.json")
+    assert values(tmp_path / "v.json") == values(tmp_path / "s/values.json")
+    assert "exists" in run("export-values", "runs/a", "--out", "v.json", code=2).stderr
+    assert "no known ending" in run("export-values", "runs/a", "--out", "v.txt", code=2).stderr
+    assert "differs in seed (0 there, 4 here)" in run("score", *named, "--seed", 4, "--run", "runs/a", code=1).stderr
+    assert "finished" in run("runs").stdout
+
+
+def test_shards_are_merged_to_the_values_of_the_whole(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("score", *named, "--out", "s")
+    run("score", *named, "--run", "r", "--shard", "1/2")
+    assert "2/2 of r is missing" in run("merge", "r", code=1).stderr
+    assert "shaprune merge r" in run("score", *named, "--run", "r", "--shard", "2/2").stdout
+    assert [row["part"] for row in loaded("runs", "r")["runs"]] == ["1-of-2", "2-of-2"]
+    run("merge", "r")
+    assert values(tmp_path / "r/values.json") == values(tmp_path / "s/values.json")
+
+
+def test_what_cannot_be_used_is_refused(named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "--out or --run" in run("score", *named, code=2).stderr
+    assert "write i/n" in run("score", *named, "--run", "r", "--shard", "0/2", code=2).stderr
+    assert "leaves its answers" in run("score", *named, "--out", "s", "--shard", "1/2", code=2).stderr
+    assert "make the same call" in run("resume", tmp_path, code=1).stderr
+    assert "no folder" in run("runs", code=1).stderr
