@@ -319,9 +319,13 @@ def _input_reaches(marking: Marking) -> set[_Node]:
 
 
 def _candidate(sides: list[_Side], parts: list[set[_Node]], of_input: set[_Node]) -> Candidate:
-    owned: dict[_Side, list[tuple[int, ...]]] = {}
-    for name, role in sides:
-        owned[name, role] = [tuple(sorted(c for n, r, c in part if (n, r) == (name, role))) for part in parts]
+    owned: dict[_Side, list[tuple[int, ...]]] = {side: [] for side in sides}
+    for part in parts:
+        channels: dict[_Side, list[int]] = {side: [] for side in sides}
+        for name, role, channel in part:
+            channels[name, role].append(channel)
+        for side, found in channels.items():
+            owned[side].append(tuple(sorted(found)))
     members = [Member(name, role, tuple(channels)) for (name, role), channels in owned.items()]
     return Candidate(sides[0][0], tuple(members), any(part & of_input for part in parts))
 
