@@ -27,9 +27,10 @@ def connected(address: str, workers: int) -> ModuleType:
         InputError: ray is not installed; the address does not answer in time.
     """
     try:
-        import ray
+        import ray as imported
     except ImportError as error:
         raise InputError("a Ray address needs ray; pip install 'shaprune[ray]', or drop it for processes") from error
+    ray: ModuleType = imported
     if ray.is_initialized():
         return ray
     try:
