@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -41,6 +42,7 @@ class ProcessWorker:
         self.recipe, self.number = recipe, number
         self._process: BaseProcess | None = None
         self._line: Connection | None = None
+        self._stopping = threading.Lock()  # its own thread and the one that closes the pool may both stop it
 
     def start(self) -> Mapping[str, str]:
         context = multiprocessing.get_context("spawn")
@@ -62,11 +64,12 @@ class ProcessWorker:
         return self._heard().answer()
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join(timeout=10)
-        if self._line is not None:
-            self._line.close()
+        with self._stopping:
+            if self._process is not None:
+                self._process.kill()
+                self._process.join(timeout=10)
+            if self._line is not None and not self._line.closed:
+                self._line.close()
 
     def _heard(self) -> Told:
         try:
