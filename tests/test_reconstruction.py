@@ -105,3 +105,21 @@ def test_what_cannot_be_refitted_is_named() -> None:
     players = sp.find_players(model, inputs[:2], include="0")
     with pytest.raises(sp.InputError, match="2 behind '0' is a Conv3d; exclude the group"):
         rank(model, players, Subject(model, [(inputs, None)]), "reconstruction")
+
+
+def test_curves_with_refitted_consumers_lose_less_and_each_group_starts_from_the_dense_network() -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)
+    model, data = nn.Sequential(*layers).eval(), [(torch.randn(300, 6), None)]
+    before = [p.clone() for p in model.parameters()]
+    players = sp.find_players(model, torch.randn(2, 6))
+    scores = sp.score(model, players, data, "fidelity", method="reconstruction")
+    raw, fitted = (sp.sensitivity(model, players, scores, data, points=4, refit=refit) for refit in (False, True))
+    for name in ("0", "2"):
+        half = np.array([6])
+        assert fitted[name].worth[0] == pytest.approx(0, abs=1e-9)  # fidelity to itself
+        assert fitted[name].loss(half)[0] < 0.8 * raw[name].loss(half)[0]
+    alone = sp.find_players(model, torch.randn(2, 6), include="2")
+    again = sp.sensitivity(model, alone, scores, data, points=4, refit=True)
+    np.testing.assert_allclose(again["2"].worth, fitted["2"].worth, rtol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

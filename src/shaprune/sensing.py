@@ -80,10 +80,15 @@ def _steps(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The order in which a group's players leave, and after how many of them it is measured."""
     n = len(group)
-    if group.name not in scores or len(scores[group.name].value) != n:
-        raise InputError(f"the scores have no values that fit group {group.name!r}; score these players first")
     spread = np.linspace(0, n, (n if points is None else min(points, n)) + 1)
-    return scores[group.name].ranking(), np.unique(spread.round().astype(np.int64))
+    return _ranking(group, scores), np.unique(spread.round().astype(np.int64))
+
+
+def _ranking(group: Group, scores: Mapping[str, Values]) -> NDArray[np.int64]:
+    """The players of a group, counted within it, the least valuable first."""
+    if group.name not in scores or len(scores[group.name].value) != len(group):
+        raise InputError(f"the scores have no values that fit group {group.name!r}; score these players first")
+    return scores[group.name].ranking()
 
 
 def _refitted_sensitivity(
@@ -93,15 +98,14 @@ def _refitted_sensitivity(
     dense = quality(model)
     for fitted in refitted(subject, players):
         order, removed = _steps(fitted.group, scores, points)
-        before = {name: copied(model.get_submodule(name)) for name in fitted.consumers}
         worths = [dense]
         for gone, player in enumerate(order.tolist(), 1):
             fitted.remove(player)
             if gone in removed:
                 fitted.install(model)
                 worths.append(quality(model))
-        for name, layer in before.items():
-            model.get_submodule(name).load_state_dict(layer.state_dict())
+        for name in fitted.consumers:
+            model.get_submodule(name).load_state_dict(subject.model.get_submodule(name).state_dict())
         yield fitted.group.name, SensitivityCurve(order, removed, np.array(worths))
 
 
@@ -154,10 +158,8 @@ class LayersGame(Game):
         self.separable, self.repeatable, self.labels = game.separable, game.repeatable, game.labels
         self.gone: NDArray[np.bool_] = np.zeros((self.n_players, players.n), dtype=bool)
         for row, group in zip(self.gone, players.groups, strict=True):
-            if group.name not in scores or len(scores[group.name].value) != len(group):
-                raise InputError(f"the scores have no values that fit group {group.name!r}; score these players first")
             lost = max(1, round(remove * len(group)))
-            row[group.indices[scores[group.name].ranking()[:lost]]] = True
+            row[group.indices[_ranking(group, scores)[:lost]]] = True
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         absent = (~np.asarray(coalitions, dtype=bool)).astype(np.int64)

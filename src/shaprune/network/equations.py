@@ -148,11 +148,15 @@ def weights_of(layer: nn.Module) -> Tensor:
 
 
 def install(layer: nn.Module, weights: Tensor) -> Tensor:
-    """Write weights (groups, in, out) into a layer, in place; returns the intercepts (out,)."""
+    """Write weights (groups, in, out) into a layer, in place; returns the intercepts (out,).
+
+    Without the last row, that of the intercepts, there are none: (0,).
+    """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
-    matrix, last = weights[:, :-1], weights[:, -1].reshape(-1)
+    n_in = weight.numel() // (weights.shape[0] * weights.shape[2])
+    matrix, intercepts = weights[:, :n_in], weights[:, n_in:].reshape(-1)
     weight.copy_(matrix[0] if is_transposed_linear(layer) else matrix.mT.reshape(weight.shape))
     if isinstance(bias, Tensor):
-        bias.copy_(last)
-    return last
+        bias.copy_(intercepts)
+    return intercepts

@@ -91,11 +91,7 @@ class Refitted:
         """Write the fitted weights, zeros for inputs that are gone, into the consumers of ``model``."""
         with torch.no_grad():
             for name, parts in self.consumers.items():
-                layer = model.get_submodule(name)
-                weights = torch.stack([part.weight for part in parts])
-                if not has_bias(layer):
-                    weights = torch.cat([weights, weights.new_zeros(len(parts), 1, weights.shape[2])], dim=1)
-                install(layer, weights)
+                install(model.get_submodule(name), torch.stack([part.weight for part in parts]))
 
 
 def refitted(subject: Subject, players: Players) -> Iterator[Refitted]:

@@ -19,7 +19,7 @@ from shaprune.network.batches import Forward, call, collect, length, main_output
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.masks import Edge, Site
-from shaprune.network.trace import Trace, UntraceableError
+from shaprune.network.trace import Trace, UntraceableError, traced
 
 BATCH = 256  # examples per plain forward pass
 NEAR = 1e-4  # relative, float32: how well the part behind a mask must reproduce the outputs
@@ -150,11 +150,6 @@ class Subject:
         if forward is not None:
             return None, "forward=... is given"
         try:
-            trace = Trace(self.model)
-            if trace.reproduces(self.rows(torch.arange(min(2, self.n_examples)))):
-                return trace, None
-            return None, "its trace does not reproduce its outputs"
+            return traced(self.model, self.rows(torch.arange(min(2, self.n_examples)))), None
         except UntraceableError as reason:
-            return None, f"it cannot be traced ({reason})"
-        except Exception as error:
-            return None, f"its trace does not run ({type(error).__name__}: {error})"
+            return None, str(reason)

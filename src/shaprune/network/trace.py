@@ -77,6 +77,25 @@ class Trace:
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def traced(model: nn.Module, inputs: Inputs) -> Trace:
+    """The operations of a model, if they do on ``inputs`` what the model does.
+
+    Raises:
+        UntraceableError: it cannot be traced, or was traced along a way that these inputs do not take.
+    """
+    try:
+        trace = Trace(model)
+    except UntraceableError as reason:
+        raise UntraceableError(f"it cannot be traced ({reason})") from reason
+    try:
+        same = trace.reproduces(inputs)
+    except Exception as error:
+        raise UntraceableError(f"its trace does not run ({type(error).__name__}: {error})") from error
+    if not same:
+        raise UntraceableError("its trace does not reproduce its outputs")
+    return trace
+
+
 class Segment:
     """Some operations of a trace, run in order; values that nothing needs any more are dropped."""
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.kinds import channel_axis
-from shaprune.network.trace import Env, Segment, Trace, live_bytes
+from shaprune.network.trace import Env, Segment, Trace, UntraceableError, live_bytes, traced
 from shaprune.recovery.summands import watched
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -31,12 +31,10 @@ _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "a
 
 def traces(small: nn.Module, teacher: nn.Module, inputs: Inputs) -> tuple[Trace, Trace] | None:
     """Both networks as matching lists of operations that do on ``inputs`` what they do; None where there are none."""
+    few = transform(inputs, lambda t: t[:2] if t.ndim else t)
     try:
-        pair = Trace(small), Trace(teacher)
-        few = transform(inputs, lambda t: t[:2] if t.ndim else t)
-        if not all(trace.reproduces(few) for trace in pair):
-            return None
-    except Exception:  # it cannot be traced, or was traced along a way that these inputs do not take
+        pair = traced(small, few), traced(teacher, few)
+    except UntraceableError:
         return None
     names = [[(n.name, n.op) for n in trace.nodes] for trace in pair]
     return pair if names[0] == names[1] else None

@@ -82,9 +82,9 @@ def refit(
             layer = small.get_submodule(name)
             chosen, judged = Equations(), Equations()  # the examples that fit, and those that choose the ridge
             for (x, y), inputs in zip(pairs, batches, strict=True):
-                every = torch.arange(len(x), device=x.device) % _HELD_OUT == _HELD_OUT - 1
+                held_out = torch.arange(len(x), device=x.device) % _HELD_OUT == _HELD_OUT - 1
                 real = counted(inputs)
-                for part, which in ((chosen, ~every), (judged, every)):
+                for part, which in ((chosen, ~held_out), (judged, held_out)):
                     if which.any():
                         for rows in rows_of(layer, x[which], y[which], None if real is None else real[which]):
                             part.add(*rows)
@@ -118,8 +118,6 @@ def _fit(
     if ridge is None and judged.rows and chosen.rows:
         ridge = min(RIDGES, key=lambda r: judged.loss(chosen.solve(start, r)))
     solved = every.solve(start, ridge or _FEW)
-    if not has_bias(layer) and norm is None:
-        solved = torch.cat([solved, solved.new_zeros(*solved.shape[:1], 1, solved.shape[2])], dim=1)
     intercept = install(layer, solved)
     if norm is not None:
         assert norm.running_mean is not None
