@@ -1,18 +1,21 @@
 """ResNet-56 on CIFAR-10 (JPEG) with 75, 50 and 30 % of its multiply-adds left: ours against rivals, same recovery.
 
-All channels inside the blocks are players. Ours: the reconstruction ranking, and layer widths along sensitivity curves
-measured with refitted consumers (``curves``), or the same share of every layer (``uniform``). Rivals: weight norm,
-batch-norm scale, FPGM, LAMP, Hessian (optimal brain damage), Taylor, random; by value per multiply-add over all layers
-(``global``), or uniform. Three columns: (a) raw, (b) refitted on 768 unlabelled images, (c) one epoch of fine-tuning
-behind the refit, on 10,000 labelled training images, for some rows; beside it, the same architecture from scratch at
-the same effort, and, as a column of its own, distillation on 5,000 unlabelled images. Rankings and curves see held-out
-training images only. Accuracy on 2,000 fixed random test images. ``--no-training`` leaves column (c) out.
+All channels inside the blocks are players; in a second table those of the residual stream, too (of its 16, 32 and 64
+channels the first 16: the zeros that the others are padded with are written in the network's code). Ours: the
+reconstruction ranking, and layer widths along sensitivity curves measured with refitted consumers (``curves``), or the
+same share of every layer (``uniform``). Rivals: weight norm, batch-norm scale, FPGM, LAMP, Hessian (optimal brain
+damage), Taylor, random; by value per multiply-add over all layers (``global``), or uniform. Three columns: (a) raw, (b)
+refitted on 768 unlabelled images, (c) one epoch of fine-tuning behind the refit, on 10,000 labelled training images,
+for some rows; beside it, the same architecture from scratch at the same effort, and, as a column of its own,
+distillation on 5,000 unlabelled images. Rankings and curves see held-out training images only. Accuracy on 4,000 fixed
+random test images. ``--no-training`` leaves column (c) out.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +32,7 @@ from shaprune.network.subject import Subject
 from shaprune.recovery.steps import Finetune
 
 KEPT = (0.5, 0.3, 0.75)  # results are written after each
-CALIBRATION, CURVES, TEST, LABELLED, UNLABELLED = 768, 384, 2000, 10_000, 5000
+CALIBRATION, CURVES, TEST, LABELLED, UNLABELLED = 768, 384, 4000, 10_000, 5000
 POINTS = 8  # of each curve
 RANDOM_SEEDS = 2
 RIVALS = {
@@ -41,6 +44,7 @@ RIVALS = {
     "taylor": ("global", "uniform"),
 }
 TUNED = ("reconstruction, curves", "taylor, global", "weight_norm, uniform")
+Ranking = tuple[Any, str, dict[str, Any]]  # scores, allocation, what else `plan` wants
 say = partial(print, file=sys.stderr, flush=True)
 
 
@@ -59,16 +63,16 @@ def main() -> None:
     curves = sp.sensitivity(model, players, ours, few, "fidelity", points=POINTS, refit=True)
     seconds["curves"] = round(time.perf_counter() - clock, 1)
     say(seconds)
-    rankings: dict[str, tuple[Any, str]] = {
-        "reconstruction, curves": (ours, "curves"),
-        "reconstruction, uniform": (ours, "uniform"),
+    rankings: dict[str, Ranking] = {
+        "reconstruction, curves": (ours, "curves", {"curves": curves}),
+        "reconstruction, uniform": (ours, "uniform", {}),
     }
     for criterion, allocations in RIVALS.items():
         scores = rank(model, players, subject, criterion)
-        rankings |= {f"{criterion}, {allocation}": (scores, allocation) for allocation in allocations}
+        rankings |= {f"{criterion}, {allocation}": (scores, allocation, {}) for allocation in allocations}
     for seed in range(RANDOM_SEEDS):
         scores = rank(model, players, criterion="random", seed=seed)
-        rankings |= {f"random {seed}, {a}": (scores, a) for a in ("global", "uniform")}
+        rankings |= {f"random {seed}, {a}": (scores, a, {}) for a in ("global", "uniform")}
     results: dict[str, Any] = {
         "dense accuracy": _accuracy(model, data),
         "players": players.n,
@@ -76,21 +80,61 @@ def main() -> None:
         "seconds": seconds,
         "table": {name: {} for name in rankings},
     }
+    streams = _streams(model, players, ours, curves, calibration, few, example)
+    results["residual streams, too"] = {name: {} for name in streams[1]}
     for kept in KEPT:
-        for name, (scores, allocation) in rankings.items():
-            along = {"curves": curves} if allocation == "curves" else {}
-            plan = sp.plan(players, scores, sp.Budget(macs=kept), allocation, **along)
-            small = sp.prune(model, plan, example)
-            row = {"raw": _accuracy(small, data)}
-            refitted = sp.recover(small, model, plan, calibration, ("refit",))
-            row["refitted"] = _accuracy(refitted, data)
-            params = round(plan.cost["params"] / players.model_params, 3)
-            row |= {"players kept": int(plan.kept.sum()), "params kept": params}
+        for name, ranking in rankings.items():
+            row, refitted, plan = _row(model, players, ranking, kept, data, calibration, example)
             if name in TUNED and "--no-training" not in sys.argv:
                 row |= _tuned(refitted, model, plan, data, ours=name == TUNED[0])
             results["table"][name][f"{kept:.0%} of the multiply-adds"] = row
             say(name, kept, row)
+        for name, ranking in streams[1].items():
+            row, _, _ = _row(model, streams[0], ranking, kept, data, calibration, example)
+            results["residual streams, too"][name][f"{kept:.0%} of the multiply-adds"] = row
+            say("streams", name, kept, row)
         write("compress", results, started)
+
+
+def _streams(
+    model: nn.Module,
+    inner: sp.Players,
+    ours: sp.Scores,
+    curves: sp.Sensitivity,
+    calibration: Any,
+    few: Any,
+    example: Any,
+) -> tuple[sp.Players, dict[str, Ranking]]:
+    """All players, and rankings of them; what is known of those inside the blocks is not measured again."""
+    players = sp.find_players(model, example)
+    stream = sp.find_players(model, example, exclude=[group.name for group in inner.groups])
+    scores = sp.score(model, stream, calibration, "fidelity", method="reconstruction")
+    scores = replace(ours, by_group={**scores.by_group, **ours.by_group})
+    more = sp.sensitivity(model, stream, scores, few, "fidelity", points=POINTS, refit=True)
+    every = replace(curves, curves={**more.curves, **curves.curves})
+    subject = Subject(model, calibration)
+    return players, {
+        "reconstruction, curves": (scores, "curves", {"curves": every}),
+        "taylor, global": (rank(model, players, subject, "taylor"), "global", {}),
+        "weight_norm, global": (rank(model, players, subject, "weight_norm"), "global", {}),
+    }
+
+
+def _row(
+    model: nn.Module, players: sp.Players, ranking: Ranking, kept: float, data: Dataset, calibration: Any, example: Any
+) -> tuple[dict[str, float], nn.Module, sp.Plan]:
+    """A line of the table, the refitted network, and its plan."""
+    scores, allocation, along = ranking
+    plan = sp.plan(players, scores, sp.Budget(macs=kept), allocation, **along)
+    small = sp.prune(model, plan, example)
+    refitted = sp.recover(small, model, plan, calibration, ("refit",))
+    row = {
+        "raw": _accuracy(small, data),
+        "refitted": _accuracy(refitted, data),
+        "players kept": int(plan.kept.sum()),
+        "params kept": round(plan.cost["params"] / players.model_params, 3),
+    }
+    return row, refitted, plan
 
 
 def _tuned(refitted: nn.Module, model: nn.Module, plan: sp.Plan, data: Dataset, *, ours: bool) -> dict[str, float]:

@@ -19,35 +19,54 @@ from torch import nn
 from shaprune.bench.datasets import Dataset, load_dataset
 from shaprune.bench.models import build_model
 from shaprune.recovery.fit import fit
+from shaprune.recovery.objective import Augment
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SHAPRUNE_DATA", ROOT.parent / "shared" / "data"))  # see benchmarks/README.md
 CACHE = ROOT / ".cache"
 SEED = 0
+FAST: Any = torch.channels_last  # trains convolutions on CPU up to twice as fast
 
 
 def mnist() -> Dataset:
     return load_dataset(f"mnist:{DATA / 'mnist'}")
 
 
-def trained(name: str, data: Dataset, *, epochs: int = 3, seed: int = SEED) -> nn.Module:
+def trained(
+    name: str,
+    data: Dataset,
+    *,
+    epochs: int = 3,
+    seed: int = SEED,
+    lr: float = 2e-3,
+    weight_decay: float = 0.0,
+    augment: Augment | None = None,
+) -> nn.Module:
     """A network trained with a fixed recipe; its weights are kept in the ignored cache folder."""
-    path = CACHE / f"{name}-{data.name}-{epochs}-{seed}.safetensors"
+    path = CACHE / f"{name}-{data.name}-{epochs}{'' if augment is None else '-' + augment.__name__}-{seed}.safetensors"
     torch.manual_seed(seed)
     model = build_model(name)
     if path.exists():
         model.load_state_dict(load_file(path))
     else:
-        fit(model, data.train.batches(128), epochs=epochs, lr=2e-3, seed=seed)
+        model = model.to(memory_format=FAST)
+        batches = data.train.batches(128)
+        fit(model, batches, epochs=epochs, lr=lr, weight_decay=weight_decay, seed=seed, augment=augment)
+        model = model.to(memory_format=torch.contiguous_format)
         CACHE.mkdir(exist_ok=True)
         save_file(model.state_dict(), path)
     return model.eval()
 
 
+def cifar10() -> Dataset:
+    """The images that ResNet-56's card sets aside are held out."""
+    card = json.loads((DATA / "resnet56-cifar10" / "resnet56.json").read_text())
+    return load_dataset(f"cifar10:{DATA / 'cifar10-jpeg'}", cache=CACHE, held_out=card["held_out"])
+
+
 def resnet56() -> tuple[nn.Module, Dataset]:
     folder = DATA / "resnet56-cifar10"
-    card = json.loads((folder / "resnet56.json").read_text())
-    data = load_dataset(f"cifar10:{DATA / 'cifar10-jpeg'}", cache=CACHE, held_out=card["held_out"])
+    data = cifar10()
     model = build_model("resnet56")
     model.load_state_dict(load_file(folder / "resnet56.safetensors"))
     return model.eval(), data

@@ -97,6 +97,36 @@ def test_the_weights_of_the_best_epoch_are_those_that_come_back() -> None:
     assert went.losses[went.kept] < 0.9 * went.losses[0]
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_augmented_inputs_are_trained_on_and_the_teacher_answers_to_them(labelled: bool) -> None:
+    model, small, plan, x, y = case()
+    learnt: list[Tensor] = []
+    asked: list[Tensor] = []
+
+    def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+        if network is model:
+            asked.append(inputs)
+        elif network.training:
+            learnt.append(inputs)
+        return network(inputs)  # type: ignore[no-any-return]
+
+    step = Finetune(epochs=2, augment=lambda inputs: inputs + 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sp.ShapruneWarning)  # that it did not help
+        finetune(small, model, plan, x, y if labelled else None, step, forward=forward)
+    assert learnt
+    assert all((inputs > 50).all() for inputs in learnt)  # and what is set aside stays as it is: see forward
+    answered = [inputs for inputs in asked if (inputs > 50).all()]
+    assert len(answered) == (0 if labelled else len(learnt))
+    assert all(torch.equal(a, b) for a, b in zip(answered, learnt, strict=False))
+
+
+def test_augmentation_must_keep_the_number_of_examples() -> None:
+    model, small, plan, x, y = case()
+    with pytest.raises(sp.InputError, match=r"augment returned 1 examples for \d+; return one for each"):
+        finetune(small, model, plan, x, y, Finetune(augment=lambda inputs: inputs[:1]))  # type: ignore[index]
+
+
 def test_labels_are_not_needed_and_train_data_stand_in_for_data() -> None:
     model, small, plan, x, _ = case()
     learnt: set[tuple[float, ...]] = set()

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,7 @@ def test_a_loss_that_is_not_finite_names_the_epoch(untouched: Untouched) -> None
     assert same(weights(model), before)
 
 
-def test_the_users_interrupt_stays_one_and_the_model_comes_back(untouched: Untouched) -> None:
+def test_the_users_interrupt_stays_one_and_the_model_comes_back(untouched: Untouched, interrupts: None) -> None:
     class Interrupted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -302,6 +303,14 @@ def test_an_interrupt_before_lightning_is_ready_does_not_leave_the_signal_ignore
     assert signal.getsignal(signal.SIGINT) is handler
     with pytest.raises(SystemExit), interruptible():
         raise SystemExit(3)  # an exit that is no interrupt stays an exit
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """The signal is heard as on a terminal; a shell that starts tests in the background has it ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 # --- it leaves no trace ---

@@ -18,7 +18,6 @@ from shaprune.network.players import Group, Players
 from shaprune.network.reconstruction import refitted
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, name_of
-from shaprune.search import quality_on
 from shaprune.sensitivities import Sensitivity, SensitivityCurve
 from shaprune.values.estimate import estimate
 from shaprune.values.game import Coalitions, Examples, Game, Worths, chain
@@ -60,11 +59,15 @@ def sensitivity(
     if points is not None and points < 1:
         raise InputError(f"points is {points}; at least 1 is needed, or None for all")
     started = time.perf_counter()
-    subject = data if isinstance(data, Subject) or isinstance(worth, Evaluate) else Subject(model, data, forward)
+    subject = (
+        data
+        if isinstance(data, Subject) or isinstance(worth, Evaluate)
+        else Subject(model, data, forward)
+    )
     if refit:
         if not isinstance(subject, Subject) or isinstance(worth, Evaluate):
             raise InputError("refit=True needs data and a worth, not a function of the whole model")
-        found = dict(_refitted_sensitivity(players, scores, subject, worth, points))
+        found = dict(_refitted_sensitivity(players, scores, subject, worth, points, max_memory))
         return Sensitivity(found, name_of(worth), subject.n_examples, time.perf_counter() - started)
     curves, n_examples = {}, 1
     for group in players.groups:
@@ -92,21 +95,28 @@ def _ranking(group: Group, scores: Mapping[str, Values]) -> NDArray[np.int64]:
 
 
 def _refitted_sensitivity(
-    players: Players, scores: Mapping[str, Values], subject: Subject, worth: AnyWorth, points: int | None
+    players: Players,
+    scores: Mapping[str, Values],
+    subject: Subject,
+    worth: AnyWorth,
+    points: int | None,
+    max_memory: int,
 ) -> Iterator[tuple[str, SensitivityCurve]]:
-    quality, model = quality_on(subject.model, subject, worth), copied(subject.model)
-    dense = quality(model)
+    model = copied(subject.model)
+    own = Subject.received(model, subject.state())
     for fitted in refitted(subject, players):
         order, removed = _steps(fitted.group, scores, points)
-        worths = [dense]
+        coalitions = chain(order[None], len(order))[0]
+        game = NetworkGame(model, players, own, worth, fitted.group.name, max_memory=max_memory)
+        worths = [game(coalitions[:1])]
         for gone, player in enumerate(order.tolist(), 1):
             fitted.remove(player)
             if gone in removed:
                 fitted.install(model)
-                worths.append(quality(model))
+                worths.append(game(coalitions[gone : gone + 1]))
         for name in fitted.consumers:
             model.get_submodule(name).load_state_dict(subject.model.get_submodule(name).state_dict())
-        yield fitted.group.name, SensitivityCurve(order, removed, np.array(worths))
+        yield fitted.group.name, SensitivityCurve(order, removed, np.concatenate(worths))
 
 
 def layer_values(

@@ -134,6 +134,34 @@ def vgg_small() -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
+def vgg16(width: int = 64) -> nn.Module:
+    """VGG-16 with batch-norm for 32x32 images, as in Adamczewski et al. 2024: 14,986,698 parameters.
+
+    Thirteen 3x3 convolutions of 1, 2, 4 and 8 times ``width`` channels, and two linear layers.
+    """
+    layers: dict[str, nn.Module] = {}
+    last = 3
+    for stage, times in enumerate((1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8), 1):
+        layers[f"conv{stage}"] = nn.Conv2d(last, times * width, 3, padding=1, bias=False)
+        layers[f"bn{stage}"] = nn.BatchNorm2d(times * width)
+        layers[f"relu{stage}"] = nn.ReLU()
+        if stage in (2, 4, 7, 10, 13):
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)  # 32x32 -> ... -> 1x1
+        last = times * width
+    layers |= {
+        "flatten": nn.Flatten(),  # (N, 8 * width, 1, 1) -> (N, 8 * width)
+        "fc1": nn.Linear(last, last),
+        "relu14": nn.ReLU(),
+        "fc2": nn.Linear(last, 10),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+def vgg16_quarter() -> nn.Module:
+    """VGG-16 with batch-norm for 32x32 images with a quarter of the channels: 939,642 parameters."""
+    return vgg16(16)
+
+
 def _lenet(n_conv1: int, n_conv2: int, hidden: tuple[int, ...]) -> nn.Module:
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(1, n_conv1, 5),  # 28x28 -> 24x24
@@ -171,6 +199,8 @@ MODELS: dict[str, ModelEntry] = {
     "lenet300": _entry(lenet300, 1, 28, 28),
     "mlp-mnist": _entry(mlp_mnist, 1, 28, 28),
     "vgg-small": _entry(vgg_small, 3, 32, 32),
+    "vgg16": _entry(vgg16, 3, 32, 32),
+    "vgg16-quarter": _entry(vgg16_quarter, 3, 32, 32),
 }
 
 

@@ -27,7 +27,7 @@ class FirstLinear:
 
     Attributes:
         node: the layer's operation; source: what it reads.
-        weight: (n, out, channels per player, *kernel) weights of each player's channels.
+        n_players: n.
         columns: (n * channels per player,) the players' channels in player order.
         others: channels that no player owns.
         rest: what follows the layer.
@@ -36,7 +36,7 @@ class FirstLinear:
     layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
     node: fx.Node
     source: fx.Node
-    weight: Tensor
+    n_players: int
     columns: Tensor
     others: Tensor
     rest: Segment
@@ -48,12 +48,13 @@ class FirstLinear:
             (E, n + 1, out, ...), channels right after the players; `finish` puts them where the layer has them.
         """
         x = state[self.source]
-        n, out, per_player = self.weight.shape[:3]
+        weight = self._weight()
+        n, out, per_player = weight.shape[:3]
         if isinstance(self.layer, nn.Linear):
             shape = x.shape[1:-1]
             x = x.movedim(-1, 1).reshape(len(x), x.shape[-1], -1)  # (E, features, P)
             ours = x[:, self.columns].view(len(x), n, per_player, -1)
-            parts = torch.einsum("encp,noc->enop", ours, self.weight)
+            parts = torch.einsum("encp,noc->enop", ours, weight)
             base = torch.einsum("ecp,oc->eop", x[:, self.others], self.layer.weight[:, self.others])
             if self.layer.bias is not None:
                 base = base + self.layer.bias[:, None]
@@ -64,7 +65,7 @@ class FirstLinear:
             "padding": self.layer.padding,
             "dilation": self.layer.dilation,
         }
-        parts = conv(x[:, self.columns], self.weight.flatten(0, 1), None, groups=n, **options)
+        parts = conv(x[:, self.columns], weight.flatten(0, 1), None, groups=n, **options)
         parts = parts.unflatten(1, (n, out))
         if len(self.others):
             base = conv(x[:, self.others], self.layer.weight[:, self.others], self.layer.bias, **options)
@@ -73,6 +74,12 @@ class FirstLinear:
             if self.layer.bias is not None:
                 base += self.layer.bias.view(1, -1, *[1] * (base.ndim - 2))
         return torch.cat([parts, base[:, None]], 1)
+
+    def _weight(self) -> Tensor:
+        """(n, out, channels per player, *kernel): the layer's weights as they are now, player by player."""
+        columns = self.layer.weight.detach()[:, self.columns]
+        weight: Tensor = columns.unflatten(1, (self.n_players, -1)).transpose(0, 1).contiguous()
+        return weight
 
     def leftover(self, state: State) -> State:
         """What of a state is still needed behind the layer."""
@@ -113,7 +120,5 @@ def first_linear(
     if len(per_player) != 1 or 0 in per_player:
         return None
     columns = torch.cat(owned[:-1])
-    weight = layer.weight.detach()[:, columns]
-    weight = weight.reshape(len(weight), n, -1, *weight.shape[2:]).transpose(0, 1).contiguous()
     rest = Segment(trace, [x for x in suffix.nodes if x is not node])
-    return FirstLinear(layer, node, source, weight, columns, owned[-1], rest)
+    return FirstLinear(layer, node, source, n, columns, owned[-1], rest)

@@ -79,7 +79,7 @@ class Rows:
         """Every coalition, masks (R, n), on every example."""
         if not len(masks):
             return
-        first = self.runner.first_linear
+        first = self.runner.first_linear if len(masks) > 1 else None  # contributions pay off from the second on
         per_batch = self._batch(self.row_bytes)
         grid = None if first is None else grid_of(masks, per_batch)
         unit = 1 if grid is None else len(grid.low)

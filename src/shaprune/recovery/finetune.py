@@ -17,6 +17,7 @@ from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.borrow import copied, device_of
 from shaprune.planning import Plan
 from shaprune.recovery.fit import fit
+from shaprune.recovery.objective import Augment
 from shaprune.recovery.optimizers import carried_over, check_optimizer
 from shaprune.recovery.trainer import Trained
 
@@ -43,6 +44,8 @@ class Finetune:
         patience: epochs without a lower loss after which the training stops.
         optimizer: the SGD, Adam or AdamW that trained the dense network: its options, rates and state are carried over,
             momenta cut along the channels (see `carried_over`); None = a fresh AdamW.
+        augment: ``(inputs) -> inputs`` makes each training batch's inputs anew (shifted, mirrored, noisy); with
+            ``"distill"`` the dense network answers to what was made. The examples set aside stay as they are.
     """
 
     epochs: int = 3
@@ -51,6 +54,7 @@ class Finetune:
     validation: float = 0.1
     patience: int = 3
     optimizer: Optimizer | None = None
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -107,6 +111,7 @@ def finetune(
         validation=[_rows(inputs, targets, watched)],
         patience=step.patience,
         optimizer=None if step.optimizer is None else carried_over(step.optimizer, teacher, model, plan),
+        augment=step.augment,
         forward=forward,
     )
     _tell(trained)

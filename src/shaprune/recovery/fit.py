@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from shaprune.errors import InputError, check_choice
 from shaprune.network.batches import Forward, call, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
-from shaprune.recovery.objective import LOSSES, Loss, Shuffled, mean_loss, prepare
+from shaprune.recovery.objective import LOSSES, Augment, Loss, Shuffled, augmented, mean_loss, prepare
 from shaprune.recovery.trainer import Trained, train
 
 
@@ -35,6 +35,7 @@ def fit(
     validation: Iterable[Any] | None = None,
     patience: int | None = None,
     optimizer: Optimizer | None = None,
+    augment: Augment | None = None,
     forward: Forward | None = None,
 ) -> Trained:
     """Train ``model`` in place. Training flags and random states come back; on any failure the weights do too.
@@ -54,6 +55,7 @@ def fit(
         patience: stop after so many epochs without a lower one, and keep the best instead of raising where the loss is
             not finite; see `train`. Needs ``validation``.
         optimizer: in place of AdamW, over the model's parameters; its own rates and weight decay hold.
+        augment: makes each training batch's inputs anew; validation sees them as they are.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
 
     Returns:
@@ -72,7 +74,7 @@ def fit(
     home, where, run = device_of(model), _device(device, device_of(model)), forward or call
     rows, kind = prepare(model, batches, loss, teacher, batch_size, run)
     checks = prepare(model, validation, loss, teacher, batch_size, run)[0] if validation is not None else None
-    shuffled = Shuffled(rows, seed)
+    shuffled = Shuffled(rows, seed, None if augment is None else augmented(augment, teacher, run))
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def objective(batch: Any) -> Tensor:

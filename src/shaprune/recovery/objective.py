@@ -1,12 +1,12 @@
 """What training minimises: rows of data with targets or a teacher's outputs, and the loss between them and the model's.
 
 Distillation (Hinton et al. 2015) follows the teacher's outputs at temperature 2 and needs no labels. The teacher runs
-once over the data, not once per epoch.
+once over the data, not once per epoch; but where inputs are augmented, on what was made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,8 @@ from shaprune.network.borrow import borrowed, device_of
 
 Loss = Literal["cross_entropy", "mse", "distill"]
 Kind = Literal["cross_entropy", "mse", "kl"]  # what a loss comes down to on given targets
+Augment = Callable[[Inputs], Inputs]
+Change = Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
 LOSSES = ("cross_entropy", "mse", "distill")
 _TEMPERATURE = 2.0
 _IGNORED = -100  # a target that cross_entropy skips
@@ -38,10 +40,17 @@ class Rows:
 
 
 class Shuffled:
-    """The same rows in a new order every time; one row left over at the end sits out, as batch-norm needs two."""
+    """The same rows in a new order every time; one row left over at the end sits out, as batch-norm needs two.
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    Args:
+        rows: the examples.
+        seed: of the orders.
+        change: what is done to each batch, such as `augmented`.
+    """
+
+    def __init__(self, rows: Rows, seed: int, change: Change | None = None) -> None:
         self.rows, self.generator = rows, torch.Generator().manual_seed(seed)
+        self.change: Change = change or (lambda inputs, targets: (inputs, targets))
 
     def __len__(self) -> int:
         n, size = len(self.rows.targets), self.rows.batch_size
@@ -50,7 +59,23 @@ class Shuffled:
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         order = torch.randperm(len(self.rows.targets), generator=self.generator)
         size = self.rows.batch_size
-        return (self.rows.at(order[i * size : (i + 1) * size]) for i in range(len(self)))
+        return (self.change(*self.rows.at(order[i * size : (i + 1) * size])) for i in range(len(self)))
+
+
+def augmented(augment: Augment, teacher: nn.Module | None, forward: Forward = call) -> Change:
+    """Batches with inputs of the user's making, and what the teacher, if any, answers to these.
+
+    Raises:
+        InputError: (when called) another number of examples comes back.
+    """
+
+    def change(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+        made = augment(inputs)
+        if length(made) != len(targets):
+            raise InputError(f"augment returned {length(made)} examples for {len(targets)}; return one for each")
+        return made, targets if teacher is None else _outputs(teacher, made, forward).view_as(targets).to(targets)
+
+    return change
 
 
 def prepare(

@@ -17,6 +17,11 @@ from shaprune.run.serving import Serving, Told
 from shaprune.values.game import Question
 
 Recipe = Callable[[], Games]  # makes the games where the work is done; can be pickled
+HOW = (
+    "give build=, a function of an importable module that makes the network (its weights are sent along): with "
+    "`def network(): return Net(width=64)` in nets.py, sp.score(model, ..., build=nets.network); worths, forward and "
+    "the like must be importable, too: functions with a name, no lambdas"
+)
 
 
 def packed(recipe: Recipe) -> bytes:
@@ -29,10 +34,7 @@ def packed(recipe: Recipe) -> bytes:
         return pickle.dumps(recipe, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # pickle raises whatever an object's own methods raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the game cannot be sent to workers: {reason}; give build=, a function of an importable module that makes "
-            "the network, and name worths and functions that can be imported (no lambdas)"
-        ) from error
+        raise InputError(f"the game cannot be sent to workers: {reason}; {HOW}") from error
 
 
 class ProcessWorker:
@@ -42,14 +44,15 @@ class ProcessWorker:
         self.recipe, self.number = recipe, number
         self._process: BaseProcess | None = None
         self._line: Connection | None = None
-        self._stopping = threading.Lock()  # its own thread and the one that closes the pool may both stop it
+        self._changing = threading.Lock()  # its own thread starts and stops it, who closes the pool stops it, too
 
     def start(self) -> Mapping[str, str]:
         context = multiprocessing.get_context("spawn")
-        self._line, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self.recipe, self.number), daemon=True)
-        self._process.start()
-        theirs.close()
+        with self._changing:
+            self._line, theirs = context.Pipe()
+            self._process = context.Process(target=_work, args=(theirs, self.recipe, self.number), daemon=True)
+            self._process.start()
+            theirs.close()
         said = self._heard()
         if said.error is not None:
             raise InputError(f"a worker cannot make the games: {said.error}") from said.error
@@ -64,7 +67,7 @@ class ProcessWorker:
         return self._heard().answer()
 
     def stop(self) -> None:
-        with self._stopping:
+        with self._changing:
             if self._process is not None:
                 self._process.kill()
                 self._process.join(timeout=10)
