@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def warped(images: Tensor) -> Tensor:
-    """Digits, each turned (up to 10 degrees), scaled (10 %), slanted and shifted (12 %) a little."""
+    """Digits, half of them turned (up to 10 degrees), scaled (10 %), slanted and shifted (12 %) a little."""
     n = len(images)
     turn, scale, slant, x, y = (
         (torch.rand(5, n) - 0.5) * torch.tensor([[0.35], [0.2], [0.3], [0.25], [0.25]])

@@ -20,13 +20,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import SEED, resnet56, write
+from common import SEED, forgotten, resnet56, write
 from torch import nn
 
 import shaprune as sp
 from shaprune.bench.datasets import Dataset
 from shaprune.measure import accuracy
-from shaprune.network.borrow import copied
 from shaprune.network.criteria import rank
 from shaprune.network.subject import Subject
 from shaprune.recovery.steps import Finetune
@@ -143,23 +142,13 @@ def _tuned(refitted: nn.Module, model: nn.Module, plan: sp.Plan, data: Dataset, 
     labelled = Finetune(epochs=1, lr=3e-4)
     row = {"one epoch": _accuracy(sp.recover(refitted, model, plan, train, (labelled,), seed=SEED), data)}
     if ours:
-        scratch = _forgotten(refitted)
+        scratch = forgotten(refitted, SEED)
         tuned = sp.recover(scratch, model, plan, train, (Finetune(epochs=1, lr=2e-3),), seed=SEED)
         row["from scratch, one epoch"] = _accuracy(tuned, data)
         unlabelled = [(x, None) for x, _ in data.held_out.take(UNLABELLED).batches(128)]
         distilled = sp.recover(refitted, model, plan, unlabelled, (Finetune(epochs=3, lr=5e-4, loss="distill"),))
         row["distilled, 3 epochs"] = _accuracy(distilled, data)
     return row
-
-
-def _forgotten(model: nn.Module) -> nn.Module:
-    """The same architecture with fresh random weights."""
-    fresh = copied(model)
-    torch.manual_seed(SEED)
-    for module in fresh.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    return fresh
 
 
 def _accuracy(model: nn.Module, data: Dataset) -> float:

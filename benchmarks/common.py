@@ -18,6 +18,7 @@ from torch import nn
 
 from shaprune.bench.datasets import Dataset, load_dataset
 from shaprune.bench.models import build_model
+from shaprune.network.borrow import copied
 from shaprune.recovery.fit import fit
 from shaprune.recovery.objective import Augment
 
@@ -56,6 +57,16 @@ def trained(
         CACHE.mkdir(exist_ok=True)
         save_file(model.state_dict(), path)
     return model.eval()
+
+
+def forgotten(model: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with fresh random weights."""
+    fresh = copied(model)
+    torch.manual_seed(seed)
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return fresh
 
 
 def cifar10() -> Dataset:
