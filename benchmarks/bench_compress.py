@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from common import SEED, forgotten, resnet56, write
 from torch import nn
 
@@ -108,7 +107,7 @@ def _streams(
     players = sp.find_players(model, example)
     stream = sp.find_players(model, example, exclude=[group.name for group in inner.groups])
     scores = sp.score(model, stream, calibration, "fidelity", method="reconstruction")
-    scores = replace(ours, by_group={**scores.by_group, **ours.by_group})
+    scores = replace(ours, players=players, by_group={**scores.by_group, **ours.by_group})
     more = sp.sensitivity(model, stream, scores, few, "fidelity", points=POINTS, refit=True)
     every = replace(curves, curves={**more.curves, **curves.curves})
     subject = Subject(model, calibration)
