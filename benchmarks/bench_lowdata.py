@@ -48,6 +48,7 @@ def main() -> None:
                 rows.setdefault(name, []).append(found)
         table[str(per_class)] = {name: {"mean": round(mean(found), 4), "draws": found} for name, found in rows.items()}
         results = {"dense accuracy": measured(model, data), "multiply-adds kept": KEPT, "images per class": table}
+        results = {"dense accuracy": measured(model, data), "multiply-adds kept": KEPT, "images per class": table}
         write("lowdata", results, started)
 
 

@@ -101,9 +101,18 @@ def test_values_are_of_their_kind() -> None:
     assert config.steps(lambda spec: (own, spec)) == ("refit", Finetune(epochs=2, lr=1e-5), (own, "my.module:finetune"))
 
 
+def test_a_function_that_augments_is_named_and_found() -> None:
+    step = {"finetune": {"epochs": 2, "augment": "my.module:shift"}}
+    config = RunConfig.of({**NEEDED, "recover": ["refit", step]})
+    assert config.recover == ("refit", step)
+    assert RunConfig.of(yaml.safe_load(config.to_yaml())) == config
+    assert config.steps(lambda spec: {"my.module:shift": abs}[spec]) == ("refit", Finetune(epochs=2, augment=abs))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"recover": [{"finetune": {"augment": 3}}]}, "finetune: augment is 3; name a function"),
         ({"round_too": 8}, r"unknown key 'round_too'; did you mean 'round_to'\?"),
         ({"budget": {"mac": 0.5}}, r"unknown budget 'mac'; did you mean 'macs'\?"),
         ({"budget": {"macs": 2.5}}, r"macs=2.5 is no budget"),

@@ -20,6 +20,7 @@ from shaprune.planning import ALLOCATIONS
 
 Options = dict[str, Any]
 NOT_IN_FILES = ("optimizer",)  # options of a recovery step that are objects of a running program
+NAMED = ("augment",)  # options that are functions; a file names them, package.module:function
 
 
 class RunConfig(BaseModel):
@@ -35,8 +36,8 @@ class RunConfig(BaseModel):
         out: the folder to write.
         device: where the network runs; None = cuda where there is one, else cpu.
         budget: what may stay, by name, see `Budget`.
-        recover: steps in order: a name, ``{name: options}`` (``{finetune: {epochs: 5}}``), or a function of your own,
-            ``package.module:finetune``, see `recover`.
+        recover: steps in order: a name, ``{name: options}`` (``{finetune: {epochs: 5, augment: my.module:shift}}``), or
+            a function of your own, ``package.module:finetune``, see `recover`.
 
     The others are those of `compress`.
     """
@@ -131,7 +132,7 @@ class RunConfig(BaseModel):
         return Budget(**self.budget)  # type: ignore[arg-type]
 
     def steps(self, named: Callable[[str], Any]) -> tuple[Any, ...]:
-        """The recovery steps; ``named("package.module:function")`` finds a function of the user's own."""
+        """The recovery steps; ``named("package.module:function")`` finds functions of the user's own."""
         from shaprune.recovery.steps import STEPS
 
         made: list[Any] = []
@@ -139,7 +140,9 @@ class RunConfig(BaseModel):
             if isinstance(step, str):
                 made.append(step if step in STEPS else named(step))
             else:
-                made += [STEPS[name](**(options or {})) for name, options in step.items()]
+                for name, options in step.items():
+                    found = {key: named(value) if key in NAMED else value for key, value in (options or {}).items()}
+                    made.append(STEPS[name](**found))
         return tuple(made)
 
 
@@ -191,11 +194,16 @@ def _checked_step(step: Any) -> Any:
     checked = {}
     for key, value in (options or {}).items():
         check_choice(f"option of {name}", key, hints)
+        if key in NAMED:
+            if not isinstance(value, str) or ":" not in value:
+                raise InputError(f"{name}: {key} is {value!r}; name a function, package.module:function")
+            checked[key] = value
+            continue
         try:
             checked[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             raise InputError(f"{name}: {key}: {error.errors()[0]['msg']}") from error
-    kind(**checked)  # it says what is wrong with a value
+    kind(**{key: value for key, value in checked.items() if key not in NAMED})  # it says what is wrong with a value
     return {name: checked}
 
 
