@@ -33,8 +33,8 @@ def cropped(images: Tensor) -> Tensor:
 def noise(n: int, channels: int, side: int, seed: int = 0) -> Tensor:
     """(n, channels, side, side) noise as smooth as photographs are, for those who have none.
 
-    The amplitude of a frequency f is f^-1.5 (of natural images it is nearer to 1 / f, Field 1987; the steeper one served
-    the refit better), channels are correlated (0.8), and the standard deviation is 1, that of standardised images.
+    The amplitude of a frequency f is f^-1.5 (of natural images it is nearer to 1 / f, Field 1987; the steeper one
+    served the refit better), channels are correlated (0.8), and the standard deviation is 1, as of standardised images.
     """
     generator = torch.Generator().manual_seed(seed)
     shared, own = (torch.randn(n, c, side, side, generator=generator) for c in (1, channels))
