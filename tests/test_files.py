@@ -1,6 +1,7 @@
 """Saved networks come back elsewhere, without pickle; damaged or foreign files are refused; nothing is half written."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,10 +98,25 @@ def test_a_failure_in_the_middle_leaves_nothing_new_and_loses_nothing(
 
     monkeypatch.setattr(shaprune.files, "save_model", fail)
     for target in (folder, folder.parent / "new"):
-        with pytest.raises((KeyboardInterrupt, OSError)):
+        with pytest.raises((KeyboardInterrupt, sp.InputError)):
             sp.save(small, plan, target, overwrite=True)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_said_and_what_was_there_stays(saved: tuple[Path, Made]) -> None:
+    folder, made = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most[1]))  # no file may become longer
+    try:
+        with pytest.raises(sp.InputError, match=r"cannot be written: .*; nothing was written or lost") as caught:
+            sp.save(made[0], made[1], folder, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert str(folder) in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_network_that_the_plan_did_not_make_is_not_saved(tmp_path: Path) -> None:

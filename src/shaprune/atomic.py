@@ -75,15 +75,24 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     """Fill a folder beside ``path``, then rename it to ``path``; on any failure nothing is left and nothing is lost.
 
     Raises:
-        InputError: ``path`` exists (and is not empty) without ``overwrite``, or its parent cannot be written.
+        InputError: ``path`` exists (and is not empty) without ``overwrite``, or it cannot be written, or its disk is
+            full.
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        with _filled(path) as beside:
+            yield beside
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}; nothing was written or lost, choose another folder"
+        ) from error
+
+
+@contextmanager
+def _filled(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = beside.with_name(beside.name + ".old")
     try:
         yield beside

@@ -55,7 +55,10 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, overwrite: bool
     versions = {"shaprune": version("shaprune"), "torch": torch.__version__, "python": platform.python_version()}
     manifest = Manifest.model_validate({"versions": versions, "shapes": shapes, "plan": plan.to_json()})
     with new_directory(directory, overwrite=overwrite) as folder:
-        save_model(model, str(folder / WEIGHTS))
+        try:
+            save_model(model, str(folder / WEIGHTS))
+        except SafetensorError as error:
+            raise OSError(f"{WEIGHTS}: {error}") from error
         (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(by_alias=True)), encoding="utf-8")
 
 
