@@ -29,7 +29,7 @@ from shaprune.network.subject import Subject
 from shaprune.recovery.steps import Finetune
 
 KEPT, TEST, DRAWS, NOISE = 0.5, 2000, 3, 512
-EPOCHS = {1: 60, 10: 60, 100: 10}  # of distillation, by images per class
+EPOCHS = {1: 60, 10: 60, 100: 8}  # of distillation, by images per class
 POINTS, WATCHED = 8, 100
 say = partial(print, file=sys.stderr, flush=True)
 
