@@ -3,8 +3,8 @@
 They report 1.04 % with 4.5K parameters and 131K multiply-adds, and 0.88 % with 5.9K and 205K (dense: 0.73 %). Here each
 seed trains a dense LeNet-5, ranks its channels and neurons on 1,000 held-out images without labels (reconstruction),
 sets the widths along curves with refitted consumers, refits, and trains on labels. The same with weight norm (uniform)
-and with the pruned architecture from scratch, for the first size and the first seed. The epoch is chosen on a tenth of the training
-images. The best network of the first size is written to ``results/lenet5-small`` (a test reloads it).
+and with the pruned architecture from scratch, for the first size and the first seed. The epoch is chosen on a tenth of
+the training images. The best network of the first size is written to ``results/lenet5-small`` (a test reloads it).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 The paper prunes VGG-16 (313.7M multiply-adds, 15M parameters) to 43M and 0.68M, and to 109M and 3.7M; here the same
 shares are kept of a network whose layers have a quarter of the channels, so that it trains on two cores. Ours: the
 reconstruction ranking on 768 held-out training images, widths along curves with refitted consumers, a refit, and a
-training that follows the dense network on the training images. Beside it, the same recovery behind Taylor (global). Errors on all 10,000 test images; the increase over the dense network is what compares
-with the paper (2.55 and 0.31 points).
+training that follows the dense network on the training images. Beside it, the same recovery behind Taylor (global).
+Errors on all 10,000 test images; the increase over the dense network is what compares with the paper (2.55 and 0.31
+points).
 """
 
 from __future__ import annotations
