@@ -135,14 +135,15 @@ def reconstructions(subject: Subject, players: Players) -> NDArray[np.float64]:
 def _check(layer: nn.Module, name: str, group: Group) -> None:
     if not can_solve(layer):
         raise InputError(
-            f"criterion 'reconstruction' needs linear layers and 1D or 2D convolutions behind a group, and {name} "
-            f"behind {group.name!r} is a {type(layer).__name__}; exclude the group, or take another criterion"
+            f"a refit in closed form needs linear layers and 1D or 2D convolutions behind a group, and {name} "
+            f"behind {group.name!r} is a {type(layer).__name__}; exclude the group, or do without the refit "
+            "(another criterion, refit=False)"
         )
     width = weights_of(layer).shape[1]
     if width > _WIDEST:
         raise InputError(
-            f"criterion 'reconstruction' holds a matrix of {width} x {width} numbers for {name}, which is too much; "
-            f"exclude {group.name!r}, or take another criterion"
+            f"a refit in closed form holds a matrix of {width} x {width} numbers for {name}, which is too much; exclude "
+            f"{group.name!r}, or do without the refit (another criterion, refit=False)"
         )
 
 
