@@ -6,10 +6,11 @@ hardest case for the journal), and a group of ResNet-56 on 250 images of CIFAR-1
 - journal: seconds with ``run=`` over seconds without, alternating; and the share of this process's CPU seconds that is
   spent inside the journal (open, look up, digest, commit, close), which other processes on the machine do not disturb.
 - resume: seconds to get the values of a finished run again, over seconds of the run.
-- workers: evaluations per second of 2 spawned workers, single-threaded each, over those of 1, without what it takes to
-  start them (which is told).
+- workers: evaluations per second of 2 workers, single-threaded each, over those of 1 of the same kind (Ray actors of a
+  cluster started here, where ray is installed; spawned processes), conv2 with eight times as many walks, without what
+  it takes to start them (which is told: the seconds of a run of which all is known). Bits are compared.
 
-The order of rounds alternates. Everything runs on one thread.
+The order of rounds alternates. Everything runs on one thread; about four minutes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +31,7 @@ from common import mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
+from shaprune.run.cluster import connected
 from shaprune.run.journal import Journal, digest
 
 EXAMPLES = 1_000
@@ -38,32 +41,44 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--examples", type=int, default=EXAMPLES)
+    parser.add_argument("--quick", action="store_true", help="LeNet-5 only")
     chosen = parser.parse_args()
     started = time.perf_counter()
     torch.set_num_threads(1)
     data = mnist()
     split = data.held_out.take(chosen.examples)
-    results = {
-        "lenet5": _network(trained("lenet5", data), [(split.inputs, split.targets)], "fc1", 4, chosen.rounds),
-        "lenet5 conv2": _network(trained("lenet5", data), [(split.inputs, split.targets)], "conv2", 8, chosen.rounds),
+    lenet5, batches = trained("lenet5", data), [(split.inputs, split.targets)]
+    results: dict[str, Any] = {
+        "lenet5 fc1": _network(lenet5, batches, "fc1", 4, chosen.rounds),
+        "lenet5 conv2": _network(lenet5, batches, "conv2", 8, chosen.rounds),
     }
-    model, cifar = resnet56()
-    split = cifar.held_out.take(chosen.examples // 4)
-    results["resnet56"] = _network(model, [(split.inputs, split.targets)], "layer3.0.conv1", 1, chosen.rounds)
-    write("journal", {"examples": chosen.examples, "rounds": chosen.rounds, "networks": results}, started)
+    workers = _workers(lenet5, batches, "conv2", 64, max(1, chosen.rounds // 2))
+    if not chosen.quick:
+        model, cifar = resnet56()
+        few = cifar.held_out.take(chosen.examples // 4)
+        results["resnet56"] = _network(
+            model, [(few.inputs, few.targets)], "layer3.0.conv1", 1, max(1, chosen.rounds // 2)
+        )
+    found = {"examples": chosen.examples, "rounds": chosen.rounds, "networks": results, "two workers over one": workers}
+    write("journal", found, started)
 
 
-def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: int) -> dict[str, Any]:
+def _runner(model: nn.Module, batches: Any, groups: str, walks: int) -> tuple[Any, sp.Players]:
+    """A function that scores, and gives its seconds and the scores."""
     model = model.eval()
     players = sp.find_players(model, batches[0][0][:2], include=groups)
-    examples = len(batches[0][0])
-    budget = walks * examples * (max(len(group) for group in players.groups) + 1)
+    budget = walks * len(batches[0][0]) * (max(len(group) for group in players.groups) + 1)
 
     def seconds(**how: Any) -> tuple[float, sp.Scores]:
         clock = time.perf_counter()
         scores = sp.score(model, players, batches, "cross_entropy", max_evaluations=budget, progress=False, **how)
         return time.perf_counter() - clock, scores
 
+    return seconds, players
+
+
+def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: int) -> dict[str, Any]:
+    seconds, players = _runner(model, batches, groups, walks)
     seconds()
     overhead, inside, resumed, plain = [], [], [], []
     with tempfile.TemporaryDirectory() as name:
@@ -80,7 +95,6 @@ def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
             resumed.append(seconds(run=folder)[0] / journaled)
         bytes_ = (Path(name) / "0" / "journal.sqlite").stat().st_size
         _, scores = seconds()
-        workers = [_workers(seconds, Path(name), round_, scores) for round_ in range(max(1, rounds // 2))]
     return {
         "players": players.n,
         "evaluations": scores.n_evaluations,
@@ -89,8 +103,6 @@ def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
         "share of CPU inside the journal": _spread(inside),
         "journal bytes": bytes_,
         "resume over run": _spread(resumed),
-        "two workers over one": _spread([ratio for ratio, _ in workers]),
-        "seconds to start two workers": round(median(start for _, start in workers), 1),
     }
 
 
@@ -117,18 +129,29 @@ def _watched() -> Iterator[list[float]]:
         yield spent
 
 
-def _workers(seconds: Any, folder: Path, round_: int, truth: sp.Scores) -> tuple[float, float]:
-    """Throughput of two workers over one, and the seconds it takes to start them."""
-    found = {}
-    for workers in (1, 2) if round_ % 2 else (2, 1):
-        wall, scores = seconds(run=folder / f"{round_}-{workers}", workers=workers)
-        for group in truth:
-            assert scores[group].value.tolist() == truth[group].value.tolist(), "other bits"
-        found[workers] = wall
-    nothing, _ = seconds(run=folder / f"{round_}-2", workers=2)  # all is known: what remains is the start
-    again, _ = seconds(run=folder / f"{round_}-1")
-    start = nothing - again
-    return found[1] / (found[2] - start), start
+def _workers(model: nn.Module, batches: Any, groups: str, walks: int, rounds: int) -> dict[str, Any]:
+    """Throughput of two workers over one, by the kind of worker."""
+    seconds, _ = _runner(model, batches, groups, walks)
+    _, truth = seconds()
+    kinds = {"ray": "local", "processes": None} if find_spec("ray") else {"processes": None}
+    found: dict[str, Any] = {}
+    for kind, address in kinds.items():
+        ratios, starts = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            if address is not None:  # the cluster is there before the clock runs
+                connected(address, 2)
+            for round_ in range(rounds):
+                work, start = {}, {}
+                for workers in (1, 2) if round_ % 2 else (2, 1):
+                    how = {"run": Path(folder) / f"{round_}-{workers}", "workers": workers, "ray_address": address}
+                    wall, scores = seconds(**how)
+                    assert [v.value.tolist() for v in scores.values()] == [v.value.tolist() for v in truth.values()]
+                    start[workers], _ = seconds(**how)  # all is known: what remains is the start
+                    work[workers] = wall - start[workers]
+                starts.append(start[2])
+                ratios.append(work[1] / work[2])
+        found[kind] = _spread(ratios) | {"seconds to start": round(median(starts), 1)}
+    return found
 
 
 def _spread(ratios: list[float]) -> dict[str, float]:

@@ -522,3 +522,15 @@ def test_one_example_has_no_standard_error() -> None:
     model, players, data = network("mlp")
     values = rank(model, players, Subject(model, [(data[0][0][:1], data[0][1][:1])]), "taylor")
     assert np.isinf(values["fc1"].stderr).all()
+
+
+def test_criteria_that_read_weights_only_need_no_data_and_others_say_that_they_do() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    players = sp.find_players(model, torch.randn(2, 4))
+    values = sp.score(model, players, None, method="weight_norm")["0"].value
+    np.testing.assert_array_equal(values, rank(model, players, criterion="weight_norm")["0"].value)
+    with pytest.raises(sp.InputError, match="criterion 'taylor' needs examples"):
+        sp.score(model, players, None, method="taylor")
+    with pytest.raises(sp.InputError, match="data is None; give an iterable of batches"):
+        sp.score(model, players, None)

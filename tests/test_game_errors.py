@@ -168,6 +168,13 @@ def test_no_memory_is_refused(plain: tuple[nn.Module, Players, Tensor], max_memo
         NetworkGame(model, players, [(x, labels(4))], max_memory=max_memory)
 
 
+def test_memory_for_less_than_one_row_is_refused(plain: tuple[nn.Module, Players, Tensor]) -> None:
+    model, players, x = plain
+    with pytest.raises(InputError, match="max_memory is 1,535 bytes and one row of the network takes 1,536; give at"):
+        NetworkGame(model, players, [(x, labels(4))], max_memory=1_535)
+    NetworkGame(model, players, [(x, labels(4))], max_memory=1_536)
+
+
 def test_an_unknown_unit_is_refused() -> None:
     make, inputs = NETWORKS["plain"]
     with pytest.raises(InputError, match="unknown unit 'chanel'; did you mean 'channel'"):
@@ -487,8 +494,9 @@ def test_worths_do_not_depend_on_the_memory_they_may_take(name: str, group: str 
     model, x = make(), torch.cat([inputs(), -inputs(), inputs().flip(0) * 0.5])
     players = find_players(model, x)
     rng, games = np.random.default_rng(0), []
-    for max_memory in (1, 20_000, 1 << 30):
-        options = {"worth": "cross_entropy", "group": group, "forward": forward, "max_memory": max_memory}
+    for max_memory in (1 << 30, 20_000, None):
+        memory = games[0].judge.rows.row_bytes if max_memory is None else max_memory  # the least: one row
+        options = {"worth": "cross_entropy", "group": group, "forward": forward, "max_memory": memory}
         if forward is None:
             games.append(NetworkGame(model, players, [(x, labels(12))], **options))
         else:
@@ -503,7 +511,7 @@ def test_worths_do_not_depend_on_the_memory_they_may_take(name: str, group: str 
         lambda game: game.walk(orders, examples[:5]),
         lambda game: game.walk(orders[:2]),
     ):
-        tiny, small, large = map(ask, games)
+        large, small, tiny = map(ask, games)
         assert np.std(large) > 1e-4
         for worths in (tiny, small):
             np.testing.assert_allclose(worths, large, rtol=1e-5, atol=1e-6)
@@ -517,7 +525,7 @@ def test_little_memory_means_small_batches(plain: tuple[nn.Module, Players, Tens
         largest[-1] = max(largest[-1], len(outputs))
         return outputs[:, 0]
 
-    for max_memory in (1, 100_000, 1 << 30):
+    for max_memory in (1_536, 100_000, 1 << 30):
         game = NetworkGame(model, players, [(x, labels(4))], watching, max_memory=max_memory)
         largest.append(0)
         game(np.ones((200, players.n), dtype=bool), np.zeros(200, dtype=np.int64))
@@ -525,7 +533,7 @@ def test_little_memory_means_small_batches(plain: tuple[nn.Module, Players, Tens
     assert largest[0] < largest[1] < largest[2] == 200
 
 
-def test_what_lies_before_the_mask_is_run_once_where_memory_allows(plain: tuple[nn.Module, Players, Tensor]) -> None:
+def test_what_lies_before_the_mask_is_run_once(plain: tuple[nn.Module, Players, Tensor]) -> None:
     model, players, x = plain
     seen = {"conv1": 0, "conv3": 0}
     for name in seen:
@@ -533,12 +541,12 @@ def test_what_lies_before_the_mask_is_run_once_where_memory_allows(plain: tuple[
             lambda module, args, output, name=name: seen.update({name: seen[name] + len(output)})
         )
     rows = np.ones((50, 12), dtype=bool), np.arange(50) % 4
-    for max_memory, images in ((1 << 30, 4), (1, 100)):
+    for max_memory in (1 << 30, 928):  # little memory: the values at the cut lie in a file
         game = NetworkGame(model, players, [(x, labels(4))], group="conv2", max_memory=max_memory)
         seen.update(conv1=0, conv3=0)
         game(*rows)
         game(*rows)
-        assert seen == {"conv1": images, "conv3": 100}
+        assert seen == {"conv1": 4, "conv3": 100}
 
 
 def test_no_rows_have_no_worths(plain: tuple[nn.Module, Players, Tensor]) -> None:

@@ -56,7 +56,7 @@ def test_walks_from_a_coalition_are_those_of_networks_after_surgery(name: str, g
         with pytest.warns(ShapruneWarning):
             game = make(forward=lambda net, images: net(images))
     else:
-        game = make(max_memory=4_000 if way == "little memory" else 1 << 30)
+        game = make(max_memory=11_000 if way == "little memory" else 1 << 30)
     rng, n = np.random.default_rng(0), len(playing)
     present = rng.permutation(n)[: n - 3]
     start = np.isin(np.arange(n), present)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -427,3 +428,10 @@ def test_the_summary_says_what_goes_what_stays_and_the_cost() -> None:
     text = plan(chain_of_two(), SCORES, Budget(players=0.6)).summary()
     assert "a            4      3        1" in text
     assert "players: 10 -> 6, 60.0% stay (budget 6)" in text
+
+
+def test_a_plan_by_hand_takes_tensors_and_lists_alike() -> None:
+    players = chain_of_two()
+    kept = [i >= 3 for i in range(players.n)]
+    by_tensor = Plan.from_coalition(players, torch.tensor(kept))
+    assert by_tensor.kept.tolist() == Plan.from_coalition(players, kept).kept.tolist() == kept

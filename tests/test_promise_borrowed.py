@@ -122,7 +122,7 @@ WAYS: dict[str, Callable[[nn.Module, Players, Tensor, Worth], NetworkGame]] = {
     "taken apart": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth),
     "one group": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, first_of(players)),
     "whole": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, forward=call),
-    "little memory": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, max_memory=4096),
+    "little memory": lambda model, players, x, worth: NetworkGame(model, players, data_of(x), worth, max_memory=11_000),
     "evaluate": lambda model, players, x, worth: NetworkGame(model, players, None, evaluation(worth, x)),
 }
 

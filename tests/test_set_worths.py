@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -182,15 +183,17 @@ def test_set_worths_do_not_depend_on_the_memory_they_may_take(group: str | None,
     worths = {"perplexity": "perplexity", "spread": SetWorth("spread", spread), "narrow": None}
     worths["narrow"] = SetWorth("narrow", lambda kept, labels: spread(kept, labels * 0), keep=narrow)  # type: ignore
     for worth in worths.values():
-        answers = []
-        for max_memory in (1, 4_000, 1 << 30):
-            largest.append(0)
+
+        def make(max_memory: int, worth: Any = worth) -> NetworkGame:
             options: dict[str, Any] = {"forward": (lambda net, a: net(a)) if whole else None, "max_memory": max_memory}
-            if whole:
-                with pytest.warns(ShapruneWarning):
-                    game = NetworkGame(model, players, [(x, targets)], worth, group, **options)
-            else:
-                game = NetworkGame(model, players, [(x, targets)], worth, group, **options)
+            with pytest.warns(ShapruneWarning) if whole else nullcontext():
+                return NetworkGame(model, players, [(x, targets)], worth, group, **options)
+
+        least = make(1 << 30).judge.rows.row_bytes
+        answers = []
+        for max_memory in (least, 5 * least, 1 << 30):
+            largest.append(0)
+            game = make(max_memory)
             largest[-1] = 0  # the dense network was asked about
             kept = np.random.default_rng(1).random((10, game.n_players)) < 0.6
             order = np.random.default_rng(2).permutation(game.n_players)[None, :4]

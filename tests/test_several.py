@@ -154,15 +154,15 @@ def test_answers_belong_to_those_who_ask(plain: Setting) -> None:
 def test_memory_for_answers_is_bounded_and_the_oldest_leave(plain: Setting) -> None:
     model, players, x = plain
     passed = counted(model)
-    shared = several(model, players, [(x, LABELS)], ["accuracy", "kl"], "conv2", max_memory=4 * 128)
-    rows = np.random.default_rng(0).random((3, 4, 12)) < 0.6
-    for block in rows:  # two times four answers of 8 bytes each; two blocks have room
-        shared[0](block, np.zeros(4, dtype=np.int64))
-    for block, run_again in zip(rows[::-1], (0, 0, 4), strict=True):
+    shared = several(model, players, [(x, LABELS)], ["accuracy", "kl"], "conv2", max_memory=4 * 256)
+    rows = np.random.default_rng(0).random((3, 8, 12)) < 0.6
+    for block in rows:  # two times eight answers of 8 bytes each; two blocks have room
+        shared[0](block, np.zeros(8, dtype=np.int64))
+    for block, run_again in zip(rows[::-1], (0, 0, 8), strict=True):
         passed.clear()
-        shared[1](block, np.zeros(4, dtype=np.int64))
+        shared[1](block, np.zeros(8, dtype=np.int64))
         assert sum(passed) == run_again
-    assert shared[0]._shelf.bytes <= 128  # type: ignore[attr-defined]
+    assert shared[0]._shelf.bytes <= 256  # type: ignore[attr-defined]
     assert shared[0]._shelf.bytes == sum(a.nbytes for a in shared[0]._shelf.kept.values())  # type: ignore[attr-defined]
 
 

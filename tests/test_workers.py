@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from shaprune.run.journal import Journal
 from shaprune.run.merging import runs_in
 from shaprune.run.playing import ExecutedGame, GameInPieces
 from shaprune.run.pool import ATTEMPTS, Pool, WorkerLost, versions
+from shaprune.run.queue import Queue
 from shaprune.values.consistency import Watched
 from shaprune.values.game import CountingGame, Game, ObservedGame, Question, Worths
 from shaprune.values.stopping import evaluations
@@ -69,7 +71,7 @@ def test_any_number_of_workers_gives_the_same_bits_also_when_one_is_killed(tmp_p
     model = build()
     model.note = lambda: None
     plain = score(build(), worth=slow)
-    with pytest.raises(sp.InputError, match=r"cannot be sent to workers: .*; give build="):
+    with pytest.raises(sp.InputError, match=r"cannot be sent to workers: .*; give build=.*build=nets.network\)"):
         score(model, worth=slow, workers=2)
     killed = []
 
@@ -93,7 +95,6 @@ def test_any_number_of_workers_gives_the_same_bits_also_when_one_is_killed(tmp_p
 
 
 def test_an_error_of_the_user_is_final_and_recorded_once(tmp_path: Path) -> None:
-    started = time.perf_counter()
     with pytest.raises(sp.GameError, match=r"(conv1|conv2): on worker .*: ZeroDivisionError: a mistake of mine"):
         score(build(), worth=broken, workers=2, run=tmp_path)
     (found,) = runs_in(tmp_path)
@@ -101,7 +102,30 @@ def test_an_error_of_the_user_is_final_and_recorded_once(tmp_path: Path) -> None
     assert "a mistake of mine" in found.failures[0][2]
     assert not found.finished
     assert not multiprocessing.active_children()
-    assert time.perf_counter() - started < 60
+
+
+# --- who takes what ---
+
+
+def test_a_worker_keeps_to_its_game_and_then_goes_where_the_fewest_are() -> None:
+    """What lies before the masks of a game is computed once by each worker that comes to it."""
+    queue: Queue[str] = Queue()
+    for piece in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        queue.add(piece[0], piece)
+    assert [queue.take("")[1] for _ in range(3)] == ["a1", "b1", "c1"]  # three workers, three games
+    assert queue.take("b") == ("b", "b2")
+    assert queue.take("c") == ("a", "a2")  # c has nothing left, and there is one worker at each
+    queue.add("b", "b3")
+    queue.add("b", "b2", first=True)  # its worker was lost
+    assert queue.take("") == ("b", "b2")  # two are at a by now
+    queue.left("a")
+    queue.left("a")
+    assert queue.take("") == ("a", "a3")
+    assert list(queue) == ["b3"]
+    assert queue.take("z") == ("b", "b3")
+    assert not queue
+    with pytest.raises(IndexError, match="nothing waits"):
+        queue.take("a")
 
 
 # --- the pool, with workers of this process ---
@@ -334,6 +358,15 @@ def test_an_address_that_does_not_answer_says_what_to_do() -> None:
     pytest.importorskip("ray")
     with pytest.raises(sp.InputError, match=r"no Ray cluster at '127.0.0.1:1': .*ray start --head"):
         connected("127.0.0.1:1", 1)
+
+
+def test_an_address_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("shaprune.run.cluster.PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(sp.InputError, match=f"at '{address}': the address does not answer within .*ray start"):
+            connected(address, 1)
 
 
 def test_without_ray_an_address_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def compress(
         step_budget(budget, players, 1, rounds, schedule)
     seconds["find_players"], start = clock() - start, clock()
 
-    subject = None if isinstance(worth, Evaluate) else Subject(model, batches, forward)
+    subject = None if isinstance(worth, Evaluate) else Subject(model, batches, forward, max_memory=max_memory)
 
     def scored(network: nn.Module, part: Players, own: Subject | None, judge: Any, round_: int) -> Scores:
         return score(

@@ -16,6 +16,7 @@ from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
 from shaprune.network.rows import ROWS_SET
+from shaprune.network.spill import PARTS
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate
 from shaprune.values.concepts import Concept
@@ -91,7 +92,11 @@ def expected_cost(
         InputError, GameError: as `score`.
     """
     started = time.perf_counter()
-    subject = data if isinstance(data, Subject) or isinstance(worth, Evaluate) else Subject(model, data or [], forward)
+    subject = (
+        data
+        if isinstance(data, Subject) or isinstance(worth, Evaluate)
+        else Subject(model, [] if data is None else data, forward, max_memory=max_memory)
+    )
     groups: dict[str, str | None] = {"all groups": None} if together else {g.name: g.name for g in players.groups}
     found: dict[str, GameCost] = {}
     for name, group in groups.items():
@@ -105,7 +110,8 @@ def expected_cost(
     bounded = len(evaluations) == len(found)
     memory = _bytes([*model.parameters(), *model.buffers()]) + max((c.memory for c in found.values()), default=0)
     if isinstance(subject, Subject):
-        memory += _bytes([*tensors(subject.inputs), *tensors(subject.targets), subject.outputs])
+        examples = _bytes([*tensors(subject.inputs), *tensors(subject.targets)])
+        memory += sum(min(size, max_memory // PARTS) for size in (examples, _bytes([subject.outputs])))
     return Cost(
         found,
         sum(evaluations) if bounded else None,
@@ -149,8 +155,8 @@ def _activations(game: NetworkGame, max_memory: int) -> int:
     if game.whole_model is not None:
         return 0
     rows = game.judge.rows
-    cached = rows.state_bytes * game.n_examples
-    return (cached if cached <= max_memory // 2 else 0) + max(rows.row_bytes, min(max_memory // 2, ROWS_SET))
+    cached = min(rows.state_bytes * game.n_examples, max_memory // PARTS)
+    return cached + max(rows.row_bytes, min(max_memory // 2, ROWS_SET))
 
 
 def _bytes(found: Iterable[torch.Tensor | None]) -> int:

@@ -57,8 +57,8 @@ class Plan:
 
     @staticmethod
     def from_coalition(players: Players, kept: Any) -> Plan:
-        """A plan by hand: ``kept`` is a boolean row over all players, True = stays."""
-        row = np.array(kept)
+        """A plan by hand: ``kept`` is a boolean row over all players (list, array or tensor), True = stays."""
+        row = np.array(kept.tolist() if hasattr(kept, "tolist") else kept)
         if row.dtype != bool and not np.isin(row, (0, 1)).all():
             raise InputError("kept must hold booleans, one per player (True = stays)")
         return Plan(players, row.astype(bool))

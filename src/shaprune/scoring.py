@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from shaprune.values.method import Method
 from shaprune.values.modes import MODES, expected_in_rounds, rounds
 from shaprune.values.result import Values
 from shaprune.values.stopping import Reason, Rule
+from shaprune.values.watching import WatchedGame, Watcher
 
 __all__ = ["Scores", "score"]
 
@@ -71,6 +73,7 @@ def score(
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
     progress: bool | None = None,
+    watch: Watcher | None = None,
 ) -> Scores:
     """Score every group: one game per group with the other groups whole, or one game over all players.
 
@@ -99,6 +102,7 @@ def score(
         build: makes the network (its weights are loaded into it) where it cannot be pickled to workers.
         forward, max_memory: see `NetworkGame`.
         progress: show a bar with the remaining time on stderr; None = only on a terminal.
+        watch: told how the games go, see `shaprune.values.watching.Watcher`.
 
     Returns:
         `Scores`, a mapping from group names to `Values`.
@@ -109,11 +113,10 @@ def score(
     started = time.perf_counter()
     check_choice("layers", layers, LAYERS)
     check_choice("mode", mode, MODES)
-    subject = (
-        data
-        if isinstance(data, Subject) or isinstance(worth, Evaluate)
-        else Subject(model, [] if data is None else data, forward)
-    )
+    if data is None or isinstance(data, Subject) or isinstance(worth, Evaluate):
+        subject = data
+    else:
+        subject = Subject(model, data, forward, max_memory=max_memory)
     if isinstance(method, str) and method not in METHODS:
         check_choice("method", method, (*METHODS, *CRITERIA))
         manner = Manner.of(run, workers, ray_address, shard)
@@ -136,6 +139,8 @@ def score(
     for name, game in games.items():
         with _naming(name):
             totals[name] = expected_in_rounds(game, mode, method, max_evaluations, stop, **how)
+    if watch is not None:
+        watch.opens(totals)
     notes = _notes(games, stop, manner)
     how |= {"negative_first": negative_first, "aggregate": aggregate}
     shared = subject if isinstance(subject, Subject) else None
@@ -165,7 +170,14 @@ def score(
         def values_of(game: Game, name: str) -> Values:
             start(name)
             with _naming(name), _logged(running.play(game, name), log, name) as logged:
-                return rounds(ObservedGame(logged, advance), mode, method, max_evaluations, stop, seed, **how)
+                asked: Game = logged
+                if watch is not None:
+                    watch.begins(name, game.n_players)
+                    asked = WatchedGame(logged, partial(watch.answered, name))
+                values = rounds(ObservedGame(asked, advance), mode, method, max_evaluations, stop, seed, **how)
+                if watch is not None:
+                    watch.ends(name, values)
+                return values
 
         def in_smaller(small: nn.Module, part: Players, subject: Subject, worth: AnyWorth, name: str) -> Values:
             return values_of(NetworkGame(small, part, subject, worth, name, max_memory=max_memory), name)

@@ -62,7 +62,7 @@ def sensitivity(
     subject = (
         data
         if isinstance(data, Subject) or isinstance(worth, Evaluate)
-        else Subject(model, data, forward)
+        else Subject(model, data, forward, max_memory=max_memory)
     )
     if refit:
         if not isinstance(subject, Subject) or isinstance(worth, Evaluate):

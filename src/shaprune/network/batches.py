@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -118,32 +118,3 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
     raise InputError(
         f"a batch is {shape}; each batch must be (inputs, targets), a dict of tensors, or a tensor of inputs"
     )
-
-
-def collect(data: Iterable[Any]) -> tuple[Inputs, Tensor | None]:
-    """Read all batches and join them in order.
-
-    Raises:
-        InputError: no batch, a batch of another form, inputs and targets of different lengths, or batches that do not
-            fit together.
-    """
-    if isinstance(data, (Tensor, str, bytes)):
-        raise InputError(f"data is a {type(data).__name__}; it must be an iterable of batches (inputs, targets)")
-    try:
-        batches = [split_batch(batch) for batch in data]
-    except TypeError as error:
-        raise InputError(f"data cannot be read as batches: {error}; give an iterable of (inputs, targets)") from error
-    batches = [b for b in batches if length(b[0])]
-    if not batches:
-        raise InputError("the data holds no example; check the loader (an iterator can be read only once)")
-    for inputs, targets in batches:
-        if targets is not None and targets.shape[:1] != (length(inputs),):
-            given = len(targets) if targets.ndim else "0-dimensional"
-            raise InputError(f"a batch has {length(inputs)} inputs and {given} targets; they must agree")
-    labelled = [targets for _, targets in batches if targets is not None]
-    if labelled and len(labelled) < len(batches):
-        raise InputError("some batches have targets and some have none; give targets in all of them or in none")
-    try:
-        return concatenate([inputs for inputs, _ in batches]), torch.cat(labelled) if labelled else None
-    except (RuntimeError, KeyError, IndexError) as error:
-        raise InputError(f"the batches do not fit together: {error}") from error

@@ -27,12 +27,11 @@ from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
+from shaprune.network.spill import MAX_MEMORY as MAX_MEMORY
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
 from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, check_targets, judge_of
 from shaprune.values.game import Coalitions, Examples, Game, Orders, Start, Worths, describe
-
-MAX_MEMORY = 1 << 30  # bytes
 
 
 class NetworkGame(Game):
@@ -49,8 +48,9 @@ class NetworkGame(Game):
             `Evaluate`.
         group: name(s) of the groups that play, the others stay whole; None = all players at once.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called; then the model is run whole.
-        max_memory: bytes that the rows of a batch and the cached activations may take; set worths take a quarter more,
-            and never less than the outputs of all examples.
+        max_memory: bytes that rows, cached activations and examples may take; what is more of the last two lies in a
+            temporary file, with the same bits. Set worths take a quarter more, and never less than the outputs of all
+            examples.
 
     Attributes:
         separable: False for set worths and `Evaluate`: ``examples`` is then refused.
@@ -93,7 +93,7 @@ class NetworkGame(Game):
             return
         if data is None:
             raise InputError("data is None; give an iterable of batches (inputs, targets)")
-        subject = data if isinstance(data, Subject) else Subject(model, data, forward)
+        subject = data if isinstance(data, Subject) else Subject(model, data, forward, max_memory=max_memory)
         if subject.model is not model:
             raise InputError("the Subject given as data belongs to another model; make one of this model")
         self.subject, judged_by = restricted(subject, worth)

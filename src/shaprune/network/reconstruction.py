@@ -142,8 +142,8 @@ def _check(layer: nn.Module, name: str, group: Group) -> None:
     width = weights_of(layer).shape[1]
     if width > _WIDEST:
         raise InputError(
-            f"a refit in closed form holds a matrix of {width} x {width} numbers for {name}, which is too much; exclude "
-            f"{group.name!r}, or do without the refit (another criterion, refit=False)"
+            f"a refit in closed form holds a matrix of {width} x {width} numbers for {name}, which is too much; "
+            f"exclude {group.name!r}, or do without the refit (another criterion, refit=False)"
         )
 
 

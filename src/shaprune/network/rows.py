@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shaprune.errors import InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.grid import grid_of
 from shaprune.network.masks import Site
-from shaprune.network.state import State, gather, join
-from shaprune.network.subject import Subject
+from shaprune.network.spill import PARTS, joined
+from shaprune.network.state import State, gather
+from shaprune.network.subject import BATCH, Subject
 from shaprune.network.trace import live_bytes
 
 ROWS_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
@@ -67,6 +69,11 @@ class Rows:
             first = self.runner.first_linear
             self.part_bytes = live_bytes(first.contributions(probe)) // some if first is not None else 0
             self.state_bytes = max(1, live_bytes(probe) // some) if isinstance(probe, dict) else 1
+        if self.row_bytes > max_memory:
+            raise InputError(
+                f"max_memory is {max_memory:,} bytes and one row of the network takes {self.row_bytes:,}; give at "
+                "least that, better a thousand times as much"
+            )
         self._cache: State | None = None
 
     def pairs(self, masks: Tensor, examples: Tensor) -> Iterator[Block]:
@@ -151,15 +158,13 @@ class Rows:
             yield slice(start, min(start + size, rows))
 
     def _state(self, examples: Tensor) -> State:
-        """Values at the cut for some examples: from the cache of all where that fits in half of the memory bound."""
+        """Values at the cut for some examples, each computed once; those of all are kept, see `joined`."""
         if isinstance(self.runner, Whole):
             return self.subject.rows(examples)
-        if self.state_bytes * self.n_examples > self.max_memory // 2:
-            unique, back = torch.unique(examples, return_inverse=True)
-            return gather(self.runner.prepare(self.subject.rows(unique)), back)
         if self._cache is None:
-            blocks = torch.arange(self.n_examples, device=self.device).split(256)
-            self._cache = join([self.runner.prepare(self.subject.rows(rows)) for rows in blocks])
+            blocks = torch.arange(self.n_examples, device=self.device).split(BATCH)
+            states = (self.runner.prepare(self.subject.rows(rows)) for rows in blocks)
+            self._cache = joined(states, self.max_memory // PARTS)
         return gather(self._cache, examples)
 
 

@@ -52,7 +52,7 @@ def several(
         raise InputError(f"worths is {worths!r}; give a list of worths, such as ['accuracy', 'cross_entropy']")
     if any(isinstance(worth, Evaluate) for worth in worths):
         raise InputError("Evaluate runs the model itself and cannot share a pass; make a NetworkGame of its own")
-    subject = data if isinstance(data, Subject) else Subject(model, data, forward)
+    subject = data if isinstance(data, Subject) else Subject(model, data, forward, max_memory=max_memory)
     shelves: list[_Shelf] = []
     games: list[Game] = []
     for worth in worths:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from shaprune.network.batches import transform
@@ -33,13 +31,5 @@ def batch_first(value: Any, rows: int) -> bool:
 
 
 def gather(state: State, rows: Tensor) -> State:
-    """Rows of a state; an example may be taken several times."""
-    return transform(state, lambda t: t.index_select(0, rows) if t.ndim else t)
-
-
-def join(states: Sequence[dict[fx.Node, Any]]) -> dict[fx.Node, Any]:
-    """The states of consecutive batches as one."""
-    return {
-        key: torch.cat([s[key] for s in states]) if isinstance(value, Tensor) else value
-        for key, value in states[0].items()
-    }
+    """Rows of a state, on the device of ``rows``; an example may be taken several times."""
+    return transform(state, lambda t: t.index_select(0, rows.to(t.device)).to(rows.device) if t.ndim else t)

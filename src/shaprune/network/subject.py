@@ -15,45 +15,56 @@ from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Forward, call, collect, length, main_output, transform
+from shaprune.network.batches import Forward, call, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.collecting import collect
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.masks import Edge, Site
-from shaprune.network.trace import Trace, UntraceableError, traced
+from shaprune.network.spill import MAX_MEMORY, PARTS, joined
+from shaprune.network.trace import Trace, UntraceableError, live_bytes, traced
 
 BATCH = 256  # examples per plain forward pass
 NEAR = 1e-4  # relative, float32: how well the part behind a mask must reproduce the outputs
 
 
 class Subject:
-    """A model, its examples on the model's device, the dense outputs, and the trace.
+    """A model, its examples, the dense outputs, and the trace.
+
+    Args:
+        model: the dense network.
+        data: an iterable of batches, read once.
+        forward: how the model is called, where it is not simply called.
+        max_memory: bytes; examples beyond a `PARTS`-th of them lie in a temporary file, and so do dense outputs.
 
     Attributes:
-        inputs: all inputs, batch first; targets: (N,) or None.
+        inputs: all inputs, batch first, on the device unless they are too many; targets: (N,) or None.
         outputs: (N, ...) what the dense network answers.
         n_examples: N.
+        device: of the model.
         whole_because: why the model is run whole, or None where only the part behind a mask is run.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], forward: Forward | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        forward: Forward | None = None,
+        *,
+        max_memory: int = MAX_MEMORY,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
         self.model = model
         self.forward: Forward = forward or call
-        device = device_of(model)
-        inputs, targets = collect(data)
-        self.inputs = transform(inputs, lambda t: t.to(device))
-        self.targets = None if targets is None else targets.to(device)
+        self.device = device_of(model)
+        self.max_bytes = max_memory // PARTS
+        self.inputs, targets = collect(data, self.max_bytes)
         self.n_examples = length(self.inputs)
         self._parts: WeakValueDictionary[bytes, Subject] = WeakValueDictionary()
         with borrowed(model), torch.no_grad():
-            self.outputs = torch.cat([self._run(rows) for rows in torch.arange(self.n_examples).split(BATCH)])
+            answered = (self._dense(rows) for rows in torch.arange(self.n_examples).split(BATCH))
+            self._keep(self.inputs, targets, joined(answered, self.max_bytes))
             self.trace, self.whole_because = self._traced(forward)
-        if not torch.isfinite(self.outputs).all():
-            row = int(torch.nonzero(~torch.isfinite(self.outputs).flatten(1).all(1))[0])
-            raise GameError(
-                f"the dense network's output is NaN or infinite on example {row}; check the weights and the data"
-            )
         if self.whole_because is not None:
             self._say_whole(self.whole_because)
 
@@ -66,7 +77,7 @@ class Subject:
 
     def rows(self, rows: Tensor) -> Any:
         """The inputs of some examples."""
-        return transform(self.inputs, lambda t: t.index_select(0, rows.to(t.device)) if t.ndim else t)
+        return transform(self.inputs, lambda t: t.index_select(0, rows.to(t.device)).to(self.device) if t.ndim else t)
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -78,7 +89,7 @@ class Subject:
 
     def state(self) -> dict[str, Any]:
         """All but the model and its trace, to be sent elsewhere; see `received`."""
-        kept = ("inputs", "targets", "outputs", "n_examples", "forward", "whole_because")
+        kept = ("inputs", "targets", "outputs", "n_examples", "max_bytes", "device", "forward", "whole_because")
         return {name: getattr(self, name) for name in kept}
 
     @staticmethod
@@ -102,10 +113,9 @@ class Subject:
         key = np.ascontiguousarray(rows, dtype=np.int64).tobytes()
         part = self._parts.get(key)
         if part is None:
-            picked = torch.from_numpy(np.array(rows, dtype=np.int64)).to(self.outputs.device)
+            picked = torch.from_numpy(np.array(rows, dtype=np.int64))
             part = copy.copy(self)
-            part.inputs, part.outputs = self.rows(picked), self.outputs[picked]
-            part.targets = None if self.targets is None else self.targets[picked]
+            part._keep(*joined((self._all(some.to(self.device)) for some in picked.split(BATCH)), self.max_bytes))
             part.n_examples = len(rows)
             part._parts = WeakValueDictionary()
             self._parts[key] = part
@@ -118,8 +128,8 @@ class Subject:
             return Whole(self.model, sites, self.forward, "its players are no channels")
         if self.trace is not None:
             cut = Cut(self.trace, edges)
-            rows = torch.arange(min(4, self.n_examples), device=self.outputs.device)
-            everyone = torch.ones(len(rows), edges[0].n_players, device=self.outputs.device)
+            rows = torch.arange(min(4, self.n_examples), device=self.device)
+            everyone = torch.ones(len(rows), edges[0].n_players, device=self.device)
             outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
             if cut.several_rows:
                 because = "at the mask an example is several rows of the batch (windows)"
@@ -131,6 +141,28 @@ class Subject:
             self._say_whole(because)
             return Whole(self.model, edges, self.forward, because)
         return Whole(self.model, edges, self.forward, self.whole_because)
+
+    def _keep(self, inputs: Any, targets: Tensor | None, outputs: Tensor) -> None:
+        """Take these as the examples; inputs that are too many for the device's memory stay where they are."""
+        fits = live_bytes(inputs) <= self.max_bytes
+        self.inputs = transform(inputs, lambda t: t.to(self.device)) if fits else inputs
+        self.targets = None if targets is None else targets.to(self.device)
+        self.outputs = outputs.to(self.device)
+
+    def _all(self, rows: Tensor) -> tuple[Any, Tensor | None, Tensor]:
+        targets = None if self.targets is None else self.targets.index_select(0, rows)
+        return self.rows(rows), targets, self.outputs.index_select(0, rows)
+
+    def _dense(self, rows: Tensor) -> Tensor:
+        """What the dense network answers on some examples."""
+        outputs = self._run(rows)
+        finite = torch.isfinite(outputs).reshape(len(rows), -1).all(1)
+        if not finite.all():
+            row = int(rows[torch.nonzero(~finite)[0]])
+            raise GameError(
+                f"the dense network's output is NaN or infinite on example {row}; check the weights and the data"
+            )
+        return outputs
 
     def _run(self, rows: Tensor) -> Tensor:
         try:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Forward, Inputs, call, collect, length, main_output, transform
+from shaprune.network.batches import Forward, Inputs, call, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.collecting import collect
 
 Loss = Literal["cross_entropy", "mse", "distill"]
 Kind = Literal["cross_entropy", "mse", "kl"]  # what a loss comes down to on given targets

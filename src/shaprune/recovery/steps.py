@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, call, collect, length, transform
+from shaprune.network.batches import Forward, Inputs, call, length, transform
 from shaprune.network.borrow import borrowed, copied, device_of
+from shaprune.network.collecting import collect
 from shaprune.planning import Plan
 from shaprune.recovery.batchnorm import recalibrate
 from shaprune.recovery.finetune import Finetune, Own, finetune, own_finetune

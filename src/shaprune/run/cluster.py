@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from shaprune.errors import InputError
 from shaprune.run.executor import Answer
-from shaprune.run.pool import WorkerLost
-from shaprune.run.processes import Recipe
+from shaprune.run.pool import WorkerLost, check_versions, versions
+from shaprune.run.processes import HOW, Recipe
 from shaprune.run.serving import Serving, Told
 from shaprune.values.game import Question
 
-PATIENCE = 20.0  # seconds that an address has to answer
+PATIENCE = 60.0  # seconds that an address has to answer; Ray itself waits for minutes, and then ends the process
 START = 300.0  # seconds that an actor has to be placed and to make its games
 
 
@@ -34,9 +36,8 @@ def connected(address: str, workers: int) -> ModuleType:
     if ray.is_initialized():
         return ray
     try:
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if host and port.isdecimal():  # Ray itself is not patient: it ends the process
-            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        if address != "local":
+            _try(address)
         ray.init(
             address=address,
             num_cpus=None if address != "local" else max(workers, os.cpu_count() or 1),
@@ -53,6 +54,26 @@ def connected(address: str, workers: int) -> ModuleType:
     return ray
 
 
+def _try(address: str) -> None:
+    """Connect in a process of its own, which can be given up.
+
+    Raises:
+        OSError: the address does not answer, or not in time.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():  # nobody listens: that is known at once
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    told = "the address does not answer"
+    code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+    line = [sys.executable, "-W", "ignore", "-c", code, address]
+    try:
+        done = subprocess.run(line, timeout=PATIENCE, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{told} within {PATIENCE:.0f} s") from error
+    if done.returncode != 0:
+        raise OSError((done.stderr.strip() or told).splitlines()[-1])
+
+
 class RayWorker:
     """One actor (see `shaprune.run.pool.Worker`)."""
 
@@ -63,8 +84,15 @@ class RayWorker:
     def start(self) -> Mapping[str, str]:
         actor = self.ray.remote(num_cpus=self.cores, max_restarts=0, max_task_retries=0)(_Actor)
         self._actor = actor.remote([self.recipe], self.number)
-        told = self._heard(self._actor.ready.remote(), START)
-        return told.versions
+        try:
+            check_versions(self._heard(self._actor.installed.remote(), START).versions)  # before anything is unpacked
+            return self._heard(self._actor.ready.remote(), START).versions
+        except self.ray.exceptions.GetTimeoutError as error:
+            free = self.ray.available_resources().get("CPU", 0.0)
+            raise InputError(
+                f"worker {self.number} was not ready within {START:.0f} s; the cluster has {free:g} free cores and a "
+                f"worker takes {self.cores:g}: give fewer workers, or wait until the cluster has room"
+            ) from error
 
     def ask(self, game: str, question: Question) -> Answer:
         return self._heard(self._actor.tell.remote(game, question)).answer()
@@ -82,6 +110,8 @@ class RayWorker:
             raise InputError(
                 f"a worker cannot make the games: {reason[-2]}; what they are made of must be importable there"
             ) from error
+        except self.ray.exceptions.GetTimeoutError:
+            raise
         except self.ray.exceptions.RayError as error:
             raise WorkerLost(f"actor {self.number}: {type(error).__name__}") from error
         return told
@@ -98,9 +128,7 @@ def ray_workers(recipe: Recipe, number: int, address: str, cores: float) -> list
         stored = ray.put(recipe)
     except Exception as error:  # whatever an object's own methods raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the game cannot be sent to workers: {reason}; give build=, a function of an importable module"
-        ) from error
+        raise InputError(f"the game cannot be sent to workers: {reason}; {HOW}") from error
     return [RayWorker(ray, stored, i, cores) for i in range(number)]
 
 
@@ -109,6 +137,9 @@ class _Actor:
 
     def __init__(self, stored: list[Any], number: int) -> None:
         self.stored, self.number = stored, number
+
+    def installed(self) -> Told:
+        return Told(versions=versions())
 
     def ready(self) -> Told:
         import ray

@@ -258,7 +258,7 @@ def _damage(path: Path, *, thorough: bool = True) -> str | None:
         if thorough:
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
-                return str(found).splitlines()[0]
+                return next((line for line in str(found).splitlines() if not line.startswith("***")), str(found))
             for worths, checksum in connection.execute("SELECT worths, checksum FROM answers"):
                 if zlib.crc32(worths) != checksum:
                     return "an answer does not have its checksum"

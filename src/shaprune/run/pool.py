@@ -1,14 +1,13 @@
 """Several workers that pull questions from one queue, so that uneven costs balance.
 
 A worker that is lost (killed, out of memory, no connection) is started again after a pause, and its question goes back
-to the front of the queue, where another takes it. What the game itself raises is final.
+to the front of its game, where another takes it. What the game itself raises is final.
 """
 
 from __future__ import annotations
 
 import platform
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from shaprune.errors import GameError, InputError
 from shaprune.run.executor import Answer
+from shaprune.run.queue import Queue
 from shaprune.values.game import Question
 
 ATTEMPTS = 4  # times that a question is tried
@@ -58,7 +58,7 @@ class Pool:
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = list(workers)
         self.width = AHEAD * len(self.workers)
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: Queue[_Waiting] = Queue()
         self._changed = threading.Condition()
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -83,7 +83,7 @@ class Pool:
             if self._closed:
                 future.cancel()
             else:
-                self._waiting.append((game, question, future, 1))
+                self._waiting.add(game, (game, question, future, 1))
                 self._changed.notify()
         return future
 
@@ -127,6 +127,8 @@ class Pool:
                 lost += 1
                 self._again(taken, loss)
                 if not self._revived(worker, lost):
+                    with self._changed:
+                        self._waiting.left(last)
                     return
             except BaseException as error:
                 future.set_exception(error)
@@ -135,16 +137,13 @@ class Pool:
                 future.set_result(answer)
 
     def _next(self, last: str) -> _Waiting | None:
-        """The next question, of the game that the worker has at hand if there is one; None once the pool is closed."""
+        """The next question, see `Queue.take`; None once the pool is closed."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             if self._closed:
                 return None
-            place = next((i for i, (game, *_) in enumerate(self._waiting) if game == last), 0)
-            taken = self._waiting[place]
-            del self._waiting[place]
-            return taken
+            return self._waiting.take(last)[1]
 
     def _again(self, taken: _Waiting, loss: WorkerLost) -> None:
         """Put a question back, or give up on it."""
@@ -154,7 +153,7 @@ class Pool:
                 future.set_exception(CancelledError())
                 return
             if attempt < ATTEMPTS:
-                self._waiting.appendleft((game, question, future, attempt + 1))
+                self._waiting.add(game, (game, question, future, attempt + 1), first=True)
                 self._changed.notify()
                 return
         future.set_exception(

@@ -68,7 +68,7 @@ class ProcessWorker:
 
     def stop(self) -> None:
         with self._changing:
-            if self._process is not None:
+            if self._process is not None and self._process.pid is not None:  # None: it could not be started
                 self._process.kill()
                 self._process.join(timeout=10)
             if self._line is not None and not self._line.closed:

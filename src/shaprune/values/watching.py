@@ -1,0 +1,44 @@
+"""Looking on while games are played: who is told, and the wrapper that tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from shaprune.values.game import Coalitions, Examples, Game, GameWrapper, Orders, Question, Start, Worths, relayed
+from shaprune.values.result import Values
+
+
+class Watcher(Protocol):
+    """Told how the games of a run go, from several threads where there are workers."""
+
+    def opens(self, expected: Mapping[str, int | None]) -> None:
+        """These games will be played, with so many evaluations; None = unknown."""
+
+    def begins(self, group: str, n_players: int) -> None:
+        """A game begins."""
+
+    def answered(self, group: str, question: Question, worths: Worths, evaluations: int) -> None:
+        """The game has answered, which took so many evaluations."""
+
+    def ends(self, group: str, values: Values) -> None:
+        """The values of the game are known."""
+
+
+class WatchedGame(GameWrapper):
+    """Tells a callback every question with its answer and price."""
+
+    def __init__(self, game: Game, tell: Callable[[Question, Worths, int], None]) -> None:
+        super().__init__(game)
+        self.tell = tell
+
+    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return next(self.stream([Question(coalitions, examples)]))
+
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
+        return next(self.stream([Question(orders, examples, True, start)]))
+
+    def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
+        for question, worths in relayed(self.game, questions):
+            self.tell(question, worths, question.price(self.n_examples))
+            yield worths
