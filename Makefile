@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench docs package clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -36,6 +36,13 @@ lint: install ## ruff (rules and format) and mypy
 bench: install ## run every benchmarks/bench_*.py, one after the other
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
 
+docs: install ## build the documentation into site, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: install ## build the sdist, and the wheel from it, into dist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
 clean: ## remove caches, builds and the demo's output (.venv stays)
-	rm -rf build dist demo lightning_logs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf build dist site demo lightning_logs .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

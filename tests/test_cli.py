@@ -354,7 +354,7 @@ def test_every_kind_of_value_can_be_asked_for(
 
 
 def test_a_second_score_starts_from_the_log(trained: list[str], tmp_path: Path) -> None:
-    which = ["--examples", 20, "--include", "conv1", "--log", tmp_path / "log"]
+    which = ["--examples", 20, "--include", "conv1", "--worth-log", tmp_path / "log"]
     first = loaded("score", *trained, *which, "--method", "leave-one-out", "--out", tmp_path / "a")
     again = loaded("score", *trained, *which, "--method", "leave-one-out", "--out", tmp_path / "b")
     assert first["n_evaluations"] == 20 * 33

@@ -94,18 +94,22 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if TYPE_CHECKING:
+    __version__: str
+else:  # type checkers must not take any name for a public one
 
-        return version("shaprune")
-    if name not in _HOMES:
-        from shaprune.errors import nearest
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
 
-        raise AttributeError(f"shaprune has no {name!r}{nearest(name, _HOMES)}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+            return version("shaprune")
+        if name not in _HOMES:
+            from shaprune.errors import nearest
+
+            raise AttributeError(f"shaprune has no {name!r}{nearest(name, _HOMES)}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,8 @@ import torch
 from shaprune.bench.splits import Dataset, Split, n_held_out
 from shaprune.errors import InputError, nearest
 
+EXTRAS = ("timm", "torchvision", "transformers")  # packages of networks that are extras of shaprune
+
 
 def call_factory(spec: str, *, what: str, hint: str = "") -> object:
     """Import ``package.module:factory`` and call it without arguments.
@@ -45,9 +47,14 @@ def _find(spec: str, what: str, hint: str) -> Callable[..., object]:
     try:
         found: object = importlib.import_module(module_name)
     except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        how = (
+            f"pip install 'shaprune[{missing}]'"
+            if missing in EXTRAS
+            else "run from the folder that holds it, or install it"
+        )
         raise InputError(
-            f"{what} {spec!r}: module {module_name!r} cannot be imported ({error}); "
-            f"run from the folder that holds it, or install it{hint}"
+            f"{what} {spec!r}: module {module_name!r} cannot be imported ({error}); {how}{hint}"
         ) from error
     for name in attribute.split("."):
         if not hasattr(found, name):

@@ -9,6 +9,7 @@ import typer
 from shaprune.cli.bench import bench
 from shaprune.cli.compress import compress
 from shaprune.cli.demo import demo
+from shaprune.cli.doctor import doctor
 from shaprune.cli.evaluate import evaluate
 from shaprune.cli.export import export
 from shaprune.cli.plan import plan
@@ -21,7 +22,6 @@ from shaprune.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,4 +56,5 @@ for command in (demo, compress, players, score, sensitivity, plan, prune, evalua
 for of_runs in (resume, merge, export_values):
     app.command(no_args_is_help=True)(of_runs)
 app.command()(runs)
+app.command()(doctor)
 app.add_typer(bench, name="bench")

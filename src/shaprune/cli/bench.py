@@ -14,7 +14,7 @@ from rich.text import Text
 from shaprune.bench.oracle import COLUMNS, QUESTIONS
 from shaprune.cli.bench_curves import curves
 from shaprune.cli.command import Outcome, command, say, usage
-from shaprune.cli.options import Debug, DemoData, Device, Json, Out, Overwrite, Seed, one_of
+from shaprune.cli.options import Debug, DemoData, Device, Json, Out, Overwrite, Seed, choice
 from shaprune.cli.outputs import check_out
 
 ARCHITECTURES = ("narrow", "lenet5-reduced", "lenet5-reduced-bn")  # written out because the registry needs torch
@@ -33,7 +33,7 @@ OracleArchitecture = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        callback=one_of("architecture", ARCHITECTURES),
+        **choice("architecture", ARCHITECTURES),
         help=f"The network to train: {', '.join(ARCHITECTURES)}.",
         show_default="narrow; lenet5-reduced for mnist",
     ),

@@ -28,10 +28,11 @@ PIPE_WIDTH = 160  # columns where stdout is no terminal: nothing is cut off
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has to say: one JSON-ready object for machines, text and tables for people."""
+    """What a command has to say: one JSON-ready object for machines, text and tables for people; its exit code."""
 
     data: dict[str, Any]
     shown: tuple[RenderableType, ...]
+    code: int = 0
 
 
 def command(function: Callable[P, Outcome]) -> Callable[P, None]:
@@ -48,6 +49,8 @@ def command(function: Callable[P, Outcome]) -> Callable[P, None]:
             print(json.dumps(outcome.data, allow_nan=False))
         else:
             _show(outcome)
+        if outcome.code:
+            raise typer.Exit(outcome.code)
 
     return run
 

@@ -67,6 +67,16 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None
     return check
 
 
+def choice(what: str, names: Iterable[str]) -> dict[str, Any]:
+    """An option with a name of a registry: others are refused, and shells complete it."""
+    known = tuple(names)
+    return {"callback": one_of(what, known), "autocompletion": lambda incomplete: _starting(known, incomplete)}
+
+
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def all_of(what: str, names: Iterable[str]) -> Callable[[list[str] | None], list[str] | None]:
     """The same for an option that may be given several times."""
     check = one_of(what, names)
@@ -98,7 +108,6 @@ Device = Annotated[
     typer.Option(help="Where the network runs: cpu, cuda, cuda:1.", show_default="cuda where there is one, else cpu"),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")]
-ReportOut = Annotated[Path, typer.Option(help="Folder to write report.html into, or a file ending in .html.")]
 PlayersOut = Annotated[
     Path | None, typer.Option("--out", help="Folder to write players.json into, or a file ending in .json.")
 ]
@@ -157,12 +166,12 @@ RecoverExamples = Annotated[
 ]
 Worth = Annotated[
     str,
-    typer.Option(callback=one_of("worth", WORTHS), help=f"What a coalition is judged by: {', '.join(WORTHS)}."),
+    typer.Option(**choice("worth", WORTHS), help=f"What a coalition is judged by: {', '.join(WORTHS)}."),
 ]
 Method = Annotated[
     str,
     typer.Option(
-        callback=one_of("method", (*METHODS, *CRITERIA)),
+        **choice("method", (*METHODS, *CRITERIA)),
         help=f"The estimator: {', '.join(METHODS)}; or a criterion to compare with: {', '.join(CRITERIA)}.",
     ),
 ]
@@ -170,16 +179,14 @@ Concept = Annotated[
     str,
     typer.Option(metavar="NAME[:P,..]", help=f"The value: {', '.join(CONCEPTS)}; banzhaf:0.7, beta:1,16, owen:0.5,1."),
 ]
-Mode = Annotated[
-    str, typer.Option(callback=one_of("mode", MODES), help=f"Score once or again and again: {', '.join(MODES)}.")
-]
+Mode = Annotated[str, typer.Option(**choice("mode", MODES), help=f"Score once or again and again: {', '.join(MODES)}.")]
 Step = Annotated[float, typer.Option(help="Players per round of a mode, or a fraction of them below 1.")]
 NegativeFirst = Annotated[
     bool, typer.Option("--negative-first", help="In a round, all players of negative value leave together.")
 ]
 Layers = Annotated[
     str,
-    typer.Option(callback=one_of("layers", LAYERS), help="Each group in the dense network, or from the output back."),
+    typer.Option(**choice("layers", LAYERS), help="Each group in the dense network, or from the output back."),
 ]
 Aggregate = Annotated[
     str, typer.Option(metavar="HOW", help=f"Over examples: {', '.join(AGGREGATES)} (any factor, any quantile).")
@@ -188,7 +195,7 @@ Stop = Annotated[
     str | None,
     typer.Option(metavar="RULE", help="When to stop: 'cut_settled(0.5) | seconds(60)', 'stderr_below(0.01)', ..."),
 ]
-Log = Annotated[
+WorthLog = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Keep worths over all examples here; what is there is not paid again."),
 ]
@@ -218,7 +225,7 @@ Sweep = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        callback=one_of("resource", RESOURCES),
+        **choice("resource", RESOURCES),
         help="Instead of a budget: decide for every share of macs, params, players, bytes or activations, and print "
         "all of it; with --model and --data each network is measured, too.",
     ),
@@ -226,7 +233,7 @@ Sweep = Annotated[
 Allocation = Annotated[
     str,
     typer.Option(
-        callback=one_of("allocation", ALLOCATIONS),
+        **choice("allocation", ALLOCATIONS),
         help="global: one ranking by value per cost; value: by value alone; uniform: equal shares; shapley-layers: in "
         "proportion to the value of each group; curves: the least loss by --curves.",
     ),
@@ -283,12 +290,10 @@ Rounds = Annotated[
 Schedule = Annotated[
     str,
     typer.Option(
-        callback=one_of("schedule", SCHEDULES), help=f"How the budget falls over the rounds: {', '.join(SCHEDULES)}."
+        **choice("schedule", SCHEDULES), help=f"How the budget falls over the rounds: {', '.join(SCHEDULES)}."
     ),
 ]
-Metric = Annotated[
-    str, typer.Option(callback=one_of("worth", WORTHS), help="What a floor or drop of the budget is about.")
-]
+Metric = Annotated[str, typer.Option(**choice("worth", WORTHS), help="What a floor or drop of the budget is about.")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -321,7 +326,7 @@ Architecture = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        callback=one_of("architecture", RECIPES),
+        **choice("architecture", RECIPES),
         help=f"The network to train: {', '.join(RECIPES)}.",
         show_default="digits; lenet5 for mnist",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,6 @@ from shaprune.cli.options import (
     OptionalPlanFile,
     Overwrite,
     Pruned,
-    ReportOut,
     RoundTo,
     Seed,
     Spared,
@@ -35,7 +35,16 @@ from shaprune.cli.options import (
 )
 from shaprune.cli.outputs import check_out, check_out_file
 from shaprune.cli.parse import shares_of
-from shaprune.cli.report_options import Frontiers, Images, RedundancyOf, RunOrValues, Static
+from shaprune.cli.report_options import (
+    Frontiers,
+    Images,
+    OptionalReportOut,
+    Port,
+    RedundancyOf,
+    RunOrValues,
+    Static,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +56,9 @@ if TYPE_CHECKING:
 @command
 def report(
     run: RunOrValues,
-    out: ReportOut,
+    out: OptionalReportOut = None,
+    watch: Watch = False,
+    port: Port = 8711,
     plan: OptionalPlanFile = None,
     curves: CurvesFile = None,
     frontiers: Frontiers = None,
@@ -81,6 +92,10 @@ def report(
 
     Example: shaprune report scores/values.json --plan plan/plan.json --out report.html
     """
+    if watch:
+        return _served(run, out, port, static=static)
+    if out is None:
+        raise typer.BadParameter("name a folder or a file ending in .html", param_hint="--out")
     file = out if out.suffix == ".html" else out / "report.html"
     if file is out:
         check_out_file(out, overwrite=overwrite)
@@ -152,6 +167,32 @@ def report(
         with new_directory(out, overwrite=overwrite) as folder:
             write_text(folder / "report.html", html)
     return Outcome({"artifacts": {"report": str(file)}, "curves": content.curves is not None}, (f"-> {file}",))
+
+
+def _served(run: Path, out: Path | None, port: int, *, static: bool) -> Outcome:
+    """Serve a page about a run until Ctrl-C."""
+    from shaprune.report.content import Content, Evidence
+    from shaprune.report.runs import read_run
+    from shaprune.report.watch import HOST, Page, server
+
+    if out is not None:
+        raise typer.BadParameter("--watch serves a page and writes no file", param_hint="--out")
+    if not run.is_dir():
+        raise typer.BadParameter("--watch needs the folder of a run", param_hint="RUN")
+
+    def draw() -> str:
+        read = read_run(run)
+        content = Content("Pruning report", read.scores, read.plan, None, read.measurements, read.setting, read.seconds)
+        frontiers = {} if read.frontier is None else {"this run": read.frontier}
+        return _drawn(content, Evidence(read.sensitivity, frontiers), static)
+
+    with usage("--port"):
+        serving = server(Page(run, draw), port)
+    url = f"http://{HOST}:{serving.server_address[1]}/"
+    say(f"{url} (Ctrl-C ends)")
+    with serving, suppress(KeyboardInterrupt):
+        serving.serve_forever()
+    return Outcome({"url": url}, ())
 
 
 def _drawn(content: Content, evidence: Evidence, static: bool) -> str:

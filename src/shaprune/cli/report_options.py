@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+OptionalReportOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder to write report.html into, or a file ending in .html; not with --watch."),
+]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch", help="Instead of a file: serve a page on 127.0.0.1 that tells how RUN goes, at its end the report."
+    ),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of --watch; 0 = any that is free.")]
 RunOrValues = Annotated[
     Path,
     typer.Argument(

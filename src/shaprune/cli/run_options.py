@@ -34,6 +34,14 @@ ShardOf = Annotated[
         help="Compute one of N parts of the run, then `shaprune merge DIR` (batch schedulers).",
     ),
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="NAME[:PLACE]",
+        help="Write how it goes to jsonl[:FILE], tensorboard[:DIR] or mlflow[:URI]. Repeatable.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what it would cost (evaluations, seconds, memory), and stop.")
 ]

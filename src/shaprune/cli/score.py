@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from shaprune.cli.options import (
     Include,
     Json,
     Layers,
-    Log,
     MaxEvaluations,
     Method,
     Mode,
@@ -41,10 +41,13 @@ from shaprune.cli.options import (
     Unit,
     Weights,
     Worth,
+    WorthLog,
 )
 from shaprune.cli.outputs import check_out
 from shaprune.cli.parse import aggregate_of, concept_of, default_sizes, method_of, rule_of, sizes_of, unit_of
-from shaprune.cli.run_options import DryRun, RayAddress, Run, ShardOf, Workers
+from shaprune.cli.run_options import DryRun, Log, RayAddress, Run, ShardOf, Workers
+from shaprune.cli.watching import watched
+from shaprune.logs.sinks import check_sink
 
 if TYPE_CHECKING:
     from shaprune.costing import Cost
@@ -71,6 +74,7 @@ def score(
     aggregate: Aggregate = "mean",
     antithetic: Antithetic = False,
     together: Together = False,
+    worth_log: WorthLog = None,
     log: Log = None,
     run: Run = None,
     workers: Workers = 1,
@@ -112,6 +116,11 @@ def score(
     units = unit_of(unit)
     how_over_examples = aggregate_of(aggregate)
     rule = rule_of(stop)
+    if log and method in CRITERIA:
+        raise typer.BadParameter(f"{method} plays no game; there is nothing to log", param_hint="--log")
+    with usage("--log"):
+        for place in log or []:
+            check_sink(place)
     if out is not None:
         check_out(out, ["values.json"], overwrite=overwrite)
 
@@ -134,29 +143,34 @@ def score(
     if run is not None:
         _note(run, given)
     say(f"scoring {players.n:,} players in {len(players.groups)} groups on {len(part):,} held-out examples ...")
-    scores = sp.score(
-        network,
-        players,
-        part.batches(),
-        worth,
-        estimator,
-        mode=mode,
-        step=step,
-        negative_first=negative_first,
-        layers=layers,
-        max_evaluations=max_evaluations,
-        stop=rule,
-        seed=seed,
-        concept=value,
-        sizes=window,
-        aggregate=how_over_examples,
-        together=together,
-        log=log,
-        run=run,
-        workers=workers,
-        ray_address=ray_address,
-        shard=shard,
-    )
+    follow = value.label == "shapley" and mode == "one-shot" and method == "permutation"
+    looking = nullcontext(None) if method in CRITERIA else watched(log or [], None if shard else run, follow=follow)
+    with looking as board:
+        scores = sp.score(
+            network,
+            players,
+            part.batches(),
+            worth,
+            estimator,
+            mode=mode,
+            step=step,
+            negative_first=negative_first,
+            layers=layers,
+            max_evaluations=max_evaluations,
+            stop=rule,
+            seed=seed,
+            concept=value,
+            sizes=window,
+            aggregate=how_over_examples,
+            together=together,
+            log=worth_log,
+            run=run,
+            workers=workers,
+            ray_address=ray_address,
+            shard=shard,
+            progress=None if board is None else False,
+            watch=board,
+        )
     if shard is not None:
         told = f"shard {shard} of {run} is done; once all are, `shaprune merge {run}` writes the values"
         return Outcome({"shard": shard, "run": str(run)}, (told,))

@@ -1,0 +1,43 @@
+"""A table of the games of a run on a terminal, renewed while they are played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from shaprune.cli.tables import text_table
+from shaprune.logs.board import HEADER, cells
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from shaprune.logs.board import Board
+
+SHOWN = 12  # games; the latest ones
+
+
+@contextmanager
+def live(board: Board, console: Console | None = None) -> Iterator[None]:
+    """Show the board until the end of the block, on stderr; the last picture stays."""
+    console = console or Console(stderr=True)
+    with Live(console=console, get_renderable=lambda: table(board), refresh_per_second=4):
+        yield
+
+
+def table(board: Board) -> RenderableType:
+    """The latest games, and how far the run is."""
+    rows = board.rows()
+    told = [cells(row) for row in rows[-SHOWN:]]
+    return Group(text_table(HEADER, told), Text(_footer(board, len(rows))))
+
+
+def _footer(board: Board, begun: int) -> str:
+    left = board.remaining()
+    hidden = f"{begun - SHOWN} earlier games above these; " if begun > SHOWN else ""
+    told = "unknown" if left is None else f"{int(left) // 60}:{int(left) % 60:02d}"
+    return f"{hidden}{board.evaluations:,} evaluations, {told} left; the cut leaves {board.share:.0%} of a group out"
