@@ -22,6 +22,7 @@ NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)( %)?")
 SHORT = 5
 
 
+@pytest.mark.filterwarnings("ignore:the whole model is run for every coalition")  # models of transformers, forward=
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from shaprune.network.batches import Forward
 from shaprune.network.borrow import copied
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.players import Group, Players
-from shaprune.network.reconstruction import refitted
+from shaprune.network.reconstruction import Refitted, refitted
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, name_of
 from shaprune.sensitivities import Sensitivity, SensitivityCurve
@@ -49,11 +49,11 @@ def sensitivity(
         worth: see `NetworkGame`.
         points: measurements per group beside the whole one, evenly spread; None = after every player.
         refit: measure with the consumers of the group fitted anew, as `shaprune.network.reconstruction` does, where the
-            network will be refitted, too.
+            network will be refitted, too: fitted to one half of the examples, measured on the other, and the reverse.
         forward, max_memory: see `NetworkGame`.
 
     Raises:
-        InputError: fewer than one point, a group without values; and as `NetworkGame`.
+        InputError: fewer than one point, a group without values, a refit to a single example; and as `NetworkGame`.
         GameError: an output or a worth that is not finite.
     """
     if points is not None and points < 1:
@@ -103,20 +103,36 @@ def _refitted_sensitivity(
     max_memory: int,
 ) -> Iterator[tuple[str, SensitivityCurve]]:
     model = copied(subject.model)
-    own = Subject.received(model, subject.state())
-    for fitted in refitted(subject, players):
-        order, removed = _steps(fitted.group, scores, points)
-        coalitions = chain(order[None], len(order))[0]
-        game = NetworkGame(model, players, own, worth, fitted.group.name, max_memory=max_memory)
-        worths = [game(coalitions[:1])]
-        for gone, player in enumerate(order.tolist(), 1):
-            fitted.remove(player)
-            if gone in removed:
-                fitted.install(model)
-                worths.append(game(coalitions[gone : gone + 1]))
-        for name in fitted.consumers:
-            model.get_submodule(name).load_state_dict(subject.model.get_submodule(name).state_dict())
-        yield fitted.group.name, SensitivityCurve(order, removed, np.concatenate(worths))
+    own, n = Subject.received(model, subject.state()), subject.n_examples
+    if n < 2:
+        raise InputError("refit=True fits to one half of the examples and measures on the other; give at least 2")
+    halves = [np.arange(n)[start::2] for start in (0, 1)]
+    fits = zip(*(refitted(subject.part(rows), players) for rows in halves), strict=True)
+    measured_on = [own.part(rows) for rows in reversed(halves)]  # never what was fitted to: few examples overfit
+    for both in fits:
+        group = both[0].group
+        order, removed = _steps(group, scores, points)
+        worths = np.zeros(len(removed))
+        for fitted, part in zip(both, measured_on, strict=True):
+            game = NetworkGame(model, players, part, worth, group.name, max_memory=max_memory)
+            worths += part.n_examples / n * _refitted_worths(fitted, game, order, removed)
+            for name in fitted.consumers:
+                model.get_submodule(name).load_state_dict(subject.model.get_submodule(name).state_dict())
+        yield group.name, SensitivityCurve(order, removed, worths)
+
+
+def _refitted_worths(
+    fitted: Refitted, game: NetworkGame, order: NDArray[np.int64], removed: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Worths after each number of players in ``removed`` has left; the consumers in the game's model are written."""
+    coalitions = chain(order[None], len(order))[0]
+    worths = [game(coalitions[:1])]
+    for gone, player in enumerate(order.tolist(), 1):
+        fitted.remove(player)
+        if gone in removed:
+            fitted.install(game.model)
+            worths.append(game(coalitions[gone : gone + 1]))
+    return np.concatenate(worths)
 
 
 def layer_values(
