@@ -8,8 +8,8 @@ damage), Taylor, random; by value per multiply-add over all layers (``global``),
 refitted on 768 unlabelled images, (c) one epoch of fine-tuning behind the refit, on 10,000 labelled training images,
 for some rows; beside it, the same architecture from scratch at the same effort, and, as a column of its own,
 distillation on 5,000 unlabelled images. Rankings and curves see held-out training images only. Accuracy on 4,000 fixed
-random test images. ``--no-training`` leaves column (c) out; ``--ours`` measures the row along curves again (also with the
-residual streams) and keeps the other rows of the results as they are, for changes that concern no other row.
+random test images. ``--no-training`` leaves column (c) out; ``--ours`` measures the row along curves again (also with
+the residual streams) and keeps the other rows of the results as they are, for changes that concern no other row.
 """
 
 from __future__ import annotations
