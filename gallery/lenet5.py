@@ -46,7 +46,7 @@ def main() -> None:
     if options.weights is not None:
         model.load_state_dict(load_file(options.weights))
     else:
-        fit(model, data.train.batches(128), epochs=2, lr=2e-3, seed=0)
+        fit(model, data.train.batches(128), epochs=8 if options.quick else 2, lr=2e-3, seed=0)
     model.eval()
     test, example = data.test.take(2_000).batches(), data.test.inputs[:2]
     calibration = data.held_out.take(1_000).batches()

@@ -41,8 +41,8 @@ def main() -> None:
         parser.error("give --model and --sentences, or --quick without them")
     torch.manual_seed(0)
     if options.quick:
-        config = BertConfig(50, 16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
-        encoder, ids = BertModel(config, add_pooling_layer=False), torch.randint(50, (200, 8))
+        sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+        encoder, ids = BertModel(BertConfig(**sizes), add_pooling_layer=False), torch.randint(50, (200, 8))
         tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     else:
         encoder = BertModel.from_pretrained(options.model, add_pooling_layer=False)
@@ -55,8 +55,8 @@ def main() -> None:
 
     layers = sp.find_players(model, example, unit="block")
     values = sp.estimate(sp.NetworkGame(model, layers, [(scored, None)], "fidelity"), "exact")
-    for name, value, stderr in zip(layers.names, values.value, values.stderr, strict=True):
-        print(f"{name:32s} {value:.4f} +- {2 * stderr:.4f}")
+    for name, value in zip(layers.names, values.value, strict=True):
+        print(f"{name:32s} {value:.4f}")  # exact: no standard error
     players = sp.find_players(model, example, unit=("head", "ffn"))
     scores = sp.score(model, players, [(fitted, None)], "fidelity", method="reconstruction")
     plan = sp.plan(players, scores, sp.Budget(players=0.75), "uniform")
@@ -68,11 +68,10 @@ def main() -> None:
     print(f"cosine with the dense embeddings: cut {close[0].mean():.4f}, refitted {close[1].mean():.4f}")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    left.bar(range(layers.n), values.value, yerr=2 * values.stderr, color="#2563eb")
-    left.set(xlabel="layers", ylabel="Shapley value, two standard errors")
-    right.hist(close, bins=30, label=["cut", "refitted"], color=["#cbd5e1", "#2563eb"])
-    right.set(xlabel="cosine with the dense embedding", ylabel="sentences")
-    right.legend()
+    left.bar(range(layers.n), values.value)
+    left.set(xlabel="layers", ylabel="Shapley value")
+    right.hist(close, bins=30, label=["cut", "refitted"])
+    right.legend(title="cosine with the dense embedding")
     figure.savefig(options.out / "minilm.png", dpi=80)
 
 

@@ -1,4 +1,4 @@
-"""ResNet-56 on CIFAR-10: what 1,120 channels contribute, layer by layer, and a network without a quarter of them.
+"""ResNet-56 on CIFAR-10: what its channels contribute, layer by layer, and a network without a quarter of them.
 
 python gallery/resnet56.py --data CIFAR_FOLDER --weights FILE.safetensors [--cache DIR] [--out DIR]
 python gallery/resnet56.py --quick      # no data: a ResNet-8, trained here on scikit-learn's digits

@@ -11,6 +11,7 @@ import doctest
 import io
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def run_page(page: Path, folder: Path) -> dict[str, object]:
         where = f"{page.name}:{block.line}"
         if block.language in ("python", "yaml") and block.title is not None:
             (folder / block.title).write_text(block.text, encoding="utf-8")
+            sys.modules.pop(Path(block.title).stem, None)  # another page, or a test, may have had a file of that name
         elif block.language == "python":
             printed = run_python(block, page, names)
         elif block.language == "sh":

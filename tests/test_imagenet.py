@@ -102,4 +102,4 @@ def test_the_config_runs_from_images_to_a_smaller_network(made: Path) -> None:
     assert measured["pruned"]["macs"] <= 0.417 * measured["dense"]["macs"]
     small = sp.load(made / "out" / "model", resnet50)
     with torch.no_grad():
-        assert torch.isfinite(small(torch.randn(1, 3, 64, 64))).all()
+        assert small(torch.randn(1, 3, 64, 64)).shape == (1, 1000)

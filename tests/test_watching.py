@@ -12,9 +12,11 @@ from threading import Thread
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import shaprune as sp
+from shaprune.bench.models import build_model
 from shaprune.cli.app import app
 from shaprune.cli.live import live
 from shaprune.errors import InputError
@@ -184,6 +186,22 @@ def test_mlflow_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.info.status == "FINISHED"
     (metric,) = client.get_metric_history(run.info.run_id, "layer_0_/mean")
     assert (metric.step, metric.value) == (10, 0.5)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_score_writes_its_logs_and_the_progress_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(build_model("digits").state_dict(), "w.safetensors")
+    command = ["score", "--model", "digits", "--weights", "w.safetensors", "--data", "digits", "--examples", "20"]
+    command += ["--include", "fc1", "--max-evaluations", "2000", "--run", "run", "--log", "jsonl:log.jsonl", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    (group,) = json.loads(result.stdout)["groups"]
+    (row,) = standings(tmp_path / "log.jsonl")
+    assert (row["group"], row["step"], row["done"]) == ("fc1", group["n_evaluations"], 1.0)
+    assert row["mean"] == pytest.approx(group["mean"])
+    (other,) = standings(tmp_path / "run" / PROGRESS)
+    assert other | {"time": 0} == row | {"time": 0}
 
 
 # --- the page ---

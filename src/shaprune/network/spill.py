@@ -10,6 +10,7 @@ import mmap
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import IO, Any
 
 import torch
@@ -22,12 +23,14 @@ MAX_MEMORY = 1 << 30  # bytes, where nothing else is said
 PARTS = 4  # examples, dense outputs and values at a cut may each take such a part of the memory; the rows have the rest
 
 
-def joined(batches: Iterable[Any], max_bytes: int | None = None) -> Any:
+def joined(batches: Iterable[Any], max_bytes: int | None = None, n: int | None = None) -> Any:
     """The tensors of all batches one after the other, in the structure of the first batch.
 
     Args:
         batches: at least one; nested structures of tensors, see `shaprune.network.batches`. Drawn one by one.
         max_bytes: that are kept in memory; None = all.
+        n: how many rows there will be, where that is known: their place is then made at once. (Small results kept one
+            by one between large temporary tensors leave holes in the heap that are never filled.)
 
     Raises:
         InputError: batches that do not fit together; the folder of temporary files cannot hold them.
@@ -36,10 +39,14 @@ def joined(batches: Iterable[Any], max_bytes: int | None = None) -> Any:
     waiting: list[Any] = []
     columns: list[_Column] = []
     size = 0
+    batches = iter(batches)
     with ExitStack() as files:
         for batch in batches:
-            first = batch if first is None else first
-            size += sum(t.numel() * t.element_size() for t in tensors(batch))
+            if first is None:
+                first = batch
+                if n is not None and (max_bytes is None or _bytes(batch) * n <= max_bytes * _rows(batch)):
+                    return _filled(chain([batch], batches), n)
+            size += _bytes(batch)
             waiting.append(batch)
             if max_bytes is None or size <= max_bytes:
                 continue
@@ -56,6 +63,30 @@ def joined(batches: Iterable[Any], max_bytes: int | None = None) -> Any:
     return transform(first, lambda _: next(mapped))
 
 
+def _filled(batches: Iterable[Any], n: int) -> Any:
+    """The tensors of all batches in tensors of ``n`` rows."""
+    places: list[Tensor] = []
+    first, done = None, 0
+    for batch in batches:
+        if first is None:
+            first, places = batch, [t.new_empty((n, *t.shape[1:])) for t in tensors(batch)]
+        with _telling(0):
+            for place, tensor in zip(places, _aligned(first, batch), strict=True):
+                _check_alike(tensor, place.dtype, place.shape[1:])
+                place[done : done + len(tensor)] = tensor
+        done += _rows(batch)
+    given = iter(places)
+    return transform(first, lambda _: next(given))
+
+
+def _bytes(batch: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors(batch))
+
+
+def _rows(batch: Any) -> int:
+    return len(tensors(batch)[0])
+
+
 class _Column:
     """One tensor of every batch, on disk."""
 
@@ -63,8 +94,7 @@ class _Column:
         self.dtype, self.shape, self.rows, self.file = like.dtype, like.shape[1:], 0, file
 
     def append(self, tensor: Tensor) -> None:
-        if (tensor.dtype, tensor.shape[1:], tensor.ndim > 0) != (self.dtype, self.shape, True):
-            raise RuntimeError(f"{tensor.dtype} {tuple(tensor.shape)} after {self.dtype} {(self.rows, *self.shape)}")
+        _check_alike(tensor, self.dtype, self.shape)
         self.rows += len(tensor)
         if tensor.numel():
             self.file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -77,6 +107,11 @@ class _Column:
         # shared, because a private map would count as memory that has been promised
         content = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_WRITE)
         return torch.frombuffer(content, dtype=self.dtype).view(self.rows, *self.shape)
+
+
+def _check_alike(tensor: Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
+    if (tensor.dtype, tensor.shape[1:], tensor.ndim > 0) != (dtype, shape, True):
+        raise RuntimeError(f"{tensor.dtype} {tuple(tensor.shape)} after {dtype} {('...', *shape)}")
 
 
 def _unnamed() -> IO[bytes]:

@@ -63,7 +63,7 @@ class Subject:
         self._parts: WeakValueDictionary[bytes, Subject] = WeakValueDictionary()
         with borrowed(model), torch.no_grad():
             answered = (self._dense(rows) for rows in torch.arange(self.n_examples).split(BATCH))
-            self._keep(self.inputs, targets, joined(answered, self.max_bytes))
+            self._keep(self.inputs, targets, joined(answered, self.max_bytes, self.n_examples))
             self.trace, self.whole_because = self._traced(forward)
         if self.whole_because is not None:
             self._say_whole(self.whole_because)
