@@ -21,12 +21,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from common import ROOT, SEED, forgotten, resnet56, write
+from common import ROOT, SEED, accuracy_on_test, forgotten, resnet56, write
 from torch import nn
 
 import shaprune as sp
 from shaprune.bench.datasets import Dataset
-from shaprune.measure import accuracy
 from shaprune.network.criteria import rank
 from shaprune.network.subject import Subject
 from shaprune.recovery.steps import Finetune
@@ -75,7 +74,7 @@ def main() -> None:
         scores = rank(model, players, criterion="random", seed=seed)
         rankings |= {f"random {seed}, {a}": (scores, a, {}) for a in ("global", "uniform")}
     results: dict[str, Any] = {
-        "dense accuracy": _accuracy(model, data),
+        "dense accuracy": accuracy_on_test(model, data, TEST),
         "players": players.n,
         "calibration images": CALIBRATION,
         "seconds": seconds,
@@ -135,8 +134,8 @@ def _row(
     small = sp.prune(model, plan, example)
     refitted = sp.recover(small, model, plan, calibration, ("refit",))
     row = {
-        "raw": _accuracy(small, data),
-        "refitted": _accuracy(refitted, data),
+        "raw": accuracy_on_test(small, data, TEST),
+        "refitted": accuracy_on_test(refitted, data, TEST),
         "players kept": int(plan.kept.sum()),
         "params kept": round(plan.cost["params"] / players.model_params, 3),
     }
@@ -147,19 +146,15 @@ def _tuned(refitted: nn.Module, model: nn.Module, plan: sp.Plan, data: Dataset, 
     """One epoch of fine-tuning; for our row also from scratch, and distillation."""
     train = data.train.take(LABELLED).batches(128)
     labelled = Finetune(epochs=1, lr=3e-4)
-    row = {"one epoch": _accuracy(sp.recover(refitted, model, plan, train, (labelled,), seed=SEED), data)}
+    row = {"one epoch": accuracy_on_test(sp.recover(refitted, model, plan, train, (labelled,), seed=SEED), data, TEST)}
     if ours:
         scratch = forgotten(refitted, SEED)
         tuned = sp.recover(scratch, model, plan, train, (Finetune(epochs=1, lr=2e-3),), seed=SEED)
-        row["from scratch, one epoch"] = _accuracy(tuned, data)
+        row["from scratch, one epoch"] = accuracy_on_test(tuned, data, TEST)
         unlabelled = [(x, None) for x, _ in data.held_out.take(UNLABELLED).batches(128)]
         distilled = sp.recover(refitted, model, plan, unlabelled, (Finetune(epochs=3, lr=5e-4, loss="distill"),))
-        row["distilled, 3 epochs"] = _accuracy(distilled, data)
+        row["distilled, 3 epochs"] = accuracy_on_test(distilled, data, TEST)
     return row
-
-
-def _accuracy(model: nn.Module, data: Dataset) -> float:
-    return round(accuracy(model, data.test.take(TEST).batches()), 4)
 
 
 if __name__ == "__main__":

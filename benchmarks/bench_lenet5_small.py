@@ -15,12 +15,11 @@ from statistics import median
 from typing import Any
 
 from augment import warped
-from common import ROOT, forgotten, mnist, trained, write
+from common import ROOT, error_on_test, forgotten, mnist, trained, write
 from torch import nn
 
 import shaprune as sp
 from shaprune.bench.datasets import Dataset
-from shaprune.measure import accuracy
 from shaprune.network.criteria import rank
 from shaprune.recovery.steps import Finetune
 
@@ -40,7 +39,7 @@ def main() -> None:
     lowest = 100.0
     for seed in range(SEEDS):
         model = trained("lenet5", data, epochs=DENSE_EPOCHS, seed=seed, augment=warped)
-        results["dense error"].append(error(model, data))
+        results["dense error"].append(error_on_test(model, data))
         players = sp.find_players(model, example)
         ours = sp.score(model, players, held_out, "fidelity", method="reconstruction")
         curves = sp.sensitivity(model, players, ours, held_out, "fidelity", points=POINTS, refit=True)
@@ -53,9 +52,9 @@ def main() -> None:
             for name, plan in plans.items():
                 refitted = sp.recover(sp.prune(model, plan, example), model, plan, held_out, ("refit",))
                 small = tuned(refitted, model, plan, data, seed)
-                note(results, name, size, refitted, small, plan, data)
-                if first and name == "reconstruction, curves" and error(small, data) < lowest:
-                    lowest = error(small, data)
+                found = note(results, name, size, refitted, small, plan, data)
+                if first and name == "reconstruction, curves" and found < lowest:
+                    lowest = found
                     sp.save(small, plan, BEST, overwrite=True)
             if first and seed == 0:
                 plan = plans["reconstruction, curves"]
@@ -71,19 +70,16 @@ def tuned(small: nn.Module, model: nn.Module, plan: sp.Plan, data: Dataset, seed
 
 def note(
     results: dict[str, Any], name: str, size: str, before: nn.Module, after: nn.Module, plan: sp.Plan, data: Dataset
-) -> None:
+) -> float:
+    """Enter a network into the table; returns its error."""
     row = results["table"].setdefault(size, {}).setdefault(name, {"before tuning": [], "error": [], "widths": []})
-    row["before tuning"].append(error(before, data))
-    row["error"].append(error(after, data))
+    row["before tuning"].append(error_on_test(before, data))
+    row["error"].append(error_on_test(after, data))
     row["widths"].append([int(plan.kept[group.indices].sum()) for group in plan.players.groups])
     row["median error"] = median(row["error"])
     row["params"], row["macs"] = int(plan.cost["params"]), int(plan.cost["macs"])
     print(size, name, row, file=sys.stderr, flush=True)
-
-
-def error(model: nn.Module, data: Dataset) -> float:
-    """Error on the 10,000 test images, in per cent."""
-    return round(100 * (1 - accuracy(model, data.test.batches())), 2)
+    return float(row["error"][-1])
 
 
 if __name__ == "__main__":

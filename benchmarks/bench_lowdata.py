@@ -18,13 +18,12 @@ from statistics import mean
 
 import torch
 from augment import cropped, noise
-from common import ROOT, resnet56, write
+from common import ROOT, accuracy_on_test, resnet56, write
 from torch import nn
 
 import shaprune as sp
 from shaprune.bench.datasets import Dataset
 from shaprune.bench.splits import Split
-from shaprune.measure import accuracy
 from shaprune.network.criteria import rank
 from shaprune.network.subject import Subject
 from shaprune.recovery.steps import Finetune
@@ -42,6 +41,7 @@ def main() -> None:
     model, data = resnet56()
     example = data.test.inputs[:2]
     players = sp.find_players(model, example, include="layer*.conv1")
+    dense = accuracy_on_test(model, data, TEST)
     asked = [int(text) for text in sys.argv[1:]] or [0, *DRAWS]
     for per_class in asked:
         rows: dict[str, list[float]] = {}
@@ -54,7 +54,7 @@ def main() -> None:
         old = json.loads(RESULTS.read_text())["results"]["images per class"] if RESULTS.exists() else {}
         new = {name: {"mean": round(mean(found), 4), "draws": found} for name, found in rows.items()}
         table = dict(sorted({**old, str(per_class): new}.items(), key=lambda item: int(item[0])))
-        results = {"dense accuracy": measured(model, data), "multiply-adds kept": KEPT, "images per class": table}
+        results = {"dense accuracy": dense, "multiply-adds kept": KEPT, "images per class": table}
         write("lowdata", results, started)
 
 
@@ -70,8 +70,8 @@ def without_images(model: nn.Module, players: sp.Players, data: Dataset) -> dict
     ):
         plan = sp.plan(players, scores, sp.Budget(macs=KEPT), "uniform")
         small = sp.prune(model, plan, example)
-        found[f"{name}, uniform, raw"] = measured(small, data)
-        found[f"{name}, uniform, refitted on noise"] = measured(
+        found[f"{name}, uniform, raw"] = accuracy_on_test(small, data, TEST)
+        found[f"{name}, uniform, refitted on noise"] = accuracy_on_test(
             sp.recover(small, model, plan, batches, ("refit",)), data
         )
         say(found)
@@ -94,11 +94,11 @@ def with_images(model: nn.Module, players: sp.Players, images: Split, data: Data
     found = {}
     for name, plan in plans.items():
         refitted = sp.recover(sp.prune(model, plan, example), model, plan, batches, ("refit",))
-        found[name] = measured(refitted, data)
+        found[name] = accuracy_on_test(refitted, data, TEST)
         if name == "reconstruction, curves":
             step = Finetune(epochs=epochs, lr=1e-3, loss="distill", patience=epochs, augment=cropped)
             distilled = sp.recover(refitted, model, plan, batches, (step,))
-            found[f"{name}, distilled"] = measured(distilled, data)
+            found[f"{name}, distilled"] = accuracy_on_test(distilled, data, TEST)
         say(len(images), name, found)
     return found
 
@@ -110,10 +110,6 @@ def drawn(held_out: Split, per_class: int, draw: int) -> Split:
     rows = torch.cat([order[labels == label][:per_class] for label in labels.unique()])
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(draw))]
     return Split(held_out.inputs[rows], held_out.targets[rows])
-
-
-def measured(model: nn.Module, data: Dataset) -> float:
-    return round(accuracy(model, data.test.take(TEST).batches()), 4)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,9 @@ import time
 from typing import Any
 
 from augment import cropped
-from common import FAST, SEED, cifar10, trained, write
-from torch import nn
+from common import FAST, SEED, cifar10, error_on_test, trained, write
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset
-from shaprune.measure import accuracy
 from shaprune.network.criteria import rank
 from shaprune.network.subject import Subject
 from shaprune.recovery.steps import Finetune
@@ -46,7 +43,7 @@ def main() -> None:
         "taylor, global": (rank(model, players, subject, "taylor"), "global", {}),
     }
     results: dict[str, Any] = {
-        "dense error": error(model, data),
+        "dense error": error_on_test(model, data),
         "players": players.n,
         "calibration images": CALIBRATION,
         "seconds of scoring and curves": round(time.perf_counter() - clock, 1),
@@ -64,18 +61,13 @@ def main() -> None:
             row = {
                 "macs kept": round(plan.cost["macs"] / players.model_macs, 4),
                 "params kept": round(plan.cost["params"] / players.model_params, 4),
-                "refitted error": error(refitted, data),
-                "error": error(tuned, data),
+                "refitted error": error_on_test(refitted, data),
+                "error": error_on_test(tuned, data),
             }
             row["points over dense"] = round(row["error"] - results["dense error"], 2)
             results["table"][name][size] = row | {"paper: points over dense": lost}
             print(name, size, row, file=sys.stderr, flush=True)
         write("vgg", results, started)
-
-
-def error(model: nn.Module, data: Dataset) -> float:
-    """Error on the test images, in per cent."""
-    return round(100 * (1 - accuracy(model, data.test.batches())), 2)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import nn
 
 from shaprune.bench.datasets import Dataset, load_dataset
 from shaprune.bench.models import build_model
+from shaprune.measure import accuracy
 from shaprune.network.borrow import copied
 from shaprune.recovery.fit import fit
 from shaprune.recovery.objective import Augment
@@ -81,6 +82,16 @@ def resnet56() -> tuple[nn.Module, Dataset]:
     model = build_model("resnet56")
     model.load_state_dict(load_file(folder / "resnet56.safetensors"))
     return model.eval(), data
+
+
+def accuracy_on_test(model: nn.Module, data: Dataset, n: int) -> float:
+    """On the first ``n`` test images, which are a random sample."""
+    return round(accuracy(model, data.test.take(n).batches()), 4)
+
+
+def error_on_test(model: nn.Module, data: Dataset) -> float:
+    """On all test images, in per cent."""
+    return round(100 * (1 - accuracy(model, data.test.batches())), 2)
 
 
 def error(value: np.ndarray, truth: np.ndarray) -> float:
