@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from shaprune.network.batches import Forward, tensors
+from shaprune.network.batches import Forward
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
 from shaprune.network.rows import ROWS_SET
 from shaprune.network.spill import PARTS
 from shaprune.network.subject import Subject
+from shaprune.network.trace import live_bytes
 from shaprune.network.worths import AnyWorth, Evaluate
 from shaprune.values.concepts import Concept
 from shaprune.values.method import Method
@@ -92,11 +92,10 @@ def expected_cost(
         InputError, GameError: as `score`.
     """
     started = time.perf_counter()
-    subject = (
-        data
-        if isinstance(data, Subject) or isinstance(worth, Evaluate)
-        else Subject(model, [] if data is None else data, forward, max_memory=max_memory)
-    )
+    if data is None or isinstance(data, Subject) or isinstance(worth, Evaluate):
+        subject = data
+    else:
+        subject = Subject(model, data, forward, max_memory=max_memory)
     groups: dict[str, str | None] = {"all groups": None} if together else {g.name: g.name for g in players.groups}
     found: dict[str, GameCost] = {}
     for name, group in groups.items():
@@ -108,10 +107,10 @@ def expected_cost(
     evaluations = [cost.evaluations for cost in found.values() if cost.evaluations is not None]
     times = [cost.seconds for cost in found.values() if cost.seconds is not None]
     bounded = len(evaluations) == len(found)
-    memory = _bytes([*model.parameters(), *model.buffers()]) + max((c.memory for c in found.values()), default=0)
+    memory = live_bytes([*model.parameters(), *model.buffers()]) + max((c.memory for c in found.values()), default=0)
     if isinstance(subject, Subject):
-        examples = _bytes([*tensors(subject.inputs), *tensors(subject.targets)])
-        memory += sum(min(size, max_memory // PARTS) for size in (examples, _bytes([subject.outputs])))
+        examples = live_bytes((subject.inputs, subject.targets))
+        memory += sum(min(size, max_memory // PARTS) for size in (examples, live_bytes(subject.outputs)))
     return Cost(
         found,
         sum(evaluations) if bounded else None,
@@ -157,7 +156,3 @@ def _activations(game: NetworkGame, max_memory: int) -> int:
     rows = game.judge.rows
     cached = min(rows.state_bytes * game.n_examples, max_memory // PARTS)
     return cached + max(rows.row_bytes, min(max_memory // 2, ROWS_SET))
-
-
-def _bytes(found: Iterable[torch.Tensor | None]) -> int:
-    return sum(t.numel() * t.element_size() for t in found if t is not None)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shaprune.errors import InputError
 from shaprune.network.batches import concatenate, tensors, transform
+from shaprune.network.trace import live_bytes
 
 MAX_MEMORY = 1 << 30  # bytes, where nothing else is said
 PARTS = 4  # examples, dense outputs and values at a cut may each take such a part of the memory; the rows have the rest
@@ -44,9 +45,9 @@ def joined(batches: Iterable[Any], max_bytes: int | None = None, n: int | None =
         for batch in batches:
             if first is None:
                 first = batch
-                if n is not None and (max_bytes is None or _bytes(batch) * n <= max_bytes * _rows(batch)):
+                if n is not None and (max_bytes is None or live_bytes(batch) * n <= max_bytes * _rows(batch)):
                     return _filled(chain([batch], batches), n)
-            size += _bytes(batch)
+            size += live_bytes(batch)
             waiting.append(batch)
             if max_bytes is None or size <= max_bytes:
                 continue
@@ -77,10 +78,6 @@ def _filled(batches: Iterable[Any], n: int) -> Any:
         done += _rows(batch)
     given = iter(places)
     return transform(first, lambda _: next(given))
-
-
-def _bytes(batch: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors(batch))
 
 
 def _rows(batch: Any) -> int:
