@@ -78,6 +78,7 @@ FULL: dict[str, Any] = {
     "max_removed": {"conv*": 0.25},
     "sizes": [0.0, 1.0],
     "max_memory": "2GiB",
+    "precision": "auto",
     "seed": 3,
 }
 
@@ -306,6 +307,7 @@ def test_every_key_reaches_compress(here: Path, monkeypatch: pytest.MonkeyPatch)
         "sizes": (0.25, 1.0),
         "max_evaluations": 6,
         "max_memory": 7,
+        "precision": "bfloat16",
         "seed": 8,
     }
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in wanted.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from shaprune.network.criteria import CRITERIA
 from shaprune.network.discovery import Filter, Unit, find_players
 from shaprune.network.game import MAX_MEMORY
 from shaprune.network.players import Players
+from shaprune.network.precision import Precision
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, RowWorth, Worth
 from shaprune.planning import ALLOCATIONS, Plan, check_reachable
@@ -82,6 +83,7 @@ def compress(
     test: Iterable[Any] | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
+    precision: Precision | Literal["auto"] = "float32",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Compressed:
@@ -97,7 +99,7 @@ def compress(
         data: batches to score and recover on, see `NetworkGame`; never the test set.
         budget: what may stay.
         example_inputs: inputs of one forward pass, batch first.
-        worth, method, sizes, max_evaluations, forward, max_memory, progress: see `score`.
+        worth, method, sizes, max_evaluations, forward, max_memory, precision, progress: see `score`.
         recover: recovery steps, see `recover`; ``()`` for none.
         unit, include, exclude: see `find_players`.
         allocation, min_players, min_width, round_to, max_removed, hf_uniform: see `plan`.
@@ -150,6 +152,7 @@ def compress(
             sizes=sizes,
             forward=forward,
             max_memory=max_memory,
+            precision=precision,
             progress=progress,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -14,6 +14,7 @@ from shaprune.network.batches import Forward
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
+from shaprune.network.precision import Precision
 from shaprune.network.rows import ROWS_SET
 from shaprune.network.spill import PARTS
 from shaprune.network.subject import Subject
@@ -82,11 +83,12 @@ def expected_cost(
     workers: int = 1,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
+    precision: Precision | Literal["auto"] = "float32",
 ) -> Cost:
     """Estimate what `score` with these arguments will cost; nothing is scored.
 
     Every game walks a few orders on a few examples, against the clock. Rounds of modes other than one-shot are taken
-    to cost as much per evaluation as the first.
+    to cost as much per evaluation as the first; ``precision="auto"`` is priced in float32, the dearer.
 
     Raises:
         InputError, GameError: as `score`.
@@ -96,10 +98,13 @@ def expected_cost(
         subject = data
     else:
         subject = Subject(model, data, forward, max_memory=max_memory)
+    rows_in: Precision = "float32" if precision == "auto" else precision
     groups: dict[str, str | None] = {"all groups": None} if together else {g.name: g.name for g in players.groups}
     found: dict[str, GameCost] = {}
     for name, group in groups.items():
-        game = NetworkGame(model, players, subject, worth, group, forward=forward, max_memory=max_memory)
+        game = NetworkGame(
+            model, players, subject, worth, group, forward=forward, max_memory=max_memory, precision=rows_in
+        )
         rows = expected_in_rounds(game, mode, method, max_evaluations, stop, step=step, concept=concept, sizes=sizes)
         once, each = _timed(game, players, group)
         seconds = None if rows is None else once + rows * each
@@ -131,7 +136,8 @@ def _timed(game: NetworkGame, players: Players, group: str | None) -> tuple[floa
     once = each = 0.0
     for walks in WALKS:
         some = np.unique(np.linspace(0, examples - 1, walks).astype(np.int64))
-        probe = NetworkGame(game.model, players, game.subject.part(some), game.judge.worth, group)
+        part = game.subject.part(some)
+        probe = NetworkGame(game.model, players, part, game.judge.worth, group, precision=game.precision)
         orders = rng.permuted(np.tile(np.arange(n), (len(some), 1)), axis=1)[:, :STEPS]
         first, second = (_seconds(probe, orders, np.arange(len(some))) for _ in range(2))
         once, each = max(first - second, 0.0) * examples / len(some), second / (orders.size + len(orders))

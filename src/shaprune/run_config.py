@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -73,6 +73,7 @@ class RunConfig(BaseModel):
     sizes: tuple[float, float] = (0.5, 1.0)
     max_evaluations: int | None = None
     max_memory: ByteSize = ByteSize(1 << 30)
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
     @field_validator("budget")
     @classmethod

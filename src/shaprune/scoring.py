@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,10 +22,12 @@ from shaprune.network.fingerprint import identity
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Players
-from shaprune.network.recipe import depends_on, recipe_of
+from shaprune.network.precision import Precision
+from shaprune.network.probe import probed
+from shaprune.network.recipe import ROWS_IN, depends_on, recipe_of
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, name_of
-from shaprune.run.opening import Manner, opened
+from shaprune.run.opening import Manner, began_with, opened
 from shaprune.run.pool import versions
 from shaprune.scores import Scores
 from shaprune.values.aggregation import Aggregate
@@ -41,6 +43,7 @@ from shaprune.values.watching import WatchedGame, Watcher
 
 __all__ = ["Scores", "score"]
 
+PRECISIONS = ("auto", *get_args(Precision))
 LAYERS = ("independent", "output-to-input")
 TOGETHER = "all groups"
 
@@ -72,6 +75,7 @@ def score(
     build: Callable[[], nn.Module] | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
+    precision: Precision | Literal["auto"] = "float32",
     progress: bool | None = None,
     watch: Watcher | None = None,
 ) -> Scores:
@@ -101,6 +105,9 @@ def score(
             `shaprune.run.merging.merge` joins them, and the call without a shard gives the values.
         build: makes the network (its weights are loaded into it) where it cannot be pickled to workers.
         forward, max_memory: see `NetworkGame`.
+        precision: ``"float32"``, ``"bfloat16"`` (see `NetworkGame`), or ``"auto"``: the latter where a probe of a few
+            walks finds it faster and the ranking unmoved, see `shaprune.network.probe`; a run that goes on keeps what
+            it began with.
         progress: show a bar with the remaining time on stderr; None = only on a terminal.
         watch: told how the games go, see `shaprune.values.watching.Watcher`.
 
@@ -120,8 +127,19 @@ def score(
     if isinstance(method, str) and method not in METHODS:
         check_choice("method", method, (*METHODS, *CRITERIA))
         manner = Manner.of(run, workers, ray_address, shard)
-        played = (mode, layers, concept_of(concept).label, aggregate, together, stop, max_evaluations, log, manner)
-        if played != ("one-shot", "independent", "shapley", "mean", False, None, None, None, Manner()):
+        played = (
+            mode,
+            layers,
+            concept_of(concept).label,
+            aggregate,
+            together,
+            stop,
+            max_evaluations,
+            log,
+            manner,
+            precision,
+        )
+        if played != ("one-shot", "independent", "shapley", "mean", False, None, None, None, Manner(), "float32"):
             raise InputError(
                 f"criterion {method!r} plays no game; drop mode, concept, stop, max_evaluations and the like"
             )
@@ -135,13 +153,16 @@ def score(
         n: NetworkGame(model, players, subject, worth, g, forward=forward, max_memory=max_memory)
         for n, g in groups.items()
     }
+    rows_in, why = _precision(precision, games, manner)
+    if rows_in != "float32":
+        games = {name: game.at(rows_in) for name, game in games.items()}
     totals: dict[str, int | None] = {}
     for name, game in games.items():
         with _naming(name):
             totals[name] = expected_in_rounds(game, mode, method, max_evaluations, stop, **how)
     if watch is not None:
         watch.opens(totals)
-    notes = _notes(games, stop, manner)
+    notes = (*_notes(games, stop, manner), *why)
     how |= {"negative_first": negative_first, "aggregate": aggregate}
     shared = subject if isinstance(subject, Subject) else None
     chosen = METHODS[method] if isinstance(method, str) else method
@@ -160,7 +181,17 @@ def score(
     recipe = (
         None
         if manner.alone
-        else recipe_of(model, players, shared, worth, groups, build=build, max_memory=max_memory, workers=workers)
+        else recipe_of(
+            model,
+            players,
+            shared,
+            worth,
+            groups,
+            build=build,
+            max_memory=max_memory,
+            precision=rows_in,
+            workers=workers,
+        )
     )
     with (
         opened(manner, {name: game.n_examples for name, game in games.items()}, recipe, about) as running,
@@ -180,7 +211,8 @@ def score(
                 return values
 
         def in_smaller(small: nn.Module, part: Players, subject: Subject, worth: AnyWorth, name: str) -> Values:
-            return values_of(NetworkGame(small, part, subject, worth, name, max_memory=max_memory), name)
+            game = NetworkGame(small, part, subject, worth, name, max_memory=max_memory, precision=rows_in)
+            return values_of(game, name)
 
         if layers == "output-to-input":
             if together or log is not None or not isinstance(subject, Subject) or isinstance(worth, (Evaluate, Only)):
@@ -205,6 +237,20 @@ def _check_manner(manner: Manner, layers: str, mode: str, stop: Rule | Reason | 
         )
     if manner.shard is not None and (mode != "one-shot" or stop is not None):
         raise InputError("a shard cannot know what other shards find: drop mode and stop, and give max_evaluations")
+
+
+def _precision(wanted: str, games: Mapping[str, NetworkGame], manner: Manner) -> tuple[Precision, tuple[str, ...]]:
+    """The precision that rows are run in, and what the reader should know of it."""
+    check_choice("precision", wanted, PRECISIONS)
+    if wanted != "auto":
+        return ("bfloat16", ("rows were run in bfloat16",)) if wanted == "bfloat16" else ("float32", ())
+    if manner.shard is not None:
+        raise InputError("shards must agree on a precision, and each would probe its own; name one instead of 'auto'")
+    begun = None if manner.run is None else began_with(manner.run, ROWS_IN)
+    if begun is not None:
+        return ("bfloat16" if begun == "bfloat16" else "float32"), (f"rows were run in {begun}, as the run began",)
+    chosen, why = probed([*games.values()])
+    return chosen, (f"rows were run in {why}",)
 
 
 def _told(stop: Rule | Reason | None) -> str | None:

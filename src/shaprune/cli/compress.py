@@ -32,6 +32,7 @@ from shaprune.cli.options import (
     Model,
     OutOfRun,
     Overwrite,
+    Precision,
     RecoverOrOwn,
     Rounds,
     RoundTo,
@@ -79,6 +80,7 @@ def compress(
     sizes: Sizes = None,
     max_evaluations: MaxEvaluations = None,
     max_memory: MaxMemory = UNSET,
+    precision: Precision = UNSET,
     examples: ScoreExamples = UNSET,
     batch_size: BatchSize = UNSET,
     cache: Cache = None,
@@ -125,6 +127,7 @@ def compress(
         "sizes": None if sizes is None else sizes_of(sizes),
         "max_evaluations": max_evaluations,
         "max_memory": max_memory,
+        "precision": precision,
     }
     options = {key: value for key, value in given.items() if value is not None}
 
@@ -177,6 +180,7 @@ def compress(
         train=dataset.train.batches(),
         test=dataset.test.batches(),
         max_memory=run.max_memory,
+        precision=run.precision,
         seed=run.seed,
     )
     measured = {name: to_json(m) for name, m in done.measurements.items()}

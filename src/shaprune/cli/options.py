@@ -22,6 +22,7 @@ WORTHS = (
     "squared_error",
     "absolute_error",
 )
+PRECISIONS = ("auto", "float32", "bfloat16")
 METHODS = ("permutation", "exact", "partial", "leave-one-out", "regression", "msr", "svarm")
 CRITERIA = (
     "random",
@@ -167,6 +168,13 @@ RecoverExamples = Annotated[
 Worth = Annotated[
     str,
     typer.Option(**choice("worth", WORTHS), help=f"What a coalition is judged by: {', '.join(WORTHS)}."),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        **choice("precision", PRECISIONS),
+        help="What is behind the masks is computed in float32, bfloat16, or auto: what a probe finds faster and alike.",
+    ),
 ]
 Method = Annotated[
     str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -26,12 +26,14 @@ from shaprune.cli.options import (
     Json,
     Layers,
     MaxEvaluations,
+    MaxMemory,
     Method,
     Mode,
     Model,
     NegativeFirst,
     OptionalOut,
     Overwrite,
+    Precision,
     ScoreExamples,
     Seed,
     Sizes,
@@ -44,7 +46,7 @@ from shaprune.cli.options import (
     WorthLog,
 )
 from shaprune.cli.outputs import check_out
-from shaprune.cli.parse import aggregate_of, concept_of, default_sizes, method_of, rule_of, sizes_of, unit_of
+from shaprune.cli.parse import aggregate_of, bytes_of, concept_of, default_sizes, method_of, rule_of, sizes_of, unit_of
 from shaprune.cli.run_options import DryRun, Log, RayAddress, Run, ShardOf, Workers
 from shaprune.cli.watching import watched
 from shaprune.logs.sinks import check_sink
@@ -74,6 +76,8 @@ def score(
     aggregate: Aggregate = "mean",
     antithetic: Antithetic = False,
     together: Together = False,
+    precision: Precision = "float32",
+    max_memory: MaxMemory = "1GiB",
     worth_log: WorthLog = None,
     log: Log = None,
     run: Run = None,
@@ -116,6 +120,7 @@ def score(
     units = unit_of(unit)
     how_over_examples = aggregate_of(aggregate)
     rule = rule_of(stop)
+    memory = bytes_of(max_memory)
     if log and method in CRITERIA:
         raise typer.BadParameter(f"{method} plays no game; there is nothing to log", param_hint="--log")
     with usage("--log"):
@@ -136,6 +141,7 @@ def score(
     if dry_run or (run is not None and method not in CRITERIA):
         played: dict[str, Any] = {"mode": mode, "step": step, "max_evaluations": max_evaluations, "stop": rule}
         played |= {"concept": value, "sizes": window, "together": together, "workers": workers}
+        played |= {"precision": precision, "max_memory": memory}
         priced = _priced(sp.expected_cost(network, players, part.batches(), worth, estimator, **played), workers)
         if dry_run:
             return priced
@@ -163,6 +169,8 @@ def score(
             sizes=window,
             aggregate=how_over_examples,
             together=together,
+            max_memory=memory,
+            precision=cast(Any, precision),
             log=worth_log,
             run=run,
             workers=workers,

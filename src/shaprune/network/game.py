@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from shaprune.errors import GameError, InputError
+from shaprune.errors import GameError, InputError, check_choice
 from shaprune.network.acceptable import check_model
 from shaprune.network.batches import Forward
 from shaprune.network.borrow import borrowed, device_of
@@ -25,6 +25,7 @@ from shaprune.network.judging import Judge, answers, walks
 from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
+from shaprune.network.precision import Precision
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
 from shaprune.network.spill import MAX_MEMORY as MAX_MEMORY
@@ -51,6 +52,8 @@ class NetworkGame(Game):
         max_memory: bytes that rows, cached activations and examples may take; what is more of the last two lies in a
             temporary file, with the same bits. Set worths take a quarter more, and never less than the outputs of all
             examples.
+        precision: in which what lies behind the masks is computed, ``"float32"`` or ``"bfloat16"``, see
+            `shaprune.network.precision`.
 
     Attributes:
         separable: False for set worths and `Evaluate`: ``examples`` is then refused.
@@ -59,7 +62,7 @@ class NetworkGame(Game):
         whole_because: why the model is run whole, or None where only the part behind the mask is run.
 
     Raises:
-        InputError: unusable data, targets, worth or group.
+        InputError: unusable data, targets, worth, group or precision.
         GameError: outputs or worths that are NaN or infinite: which layer, which coalition.
     """
 
@@ -73,9 +76,11 @@ class NetworkGame(Game):
         *,
         forward: Forward | None = None,
         max_memory: int = MAX_MEMORY,
+        precision: Precision = "float32",
     ) -> None:
         if max_memory < 1:
             raise InputError(f"max_memory is {max_memory}; give a number of bytes, such as 1 << 30")
+        check_choice("precision", precision, get_args(Precision))
         check_model(model)
         check_fits(model, players)
         wanted = [group] if isinstance(group, str) else group
@@ -87,8 +92,13 @@ class NetworkGame(Game):
         self.sites = sites_of(players, self.groups, device_of(model))
         self.whole_model = worth.function if isinstance(worth, Evaluate) else None
         self.whole_because: str | None = None
+        self.precision = precision
         self._fingerprint: str | None = None
         if isinstance(worth, Evaluate):
+            if precision != "float32":
+                raise InputError(
+                    f"Evaluate runs the model itself; use torch.autocast there, not precision={precision!r}"
+                )
             self.separable = False
             return
         if data is None:
@@ -112,12 +122,23 @@ class NetworkGame(Game):
         other._judge_by(worth, self.judge.rows, self.judge.rows.max_memory)
         return other
 
+    def at(self, precision: Precision) -> NetworkGame:
+        """The same game in another precision.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        other = copy.copy(self)
+        other.precision, other._fingerprint = precision, None
+        other._judge_by(self.judge.worth, None, self.judge.rows.max_memory)
+        return other
+
     def _judge_by(self, worth: AnyWorth, rows: Rows | None, max_memory: int) -> None:
         chosen, subject = judge_of(worth), self.subject
         check_targets(chosen, subject.targets, subject.outputs)
         reference = subject.outputs if chosen.reference == "dense" else subject.targets
         assert reference is not None
-        rows = Rows(subject, self.sites, max_memory) if rows is None else rows
+        rows = Rows(subject, self.sites, max_memory, self.precision) if rows is None else rows
         self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
         self.runner: Cut | Whole = rows.runner
         self.whole_because = rows.runner.because
@@ -138,7 +159,8 @@ class NetworkGame(Game):
             data = [] if judge is None else [self.subject.inputs]
             if judge is not None and judge.worth.reference == "targets":
                 data.append(judge.reference)
-            functions = [self.whole_model] if judge is None else [judge.worth, self.subject.forward]
+            functions: list[object] = [self.whole_model] if judge is None else [judge.worth, self.subject.forward]
+            functions += [] if self.precision == "float32" else [self.precision]
             self._fingerprint = fingerprint_of(self.model, self.sites, data, functions, n_players=self.n_players)
         return self._fingerprint
 

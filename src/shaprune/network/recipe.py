@@ -17,9 +17,11 @@ from shaprune.network.fingerprint import fingerprint_of, identity
 from shaprune.network.game import NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
+from shaprune.network.precision import Precision
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate
 
+ROWS_IN = "precision of rows"  # in what a run depends on
 AT_HAND = 2  # games that a worker keeps; each may hold as many activations as its memory bound allows
 
 
@@ -42,6 +44,7 @@ class GameRecipe:
     worth: AnyWorth | Only | Evaluate
     groups: Mapping[str, str | None]
     max_memory: int
+    precision: Precision
     threads: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     matmul: str = field(default_factory=torch.get_float32_matmul_precision)
@@ -60,8 +63,8 @@ class GameRecipe:
                     made.popitem(last=False)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ShapruneWarning)  # the driver has said it
-                    group, memory = self.groups[name], self.max_memory
-                    made[name] = NetworkGame(model, self.players, subject, self.worth, group, max_memory=memory)
+                    how: dict[str, Any] = {"max_memory": self.max_memory, "precision": self.precision}
+                    made[name] = NetworkGame(model, self.players, subject, self.worth, self.groups[name], **how)
             made.move_to_end(name)
             return made[name]
 
@@ -88,14 +91,15 @@ def recipe_of(
     *,
     build: Callable[[], nn.Module] | None,
     max_memory: int,
+    precision: Precision,
     workers: int,
 ) -> GameRecipe:
     """The recipe of these games; the threads of this process are shared out among the workers."""
     threads = max(1, torch.get_num_threads() // workers)
     weights = {} if build is None else model.state_dict()
     state = None if subject is None else subject.state()
-    own = model if build is None else None
-    return GameRecipe(own, build, weights, players, state, worth, dict(groups), max_memory, threads, device_of(model))
+    own, device = model if build is None else None, device_of(model)
+    return GameRecipe(own, build, weights, players, state, worth, dict(groups), max_memory, precision, threads, device)
 
 
 def depends_on(games: Sequence[NetworkGame]) -> dict[str, str]:
@@ -106,6 +110,7 @@ def depends_on(games: Sequence[NetworkGame]) -> dict[str, str]:
     parts = {
         "model": fingerprint_of(first.model, [], [], [], n_players=0),
         "masks": fingerprint_of(nothing, masks, [], [], n_players=sum(game.n_players for game in games)),
+        ROWS_IN: first.precision,
     }
     if first.whole_model is not None:
         return {**parts, "worth": identity(first.whole_model), "precision": _precision(first.model)}

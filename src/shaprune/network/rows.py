@@ -21,6 +21,7 @@ from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.grid import grid_of
 from shaprune.network.masks import Site
+from shaprune.network.precision import Precision, check_runs, lowered
 from shaprune.network.spill import PARTS, joined
 from shaprune.network.state import State, gather
 from shaprune.network.subject import BATCH, Subject
@@ -55,10 +56,14 @@ class Rows:
         subject: the model and its examples.
         sites: where the players' masks stand.
         max_memory: bytes that the rows of a batch and the cached activations may take.
+        precision: of what lies behind the mask, see `shaprune.network.precision`.
     """
 
-    def __init__(self, subject: Subject, sites: Sequence[Site], max_memory: int) -> None:
-        self.subject, self.max_memory = subject, max_memory
+    def __init__(
+        self, subject: Subject, sites: Sequence[Site], max_memory: int, precision: Precision = "float32"
+    ) -> None:
+        self.subject, self.max_memory, self.precision = subject, max_memory, precision
+        check_runs(subject.model, precision)
         self.n_players, self.n_examples = sites[0].n_players, subject.n_examples
         self.device = subject.outputs.device
         some = min(4, self.n_examples)
@@ -79,7 +84,7 @@ class Rows:
     def pairs(self, masks: Tensor, examples: Tensor) -> Iterator[Block]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
         for part in self._split(len(masks), self.row_bytes):
-            outputs = self.runner.run(self._state(examples[part]), masks[part])
+            outputs = self._run(self._state(examples[part]), masks[part])
             yield Block(outputs, examples[part], part, masks[part].__getitem__)
 
     def everyone(self, masks: Tensor) -> Iterator[Block]:
@@ -107,9 +112,9 @@ class Rows:
                     else:
                         sums = torch.matmul(_with_base(block), parts.flatten(2))
                     sums = sums.view(len(rows), *parts.shape[2:])
-                    outputs = first.finish(gather(first.leftover(state), rows), sums)
+                    outputs = self._finish(first, gather(first.leftover(state), rows), sums)
                 else:
-                    outputs = self.runner.run(gather(state, rows), block.repeat(len(examples), 1))
+                    outputs = self._run(gather(state, rows), block.repeat(len(examples), 1))
                 yield Block(outputs, examples[rows], slice(start, start + len(block)), partial(_cyclic, block))
 
     def walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None) -> Iterator[Block]:
@@ -122,12 +127,22 @@ class Rows:
         state = self._state(examples)
         sums = self._sums(first.contributions(state), orders, start)
         rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
-        outputs = first.finish(gather(first.leftover(state), rows), sums.flatten(0, 1))
+        outputs = self._finish(first, gather(first.leftover(state), rows), sums.flatten(0, 1))
         return Block(outputs, examples[rows], into, partial(self._mask_of_step, orders, start))
 
     def culprit(self, example: Tensor, mask: Tensor) -> str | None:
         """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
         return self.runner.culprit(self.runner.prepare(self.subject.rows(example)), mask[None])
+
+    def _run(self, state: State, masks: Tensor) -> Tensor:
+        with lowered(self.device, self.precision):
+            outputs = self.runner.run(state, masks)
+        return outputs if self.precision == "float32" else outputs.float()
+
+    def _finish(self, first: FirstLinear, leftover: State, sums: Tensor) -> Tensor:
+        with lowered(self.device, self.precision):
+            outputs = first.finish(leftover, sums)
+        return outputs if self.precision == "float32" else outputs.float()
 
     def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
         """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...)."""

@@ -70,6 +70,21 @@ def journal_file(folder: Path, shard: Shard | None = None) -> Path:
     return folder / (NAME if shard is None else f"journal-{shard.name}.sqlite")
 
 
+def began_with(folder: Path, name: str) -> str | None:
+    """What a run that has begun in this folder says of something that its answers depend on.
+
+    None where none has begun, or its journal cannot be read (opening it will say why).
+    """
+    try:
+        journal = Journal.read(journal_file(folder))
+    except InputError:
+        return None
+    try:
+        return journal.about().get(name)
+    finally:
+        journal.close()
+
+
 class Running:
     """A run that is open: what is asked of its games goes the way that the manner says."""
 

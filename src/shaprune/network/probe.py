@@ -1,0 +1,82 @@
+"""``precision="auto"``: bfloat16 where a quick probe finds it faster and the ranking unmoved, else float32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shaprune.errors import GameError
+from shaprune.network.game import NetworkGame
+from shaprune.network.precision import Precision, lowerable
+
+GAMES = 3  # that are probed: the first, one in the middle, the last; what lies behind the mask becomes less
+WALKS, STEPS = 16, 64  # of each, every walk on its own example; so many players leave
+FASTER = 1.15  # times as fast as float32, all probed games together
+ALIKE = 0.99  # Spearman's rank correlation between both precisions, of each probed game
+
+
+def probed(games: Sequence[NetworkGame]) -> tuple[Precision, str]:
+    """The precision to play these games of one network in, and why.
+
+    The same walks are run in both precisions; players are ranked by their mean marginal contribution to them. Times are
+    measured, so that the choice may differ from machine to machine.
+    """
+    first = games[0]
+    if not first.separable:
+        return "float32", "float32: the worth is no mean over examples, so that a few examples say nothing of speed"
+    if not lowerable(first.model):
+        return "float32", "float32: bfloat16 is for networks in float32"
+    seconds, alike = np.zeros(2), []
+    for game in {id(games[i]): games[i] for i in (0, len(games) // 2, len(games) - 1)}.values():
+        pair = [game, game.at("bfloat16")]
+        orders, examples = _walks(game)
+        means = []
+        for i, each in enumerate(pair):
+            try:
+                each.walk(orders[:1], examples[:1])  # fills the cache of what lies before the mask
+                clock = time.perf_counter()
+                worths = each.walk(orders, examples)
+                seconds[i] += time.perf_counter() - clock
+            except GameError:
+                if i == 0:
+                    raise
+                return "float32", "float32: bfloat16 gives worths that are not finite"
+            means.append(_mean_marginals(orders, worths, game.n_players))
+        alike.append(rank_correlation(*means))
+    times, worst = seconds[0] / seconds[1], min(alike)
+    told = f"bfloat16 ran {times:.2f} times as fast, rank correlation {worst:.3f}"
+    if times >= FASTER and worst >= ALIKE:
+        return "bfloat16", f"bfloat16 by a probe: {told}"
+    return "float32", f"float32 by a probe: {told} (wanted: {FASTER} and {ALIKE})"
+
+
+def _walks(game: NetworkGame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    rng = np.random.default_rng(0)
+    examples = np.unique(np.linspace(0, game.n_examples - 1, WALKS).astype(np.int64))
+    leaving = rng.choice(game.n_players, min(STEPS, game.n_players), replace=False)
+    return rng.permuted(np.tile(leaving, (len(examples), 1)), axis=1), examples
+
+
+def _mean_marginals(orders: NDArray[np.int64], worths: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """(players that leave,): what each took with it, over the walks."""
+    sums = np.zeros(n)
+    np.add.at(sums, orders, worths[:, :-1] - worths[:, 1:])
+    means: NDArray[np.float64] = sums[np.sort(orders[0])] / len(orders)
+    return means
+
+
+def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Spearman's, ties at their mean rank; 1 where both rank nobody before anybody else."""
+    first, second = (_ranks(x) - (len(x) + 1) / 2 for x in (a, b))
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / scale if scale else float(np.array_equal(first, second))
+
+
+def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 for the smallest, ...; ties share the mean of their ranks."""
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    shared: NDArray[np.float64] = (counts.cumsum() - (counts - 1) / 2)[place]
+    return shared

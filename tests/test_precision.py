@@ -1,0 +1,174 @@
+"""Rows in bfloat16: near float32, told apart from it, chosen by a probe, and kept by a run."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import NETWORKS
+from torch import Tensor, nn
+
+import shaprune as sp
+from shaprune import scoring
+from shaprune.errors import GameError, InputError
+from shaprune.network import probe
+from shaprune.network.probe import probed
+from shaprune.network.recipe import recipe_of
+from shaprune.network.subject import Subject
+
+MAKE, EXAMPLE = NETWORKS["plain"]
+Data = list[tuple[Tensor, Tensor]]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return MAKE().eval()
+
+
+def batches(n: int = 64) -> Data:
+    inputs = torch.randn(n, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(0))
+    return [(inputs, torch.arange(n) % 5)]
+
+
+def games(model: nn.Module, worth: Any = "fidelity", data: Data | None = None, **options: Any) -> list[sp.NetworkGame]:
+    players = sp.find_players(model, EXAMPLE().to(next(model.parameters()).dtype), include="conv*")
+    subject = Subject(model, batches() if data is None else data)
+    return [sp.NetworkGame(model, players, subject, worth, g.name, **options) for g in players.groups]
+
+
+def score(model: nn.Module, **options: Any) -> sp.Scores:
+    players = sp.find_players(model, EXAMPLE(), include="conv[12]")
+    return sp.score(model, players, batches(), "fidelity", progress=False, **options)
+
+
+@pytest.mark.parametrize("ask", ["walks", "rows", "everyone"])
+@pytest.mark.parametrize("forward", [None, lambda model, x: model(x)], ids=["cut", "whole"])
+@pytest.mark.filterwarnings("ignore:the whole model is run")
+def test_worths_in_bfloat16_are_near_those_in_float32(model: nn.Module, ask: str, forward: Any) -> None:
+    players = sp.find_players(model, EXAMPLE(), include="conv2")
+    exact, lower = (
+        sp.NetworkGame(model, players, batches(), "fidelity", "conv2", forward=forward, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    rng = np.random.default_rng(0)
+    examples = np.arange(16)
+    orders = rng.permuted(np.tile(np.arange(exact.n_players), (16, 1)), axis=1)
+    coalitions = rng.random((16, exact.n_players)) < 0.5
+    a, b = (
+        game.walk(orders, examples) if ask == "walks" else game(coalitions, examples if ask == "rows" else None)
+        for game in (exact, lower)
+    )
+    assert not np.array_equal(a, b)
+    assert np.abs(a - b).max() <= 0.1 * np.abs(a).max()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_games_in_another_precision_are_other_games(model: nn.Module) -> None:
+    first, second = games(model)[0], games(model, precision="bfloat16")[0]
+    assert first.fingerprint != second.fingerprint
+    assert first.at("bfloat16").fingerprint == second.fingerprint
+    assert second.judged_by("cross_entropy").precision == "bfloat16"
+
+
+def test_workers_play_in_the_precision_of_the_driver(model: nn.Module) -> None:
+    players = sp.find_players(model, EXAMPLE(), include="conv2")
+    subject = Subject(model, batches())
+    how: dict[str, Any] = {"build": None, "max_memory": 1 << 30, "workers": 2}
+    groups: dict[str, str | None] = {"conv2": "conv2"}
+    made = recipe_of(model, players, subject, "fidelity", groups, precision="bfloat16", **how)()("conv2")
+    here = sp.NetworkGame(model, players, subject, "fidelity", "conv2", precision="bfloat16")
+    row = np.ones((1, here.n_players), dtype=bool)
+    row[0, ::2] = False
+    assert made(row) == here(row)
+
+
+def test_what_cannot_be_lowered_is_refused(model: nn.Module) -> None:
+    with pytest.raises(InputError, match="for networks in float32; this one has float64 weights on cpu"):
+        games(model.double(), data=[(batches()[0][0].double(), batches()[0][1])], precision="bfloat16")
+    model.float()
+    with pytest.raises(InputError, match=r"precision 'bfloat'.*did you mean 'bfloat16'"):
+        games(model, precision="bfloat")
+    with pytest.raises(InputError, match="Evaluate runs the model itself"):
+        games(model, sp.Evaluate(lambda m: 0.0), precision="bfloat16")
+    with pytest.raises(InputError, match="plays no game"):
+        score(model, method="weight_norm", precision="bfloat16")
+    with pytest.raises(InputError, match="shards must agree on a precision"):
+        score(model, precision="auto", run="unused", shard="1/2")
+
+
+def tick(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Probed walks take so long, in turns."""
+    clock, turn = [0.0], itertools.cycle([step for s in seconds for step in (0.0, s)])
+
+    def now() -> float:
+        clock[0] += next(turn)
+        return clock[0]
+
+    monkeypatch.setattr(probe.time, "perf_counter", now)
+
+
+def test_a_probe_chooses_what_is_faster_and_ranks_alike(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick(monkeypatch, 2.0, 1.0)
+    monkeypatch.setattr(probe, "ALIKE", 0.5)
+    chosen, why = probed(games(model))
+    assert (chosen, "2.00 times as fast" in why) == ("bfloat16", True)
+    tick(monkeypatch, 1.1, 1.0)
+    assert probed(games(model))[0] == "float32"
+
+
+def test_a_probe_refuses_what_ranks_otherwise(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick(monkeypatch, 2.0, 1.0)
+    with torch.no_grad():
+        model.fc.bias += 1000.0  # type: ignore[union-attr,operator]
+    chosen, why = probed(games(model, lambda outputs, targets: outputs.sum(1)))  # differences drown in the rounding
+    assert (chosen, "wanted" in why) == ("float32", True)
+
+
+def test_a_probe_keeps_float32_where_it_cannot_tell(model: nn.Module) -> None:
+    assert probed(games(model, sp.SetWorth("mean", lambda outputs, targets: outputs.mean())))[0] == "float32"
+    doubles = [(batches()[0][0].double(), batches()[0][1])]
+    assert probed(games(model.double(), data=doubles))[0] == "float32"
+
+
+def test_a_probe_falls_back_where_bfloat16_overflows(model: nn.Module) -> None:
+    def worth(outputs: Tensor, targets: Tensor) -> Tensor:
+        rounded = torch.equal(outputs, outputs.bfloat16().float())
+        return outputs.sum(1) * (float("inf") if rounded else 1.0)
+
+    assert probed(games(model, worth)) == ("float32", "float32: bfloat16 gives worths that are not finite")
+    broken = games(model, lambda outputs, targets: outputs.sum(1) * float("inf"))
+    with pytest.raises(GameError):
+        probed(broken)
+
+
+def test_scores_say_in_what_rows_were_run(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    lower, exact = score(model, precision="bfloat16"), score(model)
+    assert "rows were run in bfloat16" in lower.notes
+    assert not exact.notes
+    assert not np.array_equal(lower["conv2"].value, exact["conv2"].value)
+    monkeypatch.setattr(scoring, "probed", lambda games: ("bfloat16", "bfloat16 by a probe"))
+    auto = score(model, precision="auto")
+    assert np.array_equal(auto["conv2"].value, lower["conv2"].value)
+    assert "rows were run in bfloat16 by a probe" in auto.notes
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(scoring, "probed", lambda games: ("bfloat16", "bfloat16 by a probe"))
+    began = score(model, precision="auto", run=tmp_path / "run")
+    monkeypatch.setattr(scoring, "probed", lambda games: pytest.fail("a run that has begun is not probed again"))
+    again = score(model, precision="auto", run=tmp_path / "run")
+    assert np.array_equal(began["conv2"].value, again["conv2"].value)
+    assert "rows were run in bfloat16, as the run began" in again.notes
+    with pytest.raises(InputError, match="precision of rows"):
+        score(model, run=tmp_path / "run")
+
+
+def test_auto_starts_a_run_whose_journal_is_damaged(model: nn.Module, tmp_path: Path) -> None:
+    tmp_path.joinpath("journal.sqlite").write_bytes(b"no journal" * 1000)
+    with pytest.warns(UserWarning, match="is damaged"):
+        score(model, precision="auto", run=tmp_path)
