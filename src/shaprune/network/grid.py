@@ -34,6 +34,11 @@ class Grid:
         k = self.low.shape[1]
         return torch.matmul(self.low, parts[:, :k]) + parts[:, -1:], torch.matmul(self.high, parts[:, k:-1])
 
+    def holds(self, part: slice) -> bool:
+        """Whether some of the coalitions are whole multiples of L."""
+        size = len(self.low)
+        return bool(part.start % size == part.stop % size == 0)
+
     def sums(self, tables: tuple[Tensor, Tensor], start: int, stop: int) -> Tensor:
         """(E, stop - start, F) sums of the coalitions from ``start`` to ``stop``, both whole multiples of L."""
         low, high = tables

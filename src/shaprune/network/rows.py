@@ -19,7 +19,7 @@ from shaprune.errors import InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
-from shaprune.network.grid import grid_of
+from shaprune.network.grid import Grid, grid_of
 from shaprune.network.masks import Site
 from shaprune.network.precision import Precision, check_runs, lowered
 from shaprune.network.spill import PARTS, joined
@@ -80,12 +80,17 @@ class Rows:
                 "least that, better a thousand times as much"
             )
         self._cache: State | None = None
+        self._room = max_memory  # bytes that the device is known to have at most for a batch
 
     def pairs(self, masks: Tensor, examples: Tensor) -> Iterator[Block]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
-        for part in self._split(len(masks), self.row_bytes):
+
+        def run(part: slice) -> Block:
             outputs = self._run(self._state(examples[part]), masks[part])
-            yield Block(outputs, examples[part], part, masks[part].__getitem__)
+            return Block(outputs, examples[part], part, masks[part].__getitem__)
+
+        for part in self._split(len(masks), self.row_bytes):
+            yield from self._halving(run, part, self.row_bytes)
 
     def everyone(self, masks: Tensor) -> Iterator[Block]:
         """Every coalition, masks (R, n), on every example."""
@@ -98,37 +103,65 @@ class Rows:
         blocks = -(-len(masks) // max(per_batch, unit))
         width = -(-len(masks) // blocks // unit) * unit  # blocks of equal size, at most per_batch
         height = max(1, per_batch // width)
+        parts = [slice(start, min(start + width, len(masks))) for start in range(0, len(masks), width)]
         for examples in torch.arange(self.n_examples, device=self.device).split(height):
-            state = self._state(examples)
-            parts = None if first is None else first.contributions(state)
-            tables = None if grid is None or parts is None else grid.tables(parts.flatten(2))
-            every = torch.arange(len(examples), device=self.device)
-            for start in range(0, len(masks), width):
-                block = masks[start : start + width]
-                rows = every.repeat_interleave(len(block))
-                if first is not None and parts is not None:
-                    if grid is not None and tables is not None:
-                        sums = grid.sums(tables, start, start + len(block))
-                    else:
-                        sums = torch.matmul(_with_base(block), parts.flatten(2))
-                    sums = sums.view(len(rows), *parts.shape[2:])
-                    outputs = self._finish(first, gather(first.leftover(state), rows), sums)
-                else:
-                    outputs = self._run(gather(state, rows), block.repeat(len(examples), 1))
-                yield Block(outputs, examples[rows], slice(start, start + len(block)), partial(_cyclic, block))
+            yield from self._over(masks, examples, first, grid, parts)
+
+    def _over(
+        self, masks: Tensor, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
+    ) -> Iterator[Block]:
+        """Coalitions, part by part, on some examples."""
+        state = self._state(examples)
+        sums = None if first is None else self._sums_of(first.contributions(state), masks, grid)
+        run = partial(self._crossed, masks, examples, state, sums)
+        for part in parts:
+            yield from self._halving(run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples))
+
+    def _fewer(self, masks: Tensor, examples: Tensor, part: slice) -> Iterator[Block]:
+        """Coalitions on one half of the examples, and then on the other."""
+        for half in examples.chunk(2):
+            yield from self._over(masks, half, None, None, [part])
+
+    def _crossed(
+        self, masks: Tensor, examples: Tensor, state: State, sums: Callable[[slice], Tensor] | None, part: slice
+    ) -> Block:
+        """Some of the coalitions on some examples; ``sums`` gives what the first linear layer answers."""
+        block, first = masks[part], self.runner.first_linear
+        rows = torch.arange(len(examples), device=self.device).repeat_interleave(len(block))
+        if sums is not None and first is not None:
+            outputs = self._finish(first, gather(first.leftover(state), rows), sums(part))
+        else:
+            outputs = self._run(gather(state, rows), block.repeat(len(examples), 1))
+        return Block(outputs, examples[rows], part, partial(_cyclic, block))
+
+    def _sums_of(self, parts: Tensor, masks: Tensor, grid: Grid | None) -> Callable[[slice], Tensor]:
+        """What the first linear layer answers to some of the coalitions, from contributions (E, n + 1, ...)."""
+        flat = parts.flatten(2)
+        tables = None if grid is None else grid.tables(flat)
+
+        def sums(part: slice) -> Tensor:
+            if grid is not None and tables is not None and grid.holds(part):
+                found = grid.sums(tables, part.start, part.stop)
+            else:
+                found = torch.matmul(_with_base(masks[part]), flat)
+            return found.reshape(-1, *parts.shape[2:])
+
+        return sums
 
     def walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None) -> Iterator[Block]:
         """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
         cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
+        run = partial(self._walks, first, orders, examples, start)
         for part in self._split(len(orders), cost, WALKS_SET):
-            yield self._walks(first, orders[part], examples[part], start, part)
+            yield from self._halving(run, part, cost)
 
-    def _walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None, into: slice) -> Block:
+    def _walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None, part: slice) -> Block:
+        orders, examples = orders[part], examples[part]
         state = self._state(examples)
         sums = self._sums(first.contributions(state), orders, start)
         rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
         outputs = self._finish(first, gather(first.leftover(state), rows), sums.flatten(0, 1))
-        return Block(outputs, examples[rows], into, partial(self._mask_of_step, orders, start))
+        return Block(outputs, examples[rows], part, partial(self._mask_of_step, orders, start))
 
     def culprit(self, example: Tensor, mask: Tensor) -> str | None:
         """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
@@ -165,12 +198,45 @@ class Rows:
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def _batch(self, bytes_per_row: int, working_set: int = ROWS_SET) -> int:
-        return max(1, min(self.max_memory // 2, working_set) // bytes_per_row)
+        return max(1, min(self.max_memory // 2, working_set, self._room) // bytes_per_row)
 
     def _split(self, rows: int, bytes_per_row: int, working_set: int = ROWS_SET) -> Iterator[slice]:
-        size = self._batch(bytes_per_row, working_set)
-        for start in range(0, rows, size):
-            yield slice(start, min(start + size, rows))
+        start = 0
+        while start < rows:
+            stop = min(start + self._batch(bytes_per_row, working_set), rows)
+            yield slice(start, stop)
+            start = stop
+
+    def _halving(
+        self,
+        run: Callable[[slice], Block],
+        part: slice,
+        bytes_each: int,
+        fewer: Callable[[slice], Iterator[Block]] | None = None,
+    ) -> Iterator[Block]:
+        """``run(part)``; where the device has no memory for it, its halves, and later batches are as small.
+
+        Where one row, walk or coalition is too much, ``fewer`` runs it on fewer examples; without it, torch's own error
+        stays. Batches of other sizes may differ in the last bits.
+        """
+        size = part.stop - part.start
+        try:
+            done = run(part)
+        except RuntimeError as error:
+            single = size < 2 and (fewer is None or bytes_each <= self.row_bytes)
+            if single or not _out_of_memory(error):
+                raise
+            done = None  # outside of this block nothing holds what has been computed
+        if done is not None:
+            yield done
+            return
+        self._room = min(self._room, max(1, size * bytes_each // 2))
+        if size < 2 and fewer is not None:
+            yield from fewer(part)
+            return
+        middle = (part.start + part.stop) // 2
+        for half in (slice(part.start, middle), slice(middle, part.stop)):
+            yield from self._halving(run, half, bytes_each, fewer)
 
     def _state(self, examples: Tensor) -> State:
         """Values at the cut for some examples, each computed once; those of all are kept, see `joined`."""
@@ -181,6 +247,10 @@ class Rows:
             states = (self.runner.prepare(self.subject.rows(rows)) for rows in blocks)
             self._cache = joined(states, self.max_memory // PARTS)
         return gather(self._cache, examples)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _cyclic(block: Tensor, row: int) -> Tensor:
