@@ -136,3 +136,16 @@ def test_compress_hands_the_limits_of_a_plan_on(model: nn.Module, data: list) ->
     assert all(n % 4 == 0 or n == 10 for n in kept.values())
     with pytest.raises(sp.InputError, match=r"cannot be met.*min_players=9, min_width=5, round_to=4"):
         sp.compress(model, data, sp.Budget(players=0.3), min_players=9, **options)
+
+
+def test_the_bar_tells_the_error_of_the_game_that_ended_last(
+    model: nn.Module,
+    data: list,  # type: ignore[type-arg]
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    players = sp.find_players(model, EXAMPLE(), include="conv1")
+    values = sp.score(model, players, data, "fidelity", progress=True)["conv1"]
+    error = np.median(values.stderr / np.abs(values.value))
+    assert f"± {error:.0%}" in capsys.readouterr().err
+    sp.score(model, players, data, "fidelity", "exact", progress=True)  # exact values have no error
+    assert "±" not in capsys.readouterr().err

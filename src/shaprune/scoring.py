@@ -108,7 +108,8 @@ def score(
         precision: ``"float32"``, ``"bfloat16"`` (see `NetworkGame`), or ``"auto"``: the latter where a probe of a few
             walks finds it faster and the ranking unmoved, see `shaprune.network.probe`; a run that goes on keeps what
             it began with.
-        progress: show a bar with the remaining time on stderr; None = only on a terminal.
+        progress: show a bar with the remaining time, and the error of the game that ended last, on stderr; None = only
+            on a terminal.
         watch: told how the games go, see `shaprune.values.watching.Watcher`.
 
     Returns:
@@ -195,7 +196,7 @@ def score(
     )
     with (
         opened(manner, {name: game.n_examples for name, game in games.items()}, recipe, about) as running,
-        _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance),
+        _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance, finish),
     ):
 
         def values_of(game: Game, name: str) -> Values:
@@ -206,6 +207,7 @@ def score(
                     watch.begins(name, game.n_players)
                     asked = WatchedGame(logged, partial(watch.answered, name))
                 values = rounds(ObservedGame(asked, advance), mode, method, max_evaluations, stop, seed, **how)
+                finish(values)
                 if watch is not None:
                     watch.ends(name, values)
                 return values
@@ -330,13 +332,25 @@ def _logged(game: Game, log: str | Path | None, name: str) -> Iterator[Game]:
 @contextmanager
 def _bar(
     totals: Mapping[str, int | None], shown: bool
-) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """A progress bar over evaluations; yields (name the current game, advance)."""
+) -> Iterator[tuple[Callable[[str], None], Callable[[int], None], Callable[[Values], None]]]:
+    """A progress bar over evaluations; yields (name the current game, advance, tell the error of a game)."""
     from rich.console import Console
 
     known = [t for t in totals.values() if t is not None]
     columns = (TextColumn("scoring {task.description}"), BarColumn(), TaskProgressColumn())
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[error]}"))
     with Progress(*columns, *times, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("", total=sum(known) if len(known) == len(totals) else None)
-        yield lambda name: bar.update(task, description=name), lambda rows: bar.advance(task, rows)
+        task = bar.add_task("", total=sum(known) if len(known) == len(totals) else None, error="")
+        yield (
+            lambda name: bar.update(task, description=name),
+            lambda rows: bar.advance(task, rows),
+            lambda values: bar.update(task, error=_error(values)),
+        )
+
+
+def _error(values: Values) -> str:
+    """The median standard error relative to the value; empty where there is none."""
+    known = (values.value != 0) & np.isfinite(values.stderr) & (values.stderr > 0)
+    if not known.any():
+        return ""
+    return f"± {np.median(values.stderr[known] / np.abs(values.value[known])):.0%}"
