@@ -245,7 +245,7 @@ class Rows:
         if self._cache is None:
             blocks = torch.arange(self.n_examples, device=self.device).split(BATCH)
             states = (self.runner.prepare(self.subject.rows(rows)) for rows in blocks)
-            self._cache = joined(states, self.max_memory // PARTS)
+            self._cache = joined(states, self.max_memory // PARTS, self.n_examples)
         return gather(self._cache, examples)
 
 
