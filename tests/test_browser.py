@@ -5,9 +5,7 @@ is no browser, or no playwright to drive it.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browsing import DESK, NEEDS_A_BROWSER, PHONE, Opened, chromium, pages
 from reported import Residual, made_up
 from test_interactive import FRONTIER, curves_of, many, renamed
 from torch import nn
@@ -25,93 +24,27 @@ from shaprune.looking import look
 from shaprune.report.content import Content, Evidence
 from shaprune.report.interactive import interactive
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytest.importorskip("plotly", reason="plotly is not installed")
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-
-PHONE, DESK = (400, 800), (1200, 1000)
+pytestmark = NEEDS_A_BROWSER
 WITHIN = Limits(min_width=2, round_to=2, max_removed={"inner": 0.5})
-
-
-@dataclass
-class Opened:
-    """A page, and everything that it said or asked for."""
-
-    page: Any
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def text(self, name: str) -> str:
-        return str(self.page.inner_text(f"#{name}"))
-
-    def slide(self, thousandths: int) -> None:
-        self.page.fill("#budget", str(thousandths))
-
-    def saved(self) -> dict[str, Any]:
-        with self.page.expect_download() as download:
-            self.page.click("#export")
-        assert download.value.suggested_filename == "plan.json"
-        return json.loads(Path(download.value.path()).read_text())  # type: ignore[no-any-return]
-
-    def exported(self) -> dict[str, Any]:
-        """What `saved` saves, without a file: browsers stop pages that start many downloads."""
-        return self.page.evaluate(  # type: ignore[no-any-return]
-            """async () => {
-                const [make, click] = [URL.createObjectURL, HTMLAnchorElement.prototype.click];
-                let blob = null;
-                URL.createObjectURL = (made) => { blob = made; return "#"; };
-                HTMLAnchorElement.prototype.click = () => {};
-                document.getElementById("export").click();
-                [URL.createObjectURL, HTMLAnchorElement.prototype.click] = [make, click];
-                return JSON.parse(await blob.text());
-            }"""
-        )
-
-    def becomes(self, expression: str) -> None:
-        """Wait until something holds; plots follow a frame after the slider, or once they come into view."""
-        for _ in range(200):  # not `wait_for_function`: the page's policy forbids eval
-            if self.page.evaluate(expression):
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"never came true: {expression}")
-
-    def drawn(self) -> None:
-        self.page.wait_for_selector("html[data-plots=drawn]", state="attached")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """Opens a report, offline; at the end nobody complained, and nothing but the file was asked for."""
-    contexts: list[tuple[Any, Opened]] = []
+    with pages(browser) as open_page:
 
-    def open_it(html: str, size: tuple[int, int] = DESK, scheme: str = "light") -> Opened:
-        file = tmp_path / f"report{len(contexts)}.html"
-        file.write_text(html, encoding="utf-8")
-        context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True, locale="en-US"
-        )
-        found = Opened(context.new_page())
-        found.page.on("console", lambda message: found.said.append(f"{message.type}: {message.text}"))
-        found.page.on("pageerror", lambda error: found.said.append(f"error: {error}"))
-        found.page.on("request", lambda request: found.asked.append(request.url))
-        found.page.goto(file.as_uri())
-        contexts.append((context, found))
-        return found
+        def open_it(html: str, size: tuple[int, int] = DESK, scheme: str = "light") -> Opened:
+            file = tmp_path / f"report{len(list(tmp_path.glob('report*')))}.html"
+            file.write_text(html, encoding="utf-8")
+            return open_page(file.as_uri(), size, scheme)
 
-    yield open_it
-    for context, found in contexts:
-        context.close()
-        assert found.said == []
-        assert [url for url in found.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+        yield open_it
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +187,8 @@ def test_a_given_plan_is_where_it_starts(opened: Any, scores: sp.Scores) -> None
         seen = opened(interactive(Content("given", scores, plan)))
         assert seen.page.input_value("#allocation") == "plan"
         assert seen.saved() == {**plan.to_json(), "budget": plan.budget}
+        seen.page.press("#budget", "ArrowLeft")  # it can be made smaller
+        assert seen.page.input_value("#allocation") == "global"
         seen.slide(700)  # another budget: as the plan was made, where that is a way
         assert seen.page.input_value("#allocation") == "global"
         resource = seen.page.input_value("#resource")

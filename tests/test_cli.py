@@ -29,7 +29,9 @@ from shaprune.network.units import ALONE, UNITS
 from shaprune.network.worths import WORTHS
 from shaprune.planning import ALLOCATIONS
 from shaprune.recovery.steps import STEPS
-from shaprune.scoring import LAYERS
+from shaprune.report.bundle import has_plotly
+from shaprune.scoring import LAYERS, PRECISIONS
+from shaprune.sensitivities import Sensitivity
 from shaprune.values.aggregation import NAMES
 from shaprune.values.concepts import CONCEPTS
 from shaprune.values.estimate import METHODS
@@ -119,6 +121,7 @@ def test_version() -> None:
 def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(options.WORTHS) == set(WORTHS)
     assert set(options.METHODS) == set(METHODS)
+    assert options.PRECISIONS == PRECISIONS
     assert set(options.CRITERIA) == set(CRITERIA)
     assert set(options.CONCEPTS) == set(CONCEPTS)
     assert set(options.MODES) == set(MODES)
@@ -162,7 +165,10 @@ def test_the_demo_writes_what_it_says(demo: tuple[Path, dict[str, Any]]) -> None
     assert plan.cost["macs"] == found["pruned"]["macs"]
     assert plan.cost["params"] == found["pruned"]["parameters"]
     assert set(scores) == {"conv1", "conv2", "conv3", "fc1"}
-    assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in report
+    assert ('id="budget"' in report) == has_plotly()
+    assert Sensitivity.load(folder / "curves.json").worth == "accuracy after the refit"
 
 
 def test_the_demo_replaces_only_a_demo(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

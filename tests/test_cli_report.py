@@ -137,7 +137,7 @@ def test_pictures_only_where_that_is_asked_for(scored: Path, tmp_path: Path) -> 
         (["RUN", "NETWORK", "--images", "EMPTY"], "holds 0 images"),
         (["RUN", "NETWORK", "--redundancy", "conv9"], "did you mean"),
         (["RUN", "NETWORK", "--redundancy", "conv2"], "at most 30 of a group"),
-        (["RUN", "--frontier", "RUN/plan.json"], "is no frontier"),
+        (["RUN", "--frontier", "RUN/plan.json"], "this is no frontier"),
         (["RUN", "--frontier", "RUN/frontier.json", "--frontier", "RUN/frontier.json"], "two are called"),
         (["RUN/nothing"], "does not exist"),
     ],

@@ -92,3 +92,20 @@ def test_values_that_do_not_fit_are_refused(players: sp.Players, spoil: str) -> 
         by_group[name] = replace(by_group[name], value=value)
     with pytest.raises(sp.InputError, match=name):
         descent(players, sp.Scores(players, by_group, "fidelity"))
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_fewer_steps_meet_the_same_limits(players: sp.Players, allocation: str) -> None:
+    whole = descent(players, made_up(players), "macs", allocation)
+    exact = np.array([players.n - 5, players.n - 2]) / players.n  # shares that a number of players meets to the bit
+    shares, resources = np.sort([0.61, 0.7, *exact, 1.0]), ("macs", "params", "players")
+    fewer = whole.at(shares, resources)
+    assert 2 < len(fewer.steps) < len(whole.steps) <= players.n or allocation == "uniform"
+    assert len(fewer.steps) <= len(shares) * len(resources)
+    for resource in resources:
+        dense, least = whole.costs[resource][[0, -1]]
+        for limit in shares[shares * dense >= least] * dense:
+            assert fewer.plan(resource, limit).to_json() == whole.plan(resource, limit).to_json()
+        assert fewer.costs[resource][-1] == least
+    for name, cost in fewer.costs.items():
+        assert cost[-2] == costs(players, fewer.kept(len(fewer.steps) - 1))[name]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from reported import Residual, made_up
+from torch import nn
 
 import shaprune as sp
 from shaprune.limits import Limits
@@ -29,6 +30,8 @@ from shaprune.sensitivities import Sensitivity, SensitivityCurve
 from shaprune.values.redundancy import Redundancy
 
 FRONTIER = {
+    "schema": 1,
+    "kind": "frontier",
     "by": "macs",
     "points": [
         {"asked": s, "cost": {}, "shares": {"macs": s, "params": s, "players": s}, "quality": q, "kept": {}}
@@ -291,6 +294,15 @@ def test_a_network_of_many_groups_is_folded(scores: sp.Scores) -> None:
     assert f"{len(found) - MOST} more are in the table" in text
 
 
+def test_a_report_of_many_players_stays_small() -> None:
+    pytest.importorskip("plotly")
+    pairs = [nn.Sequential(nn.Linear(8, 2048), nn.Linear(2048, 8)) for _ in range(10)]
+    players = sp.find_players(nn.Sequential(*pairs).eval(), torch.randn(2, 8))
+    assert players.n > 20_000
+    report = interactive(Content("large", made_up(players)))
+    assert len(report.encode()) < 6e6  # a BERT of 37,000 has 8 MB
+
+
 # --- a folder ---
 
 
@@ -325,12 +337,14 @@ def test_a_folder_brings_what_it_holds(tmp_path: Path, full: tuple[Content, Evid
     ("file", "text", "told"),
     [
         (None, "", "name the folder or file"),
-        ("journal.sqlite", "", "`shaprune resume .*` goes on"),
+        ("journal.sqlite", "", "--watch` shows how it goes, `shaprune resume .*` goes on"),
         ("values.json", "{", "no complete JSON"),
         ("values.json", '{"kind": "values", "schema": 99}', "newer than"),
         ("plan.json", "{}", "no plan"),
         ("curves.json", '{"kind": "plan", "schema": 1}', "no sensitivity"),
         ("frontier.json", '{"points": []}', "no frontier"),
+        ("frontier.json", '{"kind": "frontier", "schema": 1, "points": []}', "no points"),
+        ("frontier.json", '{"kind": "frontier", "schema": 99, "points": [1]}', "newer than"),
         ("measurements.json", '{"dense": {"accuracy": 1}}', "damaged"),
         ("measurements.json", "{}", "no network"),
     ],

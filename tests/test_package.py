@@ -114,6 +114,7 @@ def test_doctor_finds_nothing_wrong(clean: Clean) -> None:
 def test_the_demo_and_its_report_run(clean: Clean) -> None:
     found = json.loads(clean.shaprune("demo", "--json"))
     assert found["pruned"]["macs"] <= 0.5 * found["dense"]["macs"]
+    assert 'id="budget"' in (clean.work / "demo" / "report.html").read_text(encoding="utf-8")
     clean.shaprune("report", "demo/values.json", "--plan", "demo/plan.json", "--out", "again.html")
     assert "Plotly" in (clean.work / "again.html").read_text(encoding="utf-8")
     code = "import shaprune as sp; print(len(sp.Scores.load('demo/values.json')) > 0)"

@@ -249,6 +249,8 @@ def test_only_this_machine_and_only_the_page(tmp_path: Path) -> None:
     with server(Page(tmp_path, str), 0) as serving:
         assert serving.server_address[0] == "127.0.0.1"
     with served(Page(tmp_path, str)) as port:
+        assert asked(port, "/favicon.ico") == (204, "")
+        assert asked(port, "/favicon.ico", host="evil.example")[0] == 404
         assert asked(port, "/values.json")[0] == 404
         assert asked(port, "/../../etc/passwd")[0] == 404
         assert asked(port, host="evil.example")[0] == 404
@@ -279,7 +281,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert standings(tmp_path / PROGRESS) == [{"group": "a", "step": 2, "players": 3}]
     assert standings(tmp_path / "nowhere") == []
     (tmp_path / "journal.sqlite").write_bytes(b"no database" * 100)
-    assert "unreadable" in status_page(tmp_path)
+    assert "journal.sqlite: unreadable" in status_page(tmp_path)
+    assert f"{tmp_path.name}/journal.sqlite: unreadable" in status_page(tmp_path.parent)  # a folder of runs
 
 
 def test_watching_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
@@ -291,6 +294,7 @@ def test_watching_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     (tmp_path / "values.json").write_text("{}")
     assert "--watch needs the folder of a run" in told("report", str(tmp_path / "values.json"), "--watch")
     assert "writes no file" in told("report", str(tmp_path), "--watch", "--out", "x.html")
+    assert "--curves" in told("report", str(tmp_path), "--watch", "--curves", str(tmp_path / "values.json"))
     assert "name a folder or a file" in told("report", str(tmp_path))
     score = ["score", "--model", "digits", "--data", "digits", "--out", "s"]
     assert "did you mean 'jsonl'" in told(*score, "--log", "jsn")

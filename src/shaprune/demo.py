@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_model
+from torch import nn
 
 from shaprune.atomic import check_free, foreign, new_directory, write_text
 from shaprune.bench.datasets import load_dataset
 from shaprune.bench.recipes import RECIPES, choose_architecture
+from shaprune.bench.splits import Split
 from shaprune.bench.training import train
 from shaprune.budget import Budget
 from shaprune.compression import compress
@@ -23,13 +25,18 @@ from shaprune.files import MANIFEST, WEIGHTS, save
 from shaprune.measure import Measurement
 from shaprune.network.borrow import kept_globals
 from shaprune.report.comparison import latency_setting, to_json
+from shaprune.report.content import Content, Evidence
 from shaprune.report.curves import removal_curves
-from shaprune.report.page import Content, page
+from shaprune.report.drawing import draw
+from shaprune.scores import Scores
+from shaprune.sensing import sensitivity
+from shaprune.sensitivities import Sensitivity
 
 ARTIFACTS = {
     "report": "report.html",
     "plan": "plan.json",
     "values": "values.json",
+    "curves": "curves.json",
     "dense": "dense.safetensors",
     "model": "model",
 }
@@ -119,19 +126,28 @@ def run_demo(
         seconds |= result.seconds
         say("drawing the report ...")
         with _timed(seconds, "report"):
+            predicted = _predicted(dense, result.values, dataset.held_out.take(SCORED))
             test = dataset.test.take(CURVED).batches()
             curves = removal_curves(dense, result.plan.players, result.values, test, seed=seed)
             setting = latency_setting(BATCH, str(device), torch.get_num_threads())
             title = f"{name} on {dataset.name}, pruned"
-            html = page(Content(title, result.values, result.plan, curves, result.measurements, setting, seconds))
+            content = Content(title, result.values, result.plan, curves, result.measurements, setting, seconds)
+            html = draw(content, Evidence(predicted), say=say)
         check_replaceable(out)
         with new_directory(out, overwrite=True) as folder:
             write_text(folder / ARTIFACTS["report"], html)
             result.plan.save(folder / ARTIFACTS["plan"])
             result.values.save(folder / ARTIFACTS["values"])
+            predicted.save(folder / ARTIFACTS["curves"])
             save_model(dense, str(folder / ARTIFACTS["dense"]))
             save(result.model, result.plan, folder / ARTIFACTS["model"])
     return Demo(result.measurements, setting, seconds, {key: out / file for key, file in ARTIFACTS.items()})
+
+
+def _predicted(dense: nn.Module, scores: Scores, held_out: Split) -> Sensitivity:
+    """What each group loses in accuracy, its consumers refitted as the pruned network's are."""
+    found = sensitivity(dense, scores.players, scores, held_out.batches(), "accuracy", refit=True)
+    return replace(found, worth="accuracy after the refit")
 
 
 @contextmanager

@@ -7,7 +7,8 @@ report's slider) only looks up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,20 @@ class Descent:
     def plan(self, resource: str, limit: float) -> Plan:
         """What `shaprune.planning.plan` decides for this limit, an absolute number."""
         return Plan(self.players, self.kept(self.first(resource, limit)), self.allocation, {resource: limit})
+
+    def at(self, shares: Floats, resources: Sequence[str]) -> Descent:
+        """The same way, in no more steps than it takes to meet the limits ``shares`` x the dense network's cost.
+
+        For each of these limits, of each of ``resources``, `first` finds the same players as before.
+        """
+        last = len(self.steps)
+        stops = {last}
+        for name in resources:
+            cost = self.costs[name]  # falls
+            stops.update(np.searchsorted(-cost, -(shares * cost[0])).clip(max=last).tolist())
+        ends = sorted({0, *stops})
+        steps = tuple(np.concatenate(self.steps[a:b]) for a, b in pairwise(ends))
+        return replace(self, steps=steps, costs={name: cost[ends] for name, cost in self.costs.items()})
 
     def gone(self) -> NDArray[np.int64]:
         """(steps + 1, groups) how many players of each group have left."""

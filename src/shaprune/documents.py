@@ -16,4 +16,4 @@ def check_schema(data: Any, kind: str, schema: int) -> None:
     if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("schema"), int):
         raise InputError(f"this is no {kind} written by shaprune")
     if data["schema"] > schema:
-        raise InputError(f"this {kind} has schema {data['schema']}, newer than {schema}; update shaprune")
+        raise InputError(f"{kind} of schema {data['schema']}, newer than {schema}; update shaprune")

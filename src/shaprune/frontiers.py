@@ -13,6 +13,7 @@ from shaprune.errors import BudgetError, InputError, check_choice
 from shaprune.planning import Plan
 
 Planner = Callable[[Budget], Plan]
+SCHEMA = 1
 SIZES = tuple(round(0.05 * k, 2) for k in range(19, 0, -1))  # 0.95, 0.9, ..., 0.05
 
 
@@ -64,6 +65,10 @@ class Frontier:
     @property
     def _measured(self) -> bool:
         return self.points[0].quality is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {"schema": SCHEMA, "kind": "frontier", "by": self.by, "points": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-ready dictionary per point."""

@@ -23,8 +23,8 @@ def demo(
 ) -> Outcome:
     """Train a small CNN on handwritten digits, prune half of it, and show what was gained and lost.
 
-    Writes report.html, plan.json, values.json, dense.safetensors and the pruned network into --out. An earlier demo
-    in that folder is replaced; a folder with anything else in it is refused.
+    Writes report.html, plan.json, values.json, curves.json, dense.safetensors and the pruned network into --out. An
+    earlier demo in that folder is replaced; a folder with anything else in it is refused.
 
     Example: shaprune demo --data mnist:data/mnist --arch lenet5 --out demo-mnist
     """

@@ -183,7 +183,7 @@ def _swept(planner: Planner, by: str, measured: Measured | None, out: Path, over
     from shaprune.report.sweep import frontier_figure
 
     found = frontier(planner, by, quality=None if measured is None else measured.quality_of_plan)
-    rows = {"by": by, "points": found.rows()}
+    rows = found.to_json()
     with new_directory(out, overwrite=overwrite) as folder:
         write_text(folder / "frontier.json", json.dumps(rows))
         write_text(folder / "frontier.svg", frontier_figure(found, standalone=True))

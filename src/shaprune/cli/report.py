@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shaprune.bench.splits import Split
-    from shaprune.report.content import Content, Evidence
+    from shaprune.report.content import Content
 
 
 @command
@@ -93,7 +93,13 @@ def report(
     Example: shaprune report scores/values.json --plan plan/plan.json --out report.html
     """
     if watch:
-        return _served(run, out, port, static=static)
+        given = {"--plan": plan, "--curves": curves, "--frontier": frontiers, "--model": model, "--data": data}
+        given |= {"--out": out, "--images": images, "--redundancy": redundancy, "--pruned": pruned}
+        refused = [option for option, argument in given.items() if argument is not None]
+        if refused:
+            why = "--watch serves what the folder of the run holds, and writes no file"
+            raise typer.BadParameter(why, param_hint=refused[0])
+        return _served(run, port, static=static)
     if out is None:
         raise typer.BadParameter("name a folder or a file ending in .html", param_hint="--out")
     file = out if out.suffix == ".html" else out / "report.html"
@@ -116,7 +122,8 @@ def report(
     from shaprune.planning import Plan
     from shaprune.report.bundle import has_plotly
     from shaprune.report.content import Content, Evidence
-    from shaprune.report.runs import read_run
+    from shaprune.report.drawing import draw
+    from shaprune.report.runs import named, read_run
     from shaprune.sensitivities import Sensitivity
 
     shares = 1.0 if not max_removed else shares_of(max_removed)
@@ -138,9 +145,9 @@ def report(
 
     read = read_run(run)
     title = "Pruning report" if model is None or data is None else f"{model} on {data.partition(':')[0]}"
-    decided = read.plan if plan is None else Plan.load(plan)
+    decided = read.plan if plan is None else named(plan, Plan.load)
     content = Content(title, read.scores, decided, None, read.measurements, read.setting, read.seconds)
-    sensitivity = read.sensitivity if curves is None else Sensitivity.load(curves)
+    sensitivity = read.sensitivity if curves is None else named(curves, Sensitivity.load)
     found = {} if read.frontier is None else {"this run": read.frontier}
     evidence = Evidence(sensitivity, {**found, **_frontiers(frontiers or [])}, within=within)
     if model is not None and data is not None:
@@ -160,7 +167,7 @@ def report(
                 evidence, read.scores, networks["dense"], data, dataset, images, redundancy or [], examples, seed
             )
         content = _measured(content, networks, dataset.test, examples, batch_size, seed)
-    html = _drawn(content, evidence, static)
+    html = draw(content, evidence, static=static, say=say)
     if file is out:
         write_text(out, html)
     else:
@@ -169,46 +176,29 @@ def report(
     return Outcome({"artifacts": {"report": str(file)}, "curves": content.curves is not None}, (f"-> {file}",))
 
 
-def _served(run: Path, out: Path | None, port: int, *, static: bool) -> Outcome:
+def _served(run: Path, port: int, *, static: bool) -> Outcome:
     """Serve a page about a run until Ctrl-C."""
     from shaprune.report.content import Content, Evidence
+    from shaprune.report.drawing import draw
     from shaprune.report.runs import read_run
     from shaprune.report.watch import HOST, Page, server
 
-    if out is not None:
-        raise typer.BadParameter("--watch serves a page and writes no file", param_hint="--out")
     if not run.is_dir():
         raise typer.BadParameter("--watch needs the folder of a run", param_hint="RUN")
 
-    def draw() -> str:
+    def drawn() -> str:
         read = read_run(run)
         content = Content("Pruning report", read.scores, read.plan, None, read.measurements, read.setting, read.seconds)
         frontiers = {} if read.frontier is None else {"this run": read.frontier}
-        return _drawn(content, Evidence(read.sensitivity, frontiers), static)
+        return draw(content, Evidence(read.sensitivity, frontiers), static=static, say=say)
 
     with usage("--port"):
-        serving = server(Page(run, draw), port)
+        serving = server(Page(run, drawn), port)
     url = f"http://{HOST}:{serving.server_address[1]}/"
     say(f"{url} (Ctrl-C ends)")
     with serving, suppress(KeyboardInterrupt):
         serving.serve_forever()
     return Outcome({"url": url}, ())
-
-
-def _drawn(content: Content, evidence: Evidence, static: bool) -> str:
-    from shaprune.report.bundle import has_plotly
-
-    if not static and has_plotly():
-        from shaprune.report.interactive import interactive
-
-        return interactive(content, evidence)
-    from shaprune.report.page import page
-
-    if evidence.sensitivity is not None or evidence.frontiers:
-        say("the report without scripts leaves out the curves and frontiers of this run")
-    if not static:
-        say("plotly is not installed: writing the report without a slider; pip install 'shaprune[plotly]' for it")
-    return page(content)
 
 
 def _frontiers(texts: list[str]) -> dict[str, dict[str, object]]:

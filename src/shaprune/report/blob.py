@@ -20,6 +20,7 @@ from shaprune.sensitivities import Sensitivity
 
 LIMITED = ("macs", "params", "players")  # what the slider can limit
 SHARED_OUT = ("global", "value", "uniform", "shapley-layers")  # how, see `shaprune.planning.plan`
+SLIDER = np.arange(1001) / 1000  # the shares that its script asks for, and no others
 _DIGITS = 6  # of numbers that are only shown
 
 
@@ -72,7 +73,8 @@ def _paths(content: Content, evidence: Evidence) -> Iterator[tuple[str, dict[str
                 raise InputError(f"under these limits nobody can leave ({evidence.within}); loosen them")
             key = f"{allocation}:{resource}" if allocation == "global" else allocation
             limited = resource if allocation == "global" else None
-            yield key, {**_path(found, evidence.sensitivity), "resource": limited, "budget": None}
+            shown = found.at(SLIDER, LIMITED if limited is None else [limited])
+            yield key, {**_path(shown, evidence.sensitivity), "resource": limited, "budget": None}
 
 
 def _only(plan: Plan) -> Descent:

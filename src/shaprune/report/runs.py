@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shaprune.atomic import read_json
+from shaprune.documents import check_schema
 from shaprune.errors import InputError
+from shaprune.frontiers import SCHEMA
 from shaprune.planning import Plan
 from shaprune.report.comparison import latency_setting
 from shaprune.scores import Scores
@@ -16,6 +19,7 @@ from shaprune.sensitivities import Sensitivity
 if TYPE_CHECKING:
     from shaprune.measure import Measurement
 
+T = TypeVar("T")
 VALUES, PLAN, CURVES, FRONTIER, MEASURED = (
     "values.json",
     "plan.json",
@@ -56,20 +60,21 @@ def read_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        return Run(_named(path, Scores.load), None, None, None, {}, "", {})
+        return Run(named(path, Scores.load), None, None, None, {}, "", {})
     if not (path / VALUES).is_file():
         raise InputError(
-            f"{path} holds no {VALUES}: its run has not ended yet; `shaprune resume {path}` goes on with it"
+            f"{path} holds no {VALUES}: its run has not ended yet; `shaprune report {path} --watch` "
+            f"shows how it goes, `shaprune resume {path}` goes on with one that nobody computes any more"
             if _begun(path)
             else f"{path} holds no {VALUES}; name the folder or file that `shaprune score` or `compress` wrote"
         )
     there = {name for name in (PLAN, CURVES, FRONTIER, MEASURED) if (path / name).is_file()}
     return Run(
-        _named(path / VALUES, Scores.load),
-        _named(path / PLAN, Plan.load) if PLAN in there else None,
-        _named(path / CURVES, Sensitivity.load) if CURVES in there else None,
+        named(path / VALUES, Scores.load),
+        named(path / PLAN, Plan.load) if PLAN in there else None,
+        named(path / CURVES, Sensitivity.load) if CURVES in there else None,
         read_frontier(path / FRONTIER) if FRONTIER in there else None,
-        *(_named(path / MEASURED, _read_measured) if MEASURED in there else ({}, "", {})),
+        *(named(path / MEASURED, _read_measured) if MEASURED in there else ({}, "", {})),
     )
 
 
@@ -77,11 +82,16 @@ def read_frontier(path: Path) -> dict[str, Any]:
     """Read what ``shaprune plan --sweep`` wrote.
 
     Raises:
-        InputError: something else.
+        InputError: something else, or of a newer schema; it names the file.
     """
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("points"), list) or not found["points"]:
-        raise InputError(f"{path} is no frontier; name the frontier.json that `shaprune plan --sweep` wrote")
+    return named(path, _frontier)
+
+
+def _frontier(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(path)
+    check_schema(found, "frontier", SCHEMA)
+    if not isinstance(found.get("points"), list) or not found["points"]:
+        raise InputError("it holds no points; name the frontier.json that `shaprune plan --sweep` wrote")
     return found
 
 
@@ -89,7 +99,7 @@ def _begun(path: Path) -> bool:
     return any(path.glob("journal*.sqlite"))
 
 
-def _named(path: Path, read: Any) -> Any:
+def named(path: Path, read: Callable[[Path], T]) -> T:
     """What ``read`` makes of a file; its errors name the file."""
     try:
         return read(path)
@@ -108,7 +118,7 @@ def _read_measured(path: Path) -> tuple[dict[str, Measurement], str, dict[str, f
         seconds = {str(name): float(s) for name, s in found.get("seconds", {}).items()}
         return networks, latency_setting(first.examples, first.device, first.threads), seconds
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"these measurements are damaged: {error!r} is missing or of the wrong kind") from error
+        raise InputError(f"these measurements are damaged ({type(error).__name__}: {error}); measure again") from error
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:

@@ -21,6 +21,7 @@ from shaprune.report.runs import VALUES
 from shaprune.run.merging import runs_in
 
 HOST = "127.0.0.1"  # never another: the page is for whoever sits here
+ICON = "/favicon.ico"  # browsers ask for it unasked, and complain where it is missing
 AGAIN = 2  # seconds after which a browser asks again
 
 
@@ -58,7 +59,8 @@ def status_page(folder: Path) -> str:
     body = []
     for part in parts:
         state = "unreadable" if part.trouble else "finished" if part.finished else "not finished"
-        told = f"{part.journal.name}: {state}, {part.answers:,} answers, {part.evaluations:,} evaluations"
+        name = part.journal.relative_to(folder)
+        told = f"{name}: {state}, {part.answers:,} answers, {part.evaluations:,} evaluations"
         body.append(note(f"{told}, {part.seconds:,.1f} s of work. {part.trouble or ''}"))
         body += [note(f"{group}: {message}") for group, _, message in part.failures]
     rows = standings(folder / PROGRESS)
@@ -106,8 +108,13 @@ def server(page: Page, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = (self.headers.get("Host") or "").rpartition(":")[0]
-            if self.path != "/" or name not in (HOST, "localhost"):  # another name: a page elsewhere that asks
+            known = name in (HOST, "localhost")  # another name: a page elsewhere that asks
+            if not known or self.path not in ("/", ICON):
                 self.send_error(HTTPStatus.NOT_FOUND)
+                return
+            if self.path == ICON:
+                self.send_response(HTTPStatus.NO_CONTENT)
+                self.end_headers()
                 return
             body = page.html().encode()
             self.send_response(HTTPStatus.OK)

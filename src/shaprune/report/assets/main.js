@@ -42,11 +42,10 @@ function choose(group, move) {
 // Another way down, or another limit; the slider stays where it is, as far as that way reaches.
 function turn() {
   state.resource = $("resource").value;
-  const by = $("allocation").value;
-  follow(by === "global" ? `global:${state.resource}` : by);
+  follow($("allocation").value);
   const slider = $("budget");
-  slider.min = String(least());
-  state.share = Math.max(Number(slider.value), least());
+  slider.min = String(least(ahead()));
+  state.share = Math.max(Number(slider.value), least(state.path));
   slider.value = String(state.share);
   show();
   draw("plot-frontier");
@@ -73,8 +72,8 @@ if (D.paths.plan) {
 }
 turn();
 $("budget").addEventListener("input", (event) => {
-  if (state.path === D.paths.plan) { // a plan is one size: other budgets are answered by the way it was made, where there is one
-    $("allocation").value = state.path.allocation in D.paths || state.path.allocation === "global" ? state.path.allocation : "global";
+  if (state.path === D.paths.plan) {
+    $("allocation").value = ahead().allocation;
     turn();
   }
   state.share = Number(event.target.value);

@@ -85,9 +85,10 @@ function frontierTraces() {
     type: "scatter", mode: "lines+markers", name: plain(name), line: { color: lines[i % lines.length] },
     x: points.map((p) => p.shares[state.resource]), y: points.map((p) => p.quality),
   }));
-  if (state.path.quality) {
-    const x = share(state.path, state.resource);
-    traces.push({ type: "scatter", mode: "lines", name: "predicted", line: { color: colour("ink"), dash: "dot", width: 1.5 }, x, y: state.path.quality });
+  const path = ahead();
+  if (path.quality) {
+    const x = share(path, state.resource);
+    traces.push({ type: "scatter", mode: "lines", name: "predicted", line: { color: colour("ink"), dash: "dot", width: 1.5 }, x, y: path.quality });
   }
   traces.push({ type: "scatter", mode: "markers", name: "the slider", marker: { symbol: "diamond", size: 11, color: colour("ink") }, ...here() });
   const x = `${RESOURCES[state.resource]} that stay`;

@@ -19,8 +19,8 @@ const state = {
 };
 
 const limit = () => (state.share / 1000) * D.dense[state.resource];
-const least = () => {
-  const cost = state.path.cost[state.resource];
+const least = (path) => {
+  const cost = path.cost[state.resource];
   return Math.min(1000, Math.ceil((1000 * cost[cost.length - 1]) / D.dense[state.resource]));
 };
 
@@ -51,9 +51,13 @@ function settle() {
   for (; state.k > to; state.k--) take(state.path.steps[state.k - 1], false);
 }
 
-function follow(key) {
+const way = (by) => D.paths[by === "global" ? `global:${state.resource}` : by];
+// A plan is one size: other budgets are answered by the way it was made, where there is one.
+const ahead = () => (state.path === D.paths.plan ? way(state.path.allocation) || way("global") : state.path);
+
+function follow(by) {
   for (; state.k > 0; state.k--) take(state.path.steps[state.k - 1], false);
-  state.path = D.paths[key];
+  state.path = way(by);
 }
 
 // What `shaprune.planning.Plan.to_json` writes for this budget.
