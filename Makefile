@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## train a small CNN on handwritten digits, prune half of it, write demo/report.html
 	$(BIN)/shaprune demo
 
-test: install ## run all tests
-	$(BIN)/python -m pytest
+test: install ## run all tests, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: install ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -1,13 +1,14 @@
 """How long good values take: LeNet-5 against the published practice, ResNet-56, and peak memory under a bound.
 
-- LeNet-5, 570 players, 1,000 images, cross-entropy: seconds to score all by default; then, group by group, seconds to a
-  relative error of .1 with one order per image and with the published practice: the same orders for all images, every
-  coalition a full forward pass of the network. One such order is timed; the error of ten of them is computed by the
-  faster path, which gives the same worths, and both errors are carried to .1 by the square-root law.
-- ResNet-56, all groups, 1,000 images, fidelity, bfloat16: seconds of 64 walks per group, and the median over players of
-  their relative standard error then, carried to .1 by the same law. Channels whose value is exactly 0 are left out.
-- Memory: ResNet-56's first block on 12,000 images, whose activations at the mask take 1.6 GB, under bounds of 0.5, 1 and
-  2 GiB: the highest anonymous memory of a process beyond what it has with the network and torch loaded. Files of
+- LeNet-5, 570 players, 1,000 images, cross-entropy: seconds to score all by default; then, group by group, seconds to
+  a relative error of .1 with one order per image and with the published practice: the same orders for all images,
+  every coalition a full forward pass of the network. One such order is timed; the error of ten of them is computed by
+  the faster path, which gives the same worths, and both errors are carried to .1 by the square-root law.
+- ResNet-56, all groups, 1,000 images, fidelity, bfloat16: seconds of 64 walks per group, and the median over players
+  of their relative standard error then, carried to .1 by the same law. Channels whose value is exactly 0 are left
+  out.
+- Memory: ResNet-56's first block on 12,000 images, whose activations at the mask take 1.6 GB, under bounds of 0.5, 1
+  and 2 GiB: the highest anonymous memory of a process beyond what it has with the network and torch loaded. Files of
   mapped activations are not in it; the system takes them back when it needs to.
 
 All threads of the machine.

@@ -1,5 +1,10 @@
 """Fixtures shared by all tests."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each, and for what it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -362,3 +362,36 @@ def _states_of_its_own() -> None:
     """Every test starts from states of its own, so that one that leaks cannot hide behind another."""
     np.random.seed(3)
     torch.manual_seed(4)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_forward_passes_in_bfloat16_train_weights_in_float32(augmented: bool) -> None:
+    model, teacher, seen = network(), network(1), set[tuple[str, torch.dtype]]()
+
+    def forward(net: nn.Module, inputs: Any) -> Any:
+        outputs = net(inputs)
+        seen.add(("teacher" if net is teacher else "model", outputs.dtype))
+        return outputs
+
+    how: dict[str, Any] = {"epochs": 4, "lr": 1e-2, "loss": "distill", "teacher": teacher, "forward": forward}
+    how["validation"] = blobs()
+    how["augment"] = (lambda inputs: inputs + 0.01) if augmented else None
+    exact = network()
+    fit(exact, blobs(), **how)
+    assert {dtype for _, dtype in seen} == {torch.float32}
+    seen.clear()
+    start = weights(model)
+    trained = fit(model, blobs(), precision="bfloat16", **how)
+    assert seen == {("teacher", torch.bfloat16), ("model", torch.bfloat16)}
+    assert trained.losses[-1] < trained.losses[0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not same(weights(model), start)
+    assert not same(weights(model), weights(exact))
+
+
+def test_bfloat16_is_for_networks_in_float32() -> None:
+    doubles = [(x.double(), y) for x, y in blobs()]
+    with pytest.raises(InputError, match="this one has float64 weights"):
+        fit(network().double(), doubles, epochs=1, lr=1e-2, precision="bfloat16")
+    with pytest.raises(InputError, match="precision 'half'"):
+        fit(network(), blobs(), epochs=1, lr=1e-2, precision="half")  # type: ignore[arg-type]

@@ -12,12 +12,25 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shaprune.errors import InputError
+from shaprune.network.batches import Forward, Inputs, main_output
 from shaprune.network.borrow import device_of
 
 Precision = Literal["float32", "bfloat16"]
+
+
+def in_precision(forward: Forward, device: torch.device, precision: Precision) -> Forward:
+    """``forward`` run in ``precision``; its main output, in float32 where that is lower."""
+    if precision == "float32":
+        return forward
+
+    def run(model: nn.Module, inputs: Inputs) -> Tensor:
+        with lowered(device, precision):
+            return main_output(forward(model, inputs)).float()
+
+    return run
 
 
 def lowered(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -6,15 +6,16 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shaprune.errors import InputError, ShapruneWarning
+from shaprune.errors import InputError, ShapruneWarning, check_choice
 from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.borrow import copied, device_of
+from shaprune.network.precision import Precision
 from shaprune.planning import Plan
 from shaprune.recovery.fit import fit
 from shaprune.recovery.objective import Augment
@@ -46,6 +47,8 @@ class Finetune:
             momenta cut along the channels (see `carried_over`); None = a fresh AdamW.
         augment: ``(inputs) -> inputs`` makes each training batch's inputs anew (shifted, mirrored, noisy); with
             ``"distill"`` the dense network answers to what was made. The examples set aside stay as they are.
+        precision: ``"bfloat16"`` runs the forward passes under torch's autocast: faster where the processor has such
+            instructions; weights and losses stay in float32.
     """
 
     epochs: int = 3
@@ -55,6 +58,7 @@ class Finetune:
     patience: int = 3
     optimizer: Optimizer | None = None
     augment: Augment | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -63,6 +67,7 @@ class Finetune:
             raise InputError(f"patience is {self.patience}; it must be at least 1")
         if self.optimizer is not None and self.lr is not None:
             raise InputError("give lr or optimizer, not both: an optimizer has rates of its own")
+        check_choice("precision", self.precision, get_args(Precision))
 
 
 def finetune(
@@ -113,6 +118,7 @@ def finetune(
         optimizer=None if step.optimizer is None else carried_over(step.optimizer, teacher, model, plan),
         augment=step.augment,
         forward=forward,
+        precision=step.precision,
     )
     _tell(trained)
     return trained

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from shaprune.errors import InputError, check_choice
 from shaprune.network.batches import Forward, call, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.precision import Precision, check_runs, in_precision
 from shaprune.recovery.objective import LOSSES, Augment, Loss, Shuffled, augmented, mean_loss, prepare
 from shaprune.recovery.trainer import Trained, train
 
@@ -37,6 +38,7 @@ def fit(
     optimizer: Optimizer | None = None,
     augment: Augment | None = None,
     forward: Forward | None = None,
+    precision: Precision = "float32",
 ) -> Trained:
     """Train ``model`` in place. Training flags and random states come back; on any failure the weights do too.
 
@@ -57,6 +59,7 @@ def fit(
         optimizer: in place of AdamW, over the model's parameters; its own rates and weight decay hold.
         augment: makes each training batch's inputs anew; validation sees them as they are.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
+        precision: of the forward passes, the teacher's too; weights, optimizer and losses stay in float32.
 
     Returns:
         How it went.
@@ -71,7 +74,10 @@ def fit(
         raise InputError("loss='distill' needs teacher=..., and only it does")
     if patience is not None and (patience < 1 or validation is None):
         raise InputError(f"patience is {patience}; it must be at least 1, and it needs validation=...")
-    home, where, run = device_of(model), _device(device, device_of(model)), forward or call
+    check_choice("precision", precision, get_args(Precision))
+    check_runs(model, precision)
+    home, where = device_of(model), _device(device, device_of(model))
+    run = in_precision(forward or call, where, precision)
     rows, kind = prepare(model, batches, loss, teacher, batch_size, run)
     checks = prepare(model, validation, loss, teacher, batch_size, run)[0] if validation is not None else None
     shuffled = Shuffled(rows, seed, None if augment is None else augmented(augment, teacher, run))
