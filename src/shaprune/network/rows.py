@@ -29,6 +29,7 @@ from shaprune.network.trace import live_bytes
 
 ROWS_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
 WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
+SCANNED = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,13 +181,16 @@ class Rows:
     def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
         """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...)."""
         walks, steps = orders.shape
-        sums = parts.new_empty((steps + 1, walks, *parts.shape[2:]))
-        sums[steps] = parts[:, -1]
+        nobody = parts[:, -1]  # of those who leave
         if steps < (self.n_players if start is None else int(start.sum())):  # somebody stays
             everyone = torch.ones(self.n_players, device=self.device) if start is None else start
             staying = _with_base(everyone.repeat(walks, 1).scatter_(1, orders, 0.0))
-            sums[steps] = torch.matmul(staying[:, None], parts.flatten(2)).view(sums[steps].shape)
+            nobody = torch.matmul(staying[:, None], parts.flatten(2)).view(nobody.shape)
         every = torch.arange(walks, device=self.device)
+        if nobody[0].numel() <= SCANNED:
+            return torch.cat([nobody[None], parts[every, orders.T.flip(0)]]).cumsum_(0).flip(0)
+        sums = parts.new_empty((steps + 1, *nobody.shape))
+        sums[steps] = nobody
         for step in reversed(range(steps)):
             torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
         return sums
