@@ -353,4 +353,5 @@ def _error(values: Values) -> str:
     known = (values.value != 0) & np.isfinite(values.stderr) & (values.stderr > 0)
     if not known.any():
         return ""
-    return f"± {np.median(values.stderr[known] / np.abs(values.value[known])):.0%}"
+    with np.errstate(over="ignore"):  # values next to nothing
+        return f"± {np.median(values.stderr[known] / np.abs(values.value[known])):.0%}"
