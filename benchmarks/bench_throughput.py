@@ -68,7 +68,7 @@ def measured(case: Case) -> dict[str, Any]:
         game = sp.NetworkGame(case.model, players, subject, "fidelity", group.name)
         rows = game.judge.rows
         assert isinstance(game.runner, Cut), game.whole_because
-        batch = min(rows._batch(rows.row_bytes), 256)
+        batch = min(rows.batch(rows.row_bytes), 256)
         every = torch.arange(batch) % length(case.inputs)
         state = gather(game.runner.prepare(case.inputs), every)
         whole = first(case.inputs, min(length(case.inputs), 256))

@@ -15,7 +15,6 @@ from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
 from shaprune.network.precision import Precision
-from shaprune.network.rows import ROWS_SET
 from shaprune.network.spill import PARTS
 from shaprune.network.subject import Subject
 from shaprune.network.trace import live_bytes
@@ -161,4 +160,4 @@ def _activations(game: NetworkGame, max_memory: int) -> int:
         return 0
     rows = game.judge.rows
     cached = min(rows.state_bytes * game.n_examples, max_memory // PARTS)
-    return cached + max(rows.row_bytes, min(max_memory // 2, ROWS_SET))
+    return cached + rows.batch(rows.row_bytes) * rows.row_bytes

@@ -27,7 +27,7 @@ from shaprune.network.state import State, gather
 from shaprune.network.subject import BATCH, Subject
 from shaprune.network.trace import live_bytes
 
-ROWS_SET = 1 << 23  # bytes of one batch of rows where the bound allows more; larger batches leave the caches
+ROWS_SET = 1 << 23  # bytes of one batch of rows on a CPU, where the bound allows more; larger ones leave the caches
 WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
 SCANNED = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
 
@@ -98,7 +98,7 @@ class Rows:
         if not len(masks):
             return
         first = self.runner.first_linear if len(masks) > 1 else None  # contributions pay off from the second on
-        per_batch = self._batch(self.row_bytes)
+        per_batch = self.batch(self.row_bytes)
         grid = None if first is None else grid_of(masks, per_batch)
         unit = 1 if grid is None else len(grid.low)
         blocks = -(-len(masks) // max(per_batch, unit))
@@ -201,13 +201,15 @@ class Rows:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def _batch(self, bytes_per_row: int, working_set: int = ROWS_SET) -> int:
-        return max(1, min(self.max_memory // 2, working_set, self._room) // bytes_per_row)
+    def batch(self, bytes_per_row: int, working_set: int = ROWS_SET) -> int:
+        """How many rows are run at once; other devices than the CPU take as many as the bound allows."""
+        most = min(self.max_memory // 2, self._room)
+        return max(1, (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row)
 
     def _split(self, rows: int, bytes_per_row: int, working_set: int = ROWS_SET) -> Iterator[slice]:
         start = 0
         while start < rows:
-            stop = min(start + self._batch(bytes_per_row, working_set), rows)
+            stop = min(start + self.batch(bytes_per_row, working_set), rows)
             yield slice(start, stop)
             start = stop
 
