@@ -23,6 +23,7 @@ from shaprune.measure import Latency, size_bytes
 from shaprune.network.kinds import kind_of
 from shaprune.network.players import Players
 from shaprune.planning import Plan
+from shaprune.recovery.finetune import Finetune
 
 pytestmark = pytest.mark.filterwarnings("ignore:pruned does")  # so small a network need not be faster
 
@@ -327,6 +328,25 @@ def test_compress_keeps_a_floor_and_checks_budgets_before_it_scores(monkeypatch:
         run(sp.Budget(drop=0.2))
     with pytest.raises(sp.BudgetError, match="cannot be met"):
         run(sp.Budget(macs=0.001))
+    for allocation in ("global", "curves"):
+        with pytest.raises(sp.BudgetError, match=r"floor 1.5 is above the dense network's measured quality 1,"):
+            run(sp.Budget(floor=1.5), validation=[(x[20:], y[20:])], allocation=allocation)
+        with pytest.raises(sp.BudgetError, match="the latency budget cannot be met: the smallest network"):
+            run(sp.Budget(macs=0.9, latency=1e-6), allocation=allocation)
+    narrow, doubles = x[20:, :2], x[20:].double()
+    for name, batch in (("train", narrow), ("train", doubles), ("test", narrow), ("test", doubles)):
+        with pytest.raises(sp.InputError, match=f"the dense network does not run on {name}: "):
+            run(sp.Budget(macs=0.5), **{name: [(batch, y[20:])]})
+    with pytest.raises(sp.InputError, match="accuracy needs class indices as targets, and a batch has no targets"):
+        run(sp.Budget(macs=0.5), test=[x[20:]])
+    with pytest.raises(sp.InputError, match="float32; this one has float64 weights"):
+        sp.compress(
+            model.double(),
+            [doubles],
+            sp.Budget(macs=0.5),
+            example_inputs=doubles,
+            recover=("refit", Finetune(precision="bfloat16")),
+        )
 
 
 # --- the frontier ---

@@ -458,6 +458,7 @@ def test_a_users_own_network_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
         (["players", "--model", "digits", "--shape", "3x-1", "--out", "OUT"], "'3x-1' is no shape"),
         (["players", "--model", "digits", "--shape", "3:int", "--out", "OUT"], "unknown type 'int'"),
         (["players", "NET", "--max-memory", "2GiG", "--out", "OUT"], "'2GiG' is no number of bytes"),
+        (["players", "NET", "--max-memory", "0.5", "--out", "OUT"], "'0.5' is no number of bytes above 0"),
         (["score", "NET", "--worth", "accurcy", "--out", "OUT"], "did you mean 'accuracy'?"),
         (["score", "NET", "--method", "permutations", "--out", "OUT"], "did you mean 'permutation'?"),
         (["score", "NET", "--sizes", "half", "--out", "OUT"], "'half' is not of the form LO,HI"),

@@ -49,6 +49,11 @@ def bits(scores: sp.Scores) -> list[Any]:
     return [(v.value.tolist(), v.stderr.tolist(), v.n_evaluations, v.stopped_by) for v in scores.values()]
 
 
+def named(part: Any) -> str:
+    """The name of a test: without addresses of functions, which differ between the processes that run tests."""
+    return ",".join(part) if isinstance(part, dict) else str(part)
+
+
 def count_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the evaluations that are really asked of the network from now on."""
     asked: list[int] = []
@@ -78,7 +83,7 @@ def count_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {"together": True},
         {"aggregate": "mean+2std"},
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_journal_changes_no_bit_and_answers_everything_the_second_time(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -105,7 +110,7 @@ def test_a_journal_changes_no_bit_and_answers_everything_the_second_time(
         ({"stop": evaluations(100)}, "stop"),
         ({"max_memory": 1 << 20}, "max_memory"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_another_run_in_the_folder_is_refused_by_what_differs(
     model: nn.Module, tmp_path: Path, change: dict[str, Any], named: str
@@ -280,7 +285,7 @@ def test_a_locked_journal_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
         ({"run": "r", "method": "taylor"}, "plays no game"),
         ({"workers": 0}, "workers is 0"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_does_not_go_together_is_refused(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str

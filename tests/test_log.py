@@ -146,7 +146,9 @@ def test_a_log_of_another_model_data_or_metric_is_refused_by_fingerprint(path: P
     game = Known(N, 3, seed=0)
     _saved(path, game)
     game.name = "another"
-    with pytest.raises(sp.InputError, match=r"log of another game: the model, the data or the metric differ.*own file"):
+    with pytest.raises(
+        sp.InputError, match=r"log of another game: the model, the data, the metric or the precision differ.*own file"
+    ):
         LoggedGame.load(path, game)
 
 
@@ -283,7 +285,7 @@ def test_scores_with_a_folder_of_logs_are_not_paid_again(tmp_path: Path) -> None
 def test_a_log_of_another_network_data_or_worth_is_refused(tmp_path: Path, other: dict) -> None:  # type: ignore[type-arg]
     _score(tmp_path)
     before = (tmp_path / "conv1.npz").read_bytes()
-    with pytest.raises(sp.InputError, match=r"^conv1: .*the model, the data or the metric differ"):
+    with pytest.raises(sp.InputError, match=r"^conv1: .*the model, the data, the metric or the precision differ"):
         _score(tmp_path, **other)
     assert (tmp_path / "conv1.npz").read_bytes() == before
 

@@ -127,6 +127,22 @@ def test_means_and_set_worths_add_contributions_instead_of_running_the_layer(pla
     assert game(kept).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_other_floating_types_are_played(dtype: torch.dtype) -> None:
+    model, x = NETWORKS["plain"][0]().to(dtype), NETWORKS["plain"][1]().to(dtype)
+    game = NetworkGame(model, find_players(model, x), [(x, LABELS)], first_output, "conv2")
+    rng, examples = np.random.default_rng(0), np.array([2, 0, 1])
+    orders = rng.permuted(np.tile(np.arange(12), (3, 1)), axis=1)[:, :7]
+    rows = np.array([~np.isin(np.arange(12), order[:step]) for order in orders for step in range(8)])
+    codes = np.arange(256)[:, None] >> np.arange(12) & 1 == 1  # a grid: pairs of half sums
+    expected = [game(rows, np.repeat(examples, 8)).reshape(3, 8), game(rows[3:4]), game(codes[7:8])]
+    game.runner.run = None  # type: ignore[assignment, method-assign]  # only the incremental path is left
+    found = [game.walk(orders, examples), game(rows)[3:4], game(codes)[7:8]]
+    near = 1e-12 if dtype == torch.float64 else 0.05
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=near * np.abs(expected[0]).max())
+
+
 # -- what a game says of itself ------------------------------------------------------------------------------------
 
 

@@ -93,8 +93,10 @@ def test_what_cannot_be_lowered_is_refused(model: nn.Module) -> None:
         games(model, precision="bfloat")
     with pytest.raises(InputError, match="Evaluate runs the model itself"):
         games(model, sp.Evaluate(lambda m: 0.0), precision="bfloat16")
-    with pytest.raises(InputError, match="plays no game"):
+    with pytest.raises(InputError, match=r"plays no game; drop precision$"):
         score(model, method="weight_norm", precision="bfloat16")
+    with pytest.raises(InputError, match="a log holds worths of one precision"):
+        score(model, precision="auto", log="unused")
     with pytest.raises(InputError, match="shards must agree on a precision"):
         score(model, precision="auto", run="unused", shard="1/2")
 
@@ -125,6 +127,12 @@ def test_a_probe_refuses_what_ranks_otherwise(model: nn.Module, monkeypatch: pyt
         model.fc.bias += 1000.0  # type: ignore[union-attr,operator]
     chosen, why = probed(games(model, lambda outputs, targets: outputs.sum(1)))  # differences drown in the rounding
     assert (chosen, "wanted" in why) == ("float32", True)
+
+
+def test_a_probe_leaves_no_values_at_the_cut_behind(model: nn.Module) -> None:
+    asked = games(model)
+    probed(asked)
+    assert all(game.judge.rows._cache is None for game in asked)
 
 
 def test_a_probe_keeps_float32_where_it_cannot_tell(model: nn.Module) -> None:

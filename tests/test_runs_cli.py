@@ -109,3 +109,39 @@ def test_what_cannot_be_used_is_refused(named: list[str], tmp_path: Path, monkey
     assert "leaves its answers" in run("score", *named, "--out", "s", "--shard", "1/2", code=2).stderr
     assert "make the same call" in run("resume", tmp_path, code=1).stderr
     assert "no folder" in run("runs", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--run r --shard 1/2 --stop stderr_below(1)", "drop mode and stop"),
+        ("--run r --shard 1/2 --precision auto", "name one instead of 'auto'"),
+        ("--run r --worth-log w", "a run keeps all worths"),
+        ("--workers 2 --out s --layers output-to-input", "a run keeps all worths"),
+        ("--run file", "is a file; name a folder"),
+        ("--out s --precision bfloat", "did you mean 'bfloat16'"),
+        ("--out s --method taylor --precision auto", "drop --precision"),
+        ("--run r --method taylor", "drop --run"),
+        ("--out s --method taylor --concept banzhaf", "drop --concept"),
+        ("--out s --method taylor --together", "drop --together"),
+        ("--out s --method taylor --sizes 0,1", "drop --sizes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_any_work(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("shaprune.cli.inputs.read_model", None)
+    (tmp_path / "file").touch()
+    assert message in run("score", *named[:-2], *options.split(), code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_people_are_told_what_the_values_note(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--budget", "players=0.8", "--recover", "none", *named]
+    for options in (["score", *named, "--out", "s"], ["compress", *small, "--out", "c"]):
+        assert "rows were run in bfloat16\n" in run(*options, "--precision", "bfloat16").stdout

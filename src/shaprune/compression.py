@@ -14,9 +14,9 @@ from shaprune.deciding import planner_of
 from shaprune.errors import InputError, check_choice
 from shaprune.frontiers import Planner
 from shaprune.limits import Limits, check_uniform
-from shaprune.measure import Measurement, compare
+from shaprune.measure import Measurement, accuracy, compare
 from shaprune.network.batches import Forward, Inputs
-from shaprune.network.criteria import CRITERIA
+from shaprune.network.criteria import CRITERIA, rank
 from shaprune.network.discovery import Filter, Unit, find_players
 from shaprune.network.game import MAX_MEMORY
 from shaprune.network.players import Players
@@ -25,11 +25,11 @@ from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, RowWorth, Worth
 from shaprune.planning import ALLOCATIONS, Plan, check_reachable
 from shaprune.pruning import prune
-from shaprune.recovery.steps import Refit, Step, check_steps
+from shaprune.recovery.steps import Refit, Step, check_batches, check_steps
 from shaprune.recovery.steps import recover as run_steps
 from shaprune.rescoring import SCHEDULES, in_rounds, step_budget
 from shaprune.scoring import Scores, score
-from shaprune.search import Trial, decide, quality_on
+from shaprune.search import Trial, check_attainable, decide, quality_on
 from shaprune.values.estimate import METHODS
 from shaprune.values.method import Method
 
@@ -111,12 +111,13 @@ def compress(
         seed: seed of everything random.
 
     Raises:
-        InputError: a floor without ``validation``; a budget out of reach, before anything is scored.
+        InputError: a floor without ``validation``; a budget out of reach (a floor above the dense network's quality, a
+            latency below the smallest network's), or ``train`` or ``test`` that do not fit: before anything is scored.
         InputError, GameError, SurgeryError: as the stages it calls.
     """
     if not isinstance(budget, Budget):
         raise InputError(f"budget is a {type(budget).__name__}; give sp.Budget(macs=0.5), for example")
-    check_steps(recover)
+    check_steps(recover, model)
     check_choice("allocation", allocation, ALLOCATIONS)
     if isinstance(method, str):
         check_choice("method", method, (*METHODS, *CRITERIA))
@@ -136,6 +137,16 @@ def compress(
     check_reachable(players, budget, within)
     if rounds > 1:
         step_budget(budget, players, 1, rounds, schedule)
+    check_batches(model, train, "train", forward)
+    tests = None if test is None else list(test)
+    if tests is not None:
+        check_batches(model, tests, "test")
+        accuracy(model, tests[:1])
+    quality = quality_on(model, validation, metric, forward=forward) if floored and validation is not None else None
+    if budget.measured:
+        anybody = Scores(players, rank(model, players, None, "random"), "random", 0.0)
+        anyhow = planner_of(model, players, anybody, batches, worth, within=within)
+        check_attainable(model, anyhow, budget, example_inputs=example_inputs, quality=quality)
     seconds["find_players"], start = clock() - start, clock()
 
     subject = None if isinstance(worth, Evaluate) else Subject(model, batches, forward, max_memory=max_memory)
@@ -191,7 +202,6 @@ def compress(
         scores = scored(model, players, subject, worth, 1)
         seconds["score"], start = clock() - start, clock()
 
-        quality = quality_on(model, validation, metric, forward=forward) if floored and validation is not None else None
         decision = decide(model, planner(scores), budget, example_inputs=example_inputs, quality=quality, mend=mend)
         decided, trials = decision.plan, decision.trials
         seconds["plan"], start = clock() - start, clock()
@@ -202,7 +212,6 @@ def compress(
         small = mend(raw, decided)
         seconds["recover"], start = clock() - start, clock()
 
-    tests = None if test is None else list(test)
     measurements = compare({"dense": model, "raw": raw, "pruned": small}, example_inputs, tests)
     seconds["measure"] = clock() - start
     return Compressed(small, decided, scores, measurements, seconds, trials)

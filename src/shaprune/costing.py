@@ -105,7 +105,7 @@ def expected_cost(
             model, players, subject, worth, group, forward=forward, max_memory=max_memory, precision=rows_in
         )
         rows = expected_in_rounds(game, mode, method, max_evaluations, stop, step=step, concept=concept, sizes=sizes)
-        once, each = _timed(game, players, group)
+        once, each = _timed(game)
         seconds = None if rows is None else once + rows * each
         found[name] = GameCost(game.n_players, rows, seconds, _activations(game, max_memory))
     evaluations = [cost.evaluations for cost in found.values() if cost.evaluations is not None]
@@ -124,7 +124,7 @@ def expected_cost(
     )
 
 
-def _timed(game: NetworkGame, players: Players, group: str | None) -> tuple[float, float]:
+def _timed(game: NetworkGame) -> tuple[float, float]:
     """Seconds that a game takes once, for what lies before the masks, and for each evaluation after that."""
     rng = np.random.default_rng(0)
     n, examples = game.n_players, game.n_examples
@@ -135,8 +135,7 @@ def _timed(game: NetworkGame, players: Players, group: str | None) -> tuple[floa
     once = each = 0.0
     for walks in WALKS:
         some = np.unique(np.linspace(0, examples - 1, walks).astype(np.int64))
-        part = game.subject.part(some)
-        probe = NetworkGame(game.model, players, part, game.judge.worth, group, precision=game.precision)
+        probe = game.part(some)
         orders = rng.permuted(np.tile(np.arange(n), (len(some), 1)), axis=1)[:, :STEPS]
         first, second = (_seconds(probe, orders, np.arange(len(some))) for _ in range(2))
         once, each = max(first - second, 0.0) * examples / len(some), second / (orders.size + len(orders))

@@ -46,6 +46,15 @@ __all__ = ["Scores", "score"]
 PRECISIONS = ("auto", *get_args(Precision))
 LAYERS = ("independent", "output-to-input")
 TOGETHER = "all groups"
+GAMELESS = {  # what may be given for a criterion, which plays no game; anything else is None
+    "mode": "one-shot",
+    "layers": "independent",
+    "concept": "shapley",
+    "aggregate": "mean",
+    "together": False,
+    "workers": 1,
+    "precision": "float32",
+}
 
 
 def score(
@@ -127,27 +136,29 @@ def score(
         subject = Subject(model, data, forward, max_memory=max_memory)
     if isinstance(method, str) and method not in METHODS:
         check_choice("method", method, (*METHODS, *CRITERIA))
-        manner = Manner.of(run, workers, ray_address, shard)
-        played = (
-            mode,
-            layers,
-            concept_of(concept).label,
-            aggregate,
-            together,
-            stop,
-            max_evaluations,
-            log,
-            manner,
-            precision,
-        )
-        if played != ("one-shot", "independent", "shapley", "mean", False, None, None, None, Manner(), "float32"):
-            raise InputError(
-                f"criterion {method!r} plays no game; drop mode, concept, stop, max_evaluations and the like"
-            )
+        given = {
+            "mode": mode,
+            "layers": layers,
+            "concept": concept_of(concept).label,
+            "aggregate": aggregate,
+            "together": together,
+            "stop": stop,
+            "max_evaluations": max_evaluations,
+            "log": log,
+            "run": run,
+            "workers": workers,
+            "ray_address": ray_address,
+            "shard": shard,
+            "precision": precision,
+        }
+        idle = [name for name, value in given.items() if value != GAMELESS.get(name)]
+        if idle:
+            raise InputError(f"criterion {method!r} plays no game; drop {', '.join(idle)}")
         found = _by_criterion(model, players, subject, worth, method, seed)
         return Scores(players, found, name_of(worth), time.perf_counter() - started)
     manner = Manner.of(run, workers, ray_address, shard)
-    _check_manner(manner, layers, mode, stop, log)
+    check_choice("precision", precision, PRECISIONS)
+    manner.check(layers=layers, mode=mode, stop=stop, log=log, precision=precision)
     groups: dict[str, str | None] = {TOGETHER: None} if together else {g.name: g.name for g in players.groups}
     how: dict[str, Any] = {"step": step, "concept": concept, "sizes": sizes}
     games = {
@@ -232,22 +243,12 @@ def score(
     return scores
 
 
-def _check_manner(manner: Manner, layers: str, mode: str, stop: Rule | Reason | None, log: str | Path | None) -> None:
-    if not manner.plain and (layers != "independent" or log is not None):
-        raise InputError(
-            f"run and workers go with neither layers={layers!r} nor log; drop these (a run keeps all worths)"
-        )
-    if manner.shard is not None and (mode != "one-shot" or stop is not None):
-        raise InputError("a shard cannot know what other shards find: drop mode and stop, and give max_evaluations")
-
-
-def _precision(wanted: str, games: Mapping[str, NetworkGame], manner: Manner) -> tuple[Precision, tuple[str, ...]]:
+def _precision(
+    wanted: Precision | Literal["auto"], games: Mapping[str, NetworkGame], manner: Manner
+) -> tuple[Precision, tuple[str, ...]]:
     """The precision that rows are run in, and what the reader should know of it."""
-    check_choice("precision", wanted, PRECISIONS)
     if wanted != "auto":
-        return ("bfloat16", ("rows were run in bfloat16",)) if wanted == "bfloat16" else ("float32", ())
-    if manner.shard is not None:
-        raise InputError("shards must agree on a precision, and each would probe its own; name one instead of 'auto'")
+        return wanted, ("rows were run in bfloat16",) if wanted == "bfloat16" else ()
     begun = None if manner.run is None else began_with(manner.run, ROWS_IN)
     if begun is not None:
         return ("bfloat16" if begun == "bfloat16" else "float32"), (f"rows were run in {begun}, as the run began",)

@@ -128,6 +128,23 @@ def decide(
     return _Search(model, planner, budget, example_inputs, quality, mend, by, tolerance, rounds, largest).run()
 
 
+def check_attainable(
+    model: nn.Module, planner: Planner, budget: Budget, *, example_inputs: Inputs, quality: Quality | None = None
+) -> None:
+    """Refuse a measured budget that no values can meet, before there are any.
+
+    Args:
+        planner: of any scores; see `decide` for the others.
+
+    Raises:
+        BudgetError: a floor above the dense network's quality, or a latency below the smallest network's.
+    """
+    by = next(iter(budget.limits), "macs")
+    search = _Search(model, planner, budget, example_inputs, quality, None, by, TOLERANCE, ROUNDS, None)
+    if budget.latency is not None:
+        search.check_latency()
+
+
 class _Search:
     """The state of one bisection."""
 
@@ -189,11 +206,12 @@ class _Search:
     def run(self) -> Decision:
         """Search, the cheap way to fail first."""
         if self.budget.latency is not None:
-            self._check_latency()
+            self.check_latency()
         found = self._fastest_enough() if self.floor is None else self._least_good()
         return Decision(found, self.by, self.dense_quality, tuple(self.trials.values()))
 
-    def _check_latency(self) -> None:
+    def check_latency(self) -> None:
+        """Refuse a latency below the smallest network's."""
         trial = self.measured(self.smallest, latency_only=True)
         if not self._in_time(trial):
             raise BudgetError(

@@ -197,10 +197,12 @@ def compress(
         "budget": done.plan.budget,
         "cost": done.plan.cost,
         "seconds": done.seconds,
+        "notes": list(done.values.notes),
         "artifacts": artifacts,
     }
     told = f"All of it took {sum(done.seconds.values()):.1f} s -> {folder}"
-    return Outcome(summary, (done.plan.summary(), comparison_table(done.measurements, setting_of(inputs)), told))
+    table = comparison_table(done.measurements, setting_of(inputs))
+    return Outcome(summary, (done.plan.summary(), table, *done.values.notes, told))
 
 
 def _parts(held_out: Split, examples: int, budget: Budget) -> tuple[Split, Split | None]:

@@ -100,10 +100,13 @@ def bytes_of(text: str, option: str = "--max-memory") -> int:
     found = re.fullmatch(r"([\d.]+(?:e\d+)?) ?([a-z]*)", text.strip().lower())
     try:
         number, unit = found.groups() if found else ("", "")
-        return int(float(number) * _BYTES[unit])
-    except (ValueError, KeyError):
+        size = int(float(number) * _BYTES[unit])
+        if size < 1:
+            raise ValueError
+        return size
+    except (ValueError, KeyError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is no number of bytes, such as 2GiB, 500MB or 1e9", param_hint=option
+            f"{text!r} is no number of bytes above 0, such as 2GiB, 500MB or 1e9", param_hint=option
         ) from None
 
 

@@ -54,6 +54,24 @@ from shaprune.logs.sinks import check_sink
 if TYPE_CHECKING:
     from shaprune.costing import Cost
 
+GAMELESS = {  # options of games, as they are where they are not given
+    "concept": "shapley",
+    "mode": "one-shot",
+    "layers": "independent",
+    "max_evaluations": None,
+    "stop": None,
+    "sizes": None,
+    "aggregate": "mean",
+    "together": False,
+    "precision": "float32",
+    "worth_log": None,
+    "log": None,
+    "run": None,
+    "workers": 1,
+    "ray_address": None,
+    "shard": None,
+    "dry_run": False,
+}
 COMMAND = "command.json"  # in the folder of a run: what `shaprune resume` repeats
 
 
@@ -105,8 +123,8 @@ def score(
     given = dict(locals())
     if out is None and run is None and not dry_run:
         raise typer.BadParameter("name a folder for the values", param_hint="--out or --run")
-    if dry_run and method in CRITERIA:
-        raise typer.BadParameter(f"{method} plays no game; a dry run is for games", param_hint="--dry-run")
+    if method in CRITERIA:
+        _check_idle(method, given)
     if shard is not None:
         from shaprune.run.playing import Shard
 
@@ -114,6 +132,12 @@ def score(
             Shard.parse(shard)
         if run is None:
             raise typer.BadParameter("a shard leaves its answers in a run; name its folder", param_hint="--run")
+    if run is not None or workers > 1 or ray_address is not None:
+        from shaprune.run.opening import Manner
+
+        with usage("--run, --shard or --workers"):
+            manner = Manner.of(run, workers, ray_address, shard)
+            manner.check(layers=layers, mode=mode, stop=stop, log=worth_log, precision=precision)
     estimator = method_of(method, antithetic=antithetic)
     value = concept_of(concept)
     window = sizes_of(sizes or default_sizes(method, concept, mode))
@@ -121,8 +145,6 @@ def score(
     how_over_examples = aggregate_of(aggregate)
     rule = rule_of(stop)
     memory = bytes_of(max_memory)
-    if log and method in CRITERIA:
-        raise typer.BadParameter(f"{method} plays no game; there is nothing to log", param_hint="--log")
     with usage("--log"):
         for place in log or []:
             check_sink(place)
@@ -138,7 +160,7 @@ def score(
     network = read_model(model, weights, where, seed)
     part = read_data(data, cache).held_out.take(examples)
     players = sp.find_players(network, part.inputs[:2].to(where), units, include or None, exclude or None)
-    if dry_run or (run is not None and method not in CRITERIA):
+    if dry_run or run is not None:
         played: dict[str, Any] = {"mode": mode, "step": step, "max_evaluations": max_evaluations, "stop": rule}
         played |= {"concept": value, "sizes": window, "together": together, "workers": workers}
         played |= {"precision": precision, "max_memory": memory}
@@ -203,7 +225,15 @@ def score(
         "artifacts": {"values": str(written)},
     }
     told = f"{scores.n_evaluations:,} evaluations in {scores.seconds:.1f} s on {len(part):,} examples -> {written}"
-    return Outcome(summary, (scores_table(scores), skipped_text(players), told))
+    return Outcome(summary, (scores_table(scores), skipped_text(players), *scores.notes, told))
+
+
+def _check_idle(criterion: str, given: dict[str, Any]) -> None:
+    """Refuse options of games for a criterion, before any work."""
+    for name, idle in GAMELESS.items():
+        if given[name] not in (idle, []):
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"{criterion} plays no game; drop {option}", param_hint=option)
 
 
 def _note(run: Path, given: dict[str, Any]) -> None:

@@ -133,6 +133,18 @@ class NetworkGame(Game):
         other._judge_by(self.judge.worth, None, self.judge.rows.max_memory)
         return other
 
+    def part(self, examples: NDArray[np.int64]) -> NetworkGame:
+        """The same game on some of the examples, which are counted anew; this one keeps nothing of it.
+
+        Raises:
+            InputError, GameError: as the constructor.
+        """
+        other = copy.copy(self)
+        other.subject, other._fingerprint = self.subject.part(examples), None
+        other.n_examples, other.labels = other.subject.n_examples, other.subject.labels
+        other._judge_by(self.judge.worth, None, self.judge.rows.max_memory)
+        return other
+
     def _judge_by(self, worth: AnyWorth, rows: Rows | None, max_memory: int) -> None:
         chosen, subject = judge_of(worth), self.subject
         check_targets(chosen, subject.targets, subject.outputs)

@@ -31,8 +31,8 @@ class Grid:
         Returns:
             (E, L, F) with the base, and (E, H, F).
         """
-        k = self.low.shape[1]
-        return torch.matmul(self.low, parts[:, :k]) + parts[:, -1:], torch.matmul(self.high, parts[:, k:-1])
+        k, low, high = self.low.shape[1], self.low.to(parts), self.high.to(parts)
+        return torch.matmul(low, parts[:, :k]) + parts[:, -1:], torch.matmul(high, parts[:, k:-1])
 
     def holds(self, part: slice) -> bool:
         """Whether some of the coalitions are whole multiples of L."""

@@ -31,8 +31,9 @@ def probed(games: Sequence[NetworkGame]) -> tuple[Precision, str]:
         return "float32", "float32: bfloat16 is for networks in float32"
     seconds, alike = np.zeros(2), []
     for game in {id(games[i]): games[i] for i in (0, len(games) // 2, len(games) - 1)}.values():
-        pair = [game, game.at("bfloat16")]
-        orders, examples = _walks(game)
+        orders, some = _walks(game)
+        part, examples = game.part(some), np.arange(len(some))  # what lies before the mask is computed for these only
+        pair = [part, part.at("bfloat16")]
         means = []
         for i, each in enumerate(pair):
             try:

@@ -144,7 +144,7 @@ class Rows:
             if grid is not None and tables is not None and grid.holds(part):
                 found = grid.sums(tables, part.start, part.stop)
             else:
-                found = torch.matmul(_with_base(masks[part]), flat)
+                found = torch.matmul(_with_base(masks[part]).to(flat), flat)
             return found.reshape(-1, *parts.shape[2:])
 
         return sums
@@ -185,7 +185,7 @@ class Rows:
         if steps < (self.n_players if start is None else int(start.sum())):  # somebody stays
             everyone = torch.ones(self.n_players, device=self.device) if start is None else start
             staying = _with_base(everyone.repeat(walks, 1).scatter_(1, orders, 0.0))
-            nobody = torch.matmul(staying[:, None], parts.flatten(2)).view(nobody.shape)
+            nobody = torch.matmul(staying[:, None].to(parts), parts.flatten(2)).view(nobody.shape)
         every = torch.arange(walks, device=self.device)
         if nobody[0].numel() <= SCANNED:
             return torch.cat([nobody[None], parts[every, orders.T.flip(0)]]).cumsum_(0).flip(0)

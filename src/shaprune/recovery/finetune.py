@@ -17,7 +17,7 @@ from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.borrow import copied, device_of
 from shaprune.network.precision import Precision
 from shaprune.planning import Plan
-from shaprune.recovery.fit import fit
+from shaprune.recovery.fit import check_length, fit
 from shaprune.recovery.objective import Augment
 from shaprune.recovery.optimizers import carried_over, check_optimizer
 from shaprune.recovery.trainer import Trained
@@ -61,6 +61,7 @@ class Finetune:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        check_length(self.epochs, LR if self.lr is None else self.lr)
         if not 0 <= self.validation < 1:
             raise InputError(f"validation is {self.validation}; it must be a share from 0 to below 1")
         if self.patience < 1:

@@ -118,15 +118,25 @@ def fit(
 
 
 def _check_options(model: nn.Module, *, epochs: int, lr: float, weight_decay: float, batch_size: int) -> None:
-    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
-        if number < 1:
-            raise InputError(f"{name} is {number}; it must be at least 1")
-    if not 0 < lr < math.inf:
-        raise InputError(f"lr is {lr}; it must be a number above 0")
+    check_length(epochs, lr)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= weight_decay < math.inf:
         raise InputError(f"weight_decay is {weight_decay}; it must be 0 or above")
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+
+
+def check_length(epochs: int, lr: float) -> None:
+    """Refuse a number of epochs, or a learning rate, that no training can have.
+
+    Raises:
+        InputError: below 1; not above 0, or infinite.
+    """
+    if epochs < 1:
+        raise InputError(f"epochs is {epochs}; it must be at least 1")
+    if not 0 < lr < math.inf:
+        raise InputError(f"lr is {lr}; it must be a number above 0")
 
 
 def _device(device: str | torch.device | None, home: torch.device) -> torch.device:

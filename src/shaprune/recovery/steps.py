@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, call, length, transform
+from shaprune.network.batches import Forward, call, length, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.collecting import collect
+from shaprune.network.precision import check_runs
 from shaprune.planning import Plan
 from shaprune.recovery.batchnorm import recalibrate
 from shaprune.recovery.finetune import Finetune, Own, finetune, own_finetune
@@ -67,7 +68,7 @@ def recover(
         InputError: an unknown step, a step that these players do not go with, data that the network does not run on, or
             nothing to train.
     """
-    chosen = check_steps(steps)
+    chosen = check_steps(steps, small)
     if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
         _check_stays_gone(plan)
     inputs, targets = collect(data)
@@ -78,8 +79,9 @@ def recover(
     cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     batches = [transform(inputs, lambda t, cut=cut: t[cut] if t.ndim else t) for cut in cuts]  # type: ignore[misc]
     result = copied(small)
+    check_batches(teacher, [(inputs, None)], "the data", forward)
+    check_batches(teacher, [(learnt[0], None)], "train", forward)
     with borrowed(teacher):
-        _check_runs(teacher, batches[0], forward or call)
         for step in chosen:
             with borrowed(result):
                 if isinstance(step, Refit):
@@ -95,11 +97,11 @@ def recover(
     return result
 
 
-def check_steps(steps: Sequence[str | Step]) -> list[Step]:
+def check_steps(steps: Sequence[str | Step], model: nn.Module) -> list[Step]:
     """The steps that names and configured steps stand for.
 
     Raises:
-        InputError: an unknown name, or something else than a step.
+        InputError: an unknown name, something else than a step, or a precision that ``model`` cannot be trained in.
     """
     if isinstance(steps, str):
         raise InputError(f"steps is the string {steps!r}; give a tuple, such as ({steps!r},)")
@@ -111,16 +113,33 @@ def check_steps(steps: Sequence[str | Step]) -> list[Step]:
                 f"a recovery step is the {type(step).__name__} {step!r}; give a name, Refit(), Batchnorm(), "
                 "Finetune(), or a function that trains a network"
             )
-    return [STEPS[s]() if isinstance(s, str) else s for s in steps]
+    chosen = [STEPS[s]() if isinstance(s, str) else s for s in steps]
+    for step in chosen:
+        if isinstance(step, Finetune):
+            check_runs(model, step.precision)
+    return chosen
 
 
-def _check_runs(model: nn.Module, inputs: Inputs, forward: Forward) -> None:
-    """Refuse data of another size or type than the network takes, before any work."""
-    try:
-        with torch.no_grad():
-            forward(model, transform(inputs, lambda t: t[:2] if t.ndim else t))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"the dense network does not run on the data: {error}; see forward=...") from error
+def check_batches(model: nn.Module, batches: Iterable[Any] | None, name: str, forward: Forward | None = None) -> None:
+    """Refuse examples of another size or type than the dense network takes, before any work.
+
+    The first batch is looked at; what can be read only once is left alone.
+
+    Raises:
+        InputError: the network does not run on it; ``name`` is what the user calls these batches.
+    """
+    if batches is None or iter(batches) is batches:
+        return
+    device = device_of(model)
+    with borrowed(model), torch.no_grad():
+        batch = next(iter(batches), None)
+        if batch is None:
+            return
+        inputs = transform(split_batch(batch)[0], lambda t: (t[:2] if t.ndim else t).to(device))
+        try:
+            (forward or call)(model, inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"the dense network does not run on {name}: {error}; see forward=...") from error
 
 
 def _check_stays_gone(plan: Plan) -> None:

@@ -54,6 +54,28 @@ class Manner:
             raise InputError(f"run={str(run)!r} is a file; name a folder")
         return Manner(folder, whole("workers", workers, 1), ray_address, part)
 
+    def check(self, *, layers: str, mode: str, stop: object, log: object, precision: str) -> None:
+        """Check that options of `shaprune.score` go with it.
+
+        Raises:
+            InputError: one that does not, by name.
+        """
+        if not self.plain and (layers != "independent" or log is not None):
+            raise InputError(
+                f"run and workers go with neither layers={layers!r} nor log; drop these (a run keeps all worths)"
+            )
+        if log is not None and precision == "auto":
+            raise InputError(
+                "a log holds worths of one precision, and a probe may choose another the next time; name one instead "
+                "of 'auto', or give run in place of the log"
+            )
+        if self.shard is not None and (mode != "one-shot" or stop is not None):
+            raise InputError("a shard cannot know what other shards find: drop mode and stop, and give max_evaluations")
+        if self.shard is not None and precision == "auto":
+            raise InputError(
+                "shards must agree on a precision, and each would probe its own; name one instead of 'auto'"
+            )
+
     @property
     def alone(self) -> bool:
         """Whether this process computes."""

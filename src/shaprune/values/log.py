@@ -150,8 +150,8 @@ class LoggedGame(GameWrapper):
         theirs = about.get("fingerprint")
         if theirs != game.fingerprint and theirs is not None and game.fingerprint is not None:
             raise InputError(
-                f"{path} is a log of another game: the model, the data or the metric differ (fingerprint "
-                f"{theirs[:12]}, this game's is {game.fingerprint[:12]}); give the log its own file"
+                f"{path} is a log of another game: the model, the data, the metric or the precision differ "
+                f"(fingerprint {theirs[:12]}, this game's is {game.fingerprint[:12]}); give the log its own file"
             )
         logged = LoggedGame(game, max_memory=max_memory)
         logged._worths = dict(zip(_keys(coalitions), worths.tolist(), strict=True))
