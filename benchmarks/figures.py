@@ -22,7 +22,7 @@ def main() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "compress.json").read_text())["results"]
     dense = results["dense accuracy"]
     matplotlib.rcParams.update({"svg.hashsalt": "shaprune", "font.size": 10, "svg.fonttype": "none"})
-    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.6, 3.2), layout="constrained")
     for name, (label, color) in SHOWN.items():
         rows = {float(key.split("%")[0]) / 100: row for key, row in results["table"][name].items()}
         shares = sorted(rows)
@@ -35,7 +35,7 @@ def main() -> None:
     axes.set(xlabel="multiply-adds kept", ylabel="test accuracy", xlim=(0.27, 1.01), ylim=(0, 1))
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    figure.legend(frameon=False, fontsize=8.5, loc="outside right center")
     figure.savefig(ROOT / "docs" / "img" / "resnet56.svg", metadata={"Date": None}, facecolor="white")
 
 
