@@ -21,6 +21,7 @@ from shaprune.bench.models import build_model
 from shaprune.budget import RESOURCES
 from shaprune.cli import options
 from shaprune.cli.app import app
+from shaprune.cli.score import GAMELESS as GAMELESS_HERE
 from shaprune.demo import ARTIFACTS, check_replaceable
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS
@@ -30,7 +31,7 @@ from shaprune.network.worths import WORTHS
 from shaprune.planning import ALLOCATIONS
 from shaprune.recovery.steps import STEPS
 from shaprune.report.bundle import has_plotly
-from shaprune.scoring import LAYERS, PRECISIONS
+from shaprune.scoring import GAMELESS, LAYERS, PRECISIONS
 from shaprune.sensitivities import Sensitivity
 from shaprune.values.aggregation import NAMES
 from shaprune.values.concepts import CONCEPTS
@@ -122,6 +123,7 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(options.WORTHS) == set(WORTHS)
     assert set(options.METHODS) == set(METHODS)
     assert options.PRECISIONS == PRECISIONS
+    assert GAMELESS.items() <= GAMELESS_HERE.items()
     assert set(options.CRITERIA) == set(CRITERIA)
     assert set(options.CONCEPTS) == set(CONCEPTS)
     assert set(options.MODES) == set(MODES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ class Rows:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
-            outputs = self._run(self._state(examples[part]), masks[part])
+            outputs = self._lowered(self.runner.run, self._state(examples[part]), masks[part])
             return Block(outputs, examples[part], part, masks[part].__getitem__)
 
         for part in self._split(len(masks), self.row_bytes):
@@ -130,9 +131,9 @@ class Rows:
         block, first = masks[part], self.runner.first_linear
         rows = torch.arange(len(examples), device=self.device).repeat_interleave(len(block))
         if sums is not None and first is not None:
-            outputs = self._finish(first, gather(first.leftover(state), rows), sums(part))
+            outputs = self._lowered(first.finish, gather(first.leftover(state), rows), sums(part))
         else:
-            outputs = self._run(gather(state, rows), block.repeat(len(examples), 1))
+            outputs = self._lowered(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
         return Block(outputs, examples[rows], part, partial(_cyclic, block))
 
     def _sums_of(self, parts: Tensor, masks: Tensor, grid: Grid | None) -> Callable[[slice], Tensor]:
@@ -161,21 +162,17 @@ class Rows:
         state = self._state(examples)
         sums = self._sums(first.contributions(state), orders, start)
         rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
-        outputs = self._finish(first, gather(first.leftover(state), rows), sums.flatten(0, 1))
+        outputs = self._lowered(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
         return Block(outputs, examples[rows], part, partial(self._mask_of_step, orders, start))
 
     def culprit(self, example: Tensor, mask: Tensor) -> str | None:
         """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
         return self.runner.culprit(self.runner.prepare(self.subject.rows(example)), mask[None])
 
-    def _run(self, state: State, masks: Tensor) -> Tensor:
+    def _lowered(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
+        """Outputs of a run in the precision of these rows, in float32 where that is lower."""
         with lowered(self.device, self.precision):
-            outputs = self.runner.run(state, masks)
-        return outputs if self.precision == "float32" else outputs.float()
-
-    def _finish(self, first: FirstLinear, leftover: State, sums: Tensor) -> Tensor:
-        with lowered(self.device, self.precision):
-            outputs = first.finish(leftover, sums)
+            outputs = run(*given)
         return outputs if self.precision == "float32" else outputs.float()
 
     def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
