@@ -66,6 +66,7 @@ def test_a_run_is_listed_resumed_and_exported(
     assert values(tmp_path / "runs/a/values.json") == values(tmp_path / "s/values.json")
     (tmp_path / "runs/a/values.json").unlink()
     assert "the run has not finished" in run("export-values", "runs/a", "--out", "v.csv", code=1).stderr
+    assert "runs/b is no folder of a run" in run("export-values", "runs/b", "--out", "v.csv", code=1).stderr
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # the paths of the command are kept whole
     again = loaded("resume", "../runs/a")

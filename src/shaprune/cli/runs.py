@@ -88,6 +88,8 @@ def export_values(
 
     source = folder / "values.json"
     if not source.exists():
+        if not any(folder.glob("journal*.sqlite")):
+            raise InputError(f"{folder} is no folder of a run; name the one that `shaprune score --run` was given")
         raise InputError(f"{folder} holds no values.json: the run has not finished; `shaprune resume {folder}` goes on")
     scores = Scores.load(source)
     if out.suffix == ".json":
