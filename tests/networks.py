@@ -197,3 +197,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv1d": (_seeded(Signal, 8), _inputs(2, 16)),
     "padded": (_seeded(Padded, 9), _inputs(3, 8, 8)),
 }
+
+
+def labelled(example: Tensor, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random inputs (n, ...) like those of ``example``, and their classes, each in turn."""
+    inputs = torch.randn(n, *example.shape[1:], generator=torch.Generator().manual_seed(seed))
+    return inputs, torch.arange(n) % N_OUTPUTS

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS
+from networks import NETWORKS, labelled
 from torch import Tensor, nn
 
 import shaprune as sp
@@ -35,8 +35,7 @@ def model() -> nn.Module:
 
 
 def batches(n: int = 300, seed: int = 0) -> Data:
-    inputs = torch.randn(n, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(seed))
-    return [(inputs, torch.arange(n) % 5)]
+    return [labelled(EXAMPLE(), n, seed)]
 
 
 def score(model: nn.Module, data: Data | None = None, method: str = "permutation", **options: Any) -> sp.Scores:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS
+from networks import NETWORKS, labelled
 from torch import Tensor
 
 import shaprune as sp
@@ -18,9 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def game() -> sp.NetworkGame:
     model = MAKE().eval()
-    inputs = torch.randn(40, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(0))
     players = sp.find_players(model, EXAMPLE(), include="conv2")
-    return sp.NetworkGame(model, players, [(inputs, None)], "fidelity")
+    return sp.NetworkGame(model, players, [(labelled(EXAMPLE(), 40)[0], None)], "fidelity")
 
 
 class Small:

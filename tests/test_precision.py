@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS
+from networks import NETWORKS, labelled
 from torch import Tensor, nn
 
 import shaprune as sp
@@ -29,8 +29,7 @@ def model() -> nn.Module:
 
 
 def batches(n: int = 64) -> Data:
-    inputs = torch.randn(n, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(0))
-    return [(inputs, torch.arange(n) % 5)]
+    return [labelled(EXAMPLE(), n)]
 
 
 def games(model: nn.Module, worth: Any = "fidelity", data: Data | None = None, **options: Any) -> list[sp.NetworkGame]:
@@ -180,3 +179,18 @@ def test_auto_starts_a_run_whose_journal_is_damaged(model: nn.Module, tmp_path: 
     tmp_path.joinpath("journal.sqlite").write_bytes(b"no journal" * 1000)
     with pytest.warns(UserWarning, match="is damaged"):
         score(model, precision="auto", run=tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "auto"])
+def test_scoring_by_evaluate_has_no_precision_of_its_own(model: nn.Module, precision: Any) -> None:
+    players = sp.find_players(model, EXAMPLE(), include="conv2")
+
+    def asked() -> sp.Scores:
+        how: dict[str, Any] = {"max_evaluations": 40, "precision": precision, "progress": False}
+        return sp.score(model, players, None, sp.Evaluate(lambda m: 0.0), **how)
+
+    if precision == "auto":
+        assert any("rows were run in float32" in note for note in asked().notes)
+        return
+    with pytest.raises(InputError, match="Evaluate runs the model itself"):
+        asked()

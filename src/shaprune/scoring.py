@@ -161,20 +161,20 @@ def score(
     manner.check(layers=layers, mode=mode, stop=stop, log=log, precision=precision)
     groups: dict[str, str | None] = {TOGETHER: None} if together else {g.name: g.name for g in players.groups}
     how: dict[str, Any] = {"step": step, "concept": concept, "sizes": sizes}
-    games = {
-        n: NetworkGame(model, players, subject, worth, g, forward=forward, max_memory=max_memory)
-        for n, g in groups.items()
-    }
-    rows_in, why = _precision(precision, games, manner)
-    if rows_in != "float32":
-        games = {name: game.at(rows_in) for name, game in games.items()}
+    rows_in, told = _precision(precision, manner)
+    setting: dict[str, Any] = {"forward": forward, "max_memory": max_memory, "precision": rows_in}
+    games = {n: NetworkGame(model, players, subject, worth, g, **setting) for n, g in groups.items()}
+    if told is None:
+        rows_in, told = probed([*games.values()])
+        if rows_in != "float32":
+            games = {name: game.at(rows_in) for name, game in games.items()}
     totals: dict[str, int | None] = {}
     for name, game in games.items():
         with _naming(name):
             totals[name] = expected_in_rounds(game, mode, method, max_evaluations, stop, **how)
     if watch is not None:
         watch.opens(totals)
-    notes = (*_notes(games, stop, manner), *why)
+    notes = (*_notes(games, stop, manner), *([f"rows were run in {told}"] if told else []))
     how |= {"negative_first": negative_first, "aggregate": aggregate}
     shared = subject if isinstance(subject, Subject) else None
     chosen = METHODS[method] if isinstance(method, str) else method
@@ -243,17 +243,14 @@ def score(
     return scores
 
 
-def _precision(
-    wanted: Precision | Literal["auto"], games: Mapping[str, NetworkGame], manner: Manner
-) -> tuple[Precision, tuple[str, ...]]:
-    """The precision that rows are run in, and what the reader should know of it."""
+def _precision(wanted: Precision | Literal["auto"], manner: Manner) -> tuple[Precision, str | None]:
+    """The precision that rows are run in, and what to tell of it; None where a probe of the games is to decide."""
     if wanted != "auto":
-        return wanted, ("rows were run in bfloat16",) if wanted == "bfloat16" else ()
+        return wanted, "" if wanted == "float32" else wanted
     begun = None if manner.run is None else began_with(manner.run, ROWS_IN)
-    if begun is not None:
-        return ("bfloat16" if begun == "bfloat16" else "float32"), (f"rows were run in {begun}, as the run began",)
-    chosen, why = probed([*games.values()])
-    return chosen, (f"rows were run in {why}",)
+    if begun is None:
+        return "float32", None
+    return ("bfloat16" if begun == "bfloat16" else "float32"), f"{begun}, as the run began"
 
 
 def _told(stop: Rule | Reason | None) -> str | None:
