@@ -8,34 +8,30 @@ from machine to machine.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Forward, Inputs, main_output
+from shaprune.network.batches import main_output
 from shaprune.network.borrow import device_of
 
+P = ParamSpec("P")
 Precision = Literal["float32", "bfloat16"]
 
 
-def in_precision(forward: Forward, device: torch.device, precision: Precision) -> Forward:
-    """``forward`` run in ``precision``; its main output, in float32 where that is lower."""
+def in_precision(run: Callable[P, Any], device: torch.device, precision: Precision) -> Callable[P, Any]:
+    """``run``, which runs a network or a part of it, in ``precision``; its main output is then in float32 again."""
     if precision == "float32":
-        return forward
+        return run
 
-    def run(model: nn.Module, inputs: Inputs) -> Tensor:
-        with lowered(device, precision):
-            return main_output(forward(model, inputs)).float()
+    def lowered(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return main_output(run(*args, **kwargs)).float()
 
-    return run
-
-
-def lowered(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """A context in which a network's operations run in ``precision``."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+    return lowered
 
 
 def lowerable(model: nn.Module) -> bool:

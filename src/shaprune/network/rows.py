@@ -22,7 +22,7 @@ from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.grid import Grid, grid_of
 from shaprune.network.masks import Site
-from shaprune.network.precision import Precision, check_runs, lowered
+from shaprune.network.precision import Precision, check_runs, in_precision
 from shaprune.network.spill import PARTS, joined
 from shaprune.network.state import State, gather
 from shaprune.network.subject import BATCH, Subject
@@ -171,9 +171,8 @@ class Rows:
 
     def _lowered(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
         """Outputs of a run in the precision of these rows, in float32 where that is lower."""
-        with lowered(self.device, self.precision):
-            outputs = run(*given)
-        return outputs if self.precision == "float32" else outputs.float()
+        outputs: Tensor = in_precision(run, self.device, self.precision)(*given)
+        return outputs
 
     def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
         """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...)."""

@@ -80,7 +80,8 @@ def recover(
     batches = [transform(inputs, lambda t, cut=cut: t[cut] if t.ndim else t) for cut in cuts]  # type: ignore[misc]
     result = copied(small)
     check_batches(teacher, [(inputs, None)], "the data", forward)
-    check_batches(teacher, [(learnt[0], None)], "train", forward)
+    if train is not None:
+        check_batches(teacher, [(learnt[0], None)], "train", forward)
     with borrowed(teacher):
         for step in chosen:
             with borrowed(result):
