@@ -4,12 +4,16 @@ Coalitions: the rows that a walk asks for (one coalition and one example each), 
 `NetworkGame.walk`; for transformers, whose walks are too long to be repeated here, rows with a random coalition each.
 Plain: the dense network, and the operations behind the mask without any mask, in batches of as many rows as the game
 runs at once. All three alternate in one run; medians of the ratios over rounds. The goal is .85 of the plain part
-behind the mask. Models that cannot be taken apart run whole for every coalition; what lies behind the mask alone is
-then not known. VGG-16 and ViT-S have random weights; MiniLM is left out where its package is missing.
+behind the mask. What lies behind the mask of a model that torch.fx takes apart are the traced operations; for ViT-S and
+MiniLM it is written down here (their own layers, run on values that are computed once), and compared with the model.
+VGG-16 and ViT-S have random weights; MiniLM is left out where its package is missing.
+
+Networks are named on the command line (none = all); the results of the others are kept.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import mnist, resnet56, trained, write
-from torch import nn
+import torch.nn.functional as F
+from common import ROOT, mnist, resnet56, trained, write
+from torch import Tensor, nn
 
 import shaprune as sp
 from shaprune.bench.models import build_model
@@ -29,6 +34,8 @@ from shaprune.network.cut import Cut
 from shaprune.network.state import gather, unfix
 
 ROUNDS = 5
+RESULTS = ROOT / "benchmarks" / "results" / "throughput.json"
+Behind = Callable[[nn.Module, str, Inputs], Callable[[], Tensor]]  # (model, group, inputs) -> what gives the outputs
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Case:
         examples: how many of the inputs are asked about.
         groups: which; None = all.
         rows: so many random rows instead of walks.
+        behind: makes the plain part behind a group's mask; None = the traced operations.
     """
 
     model: nn.Module
@@ -46,13 +54,14 @@ class Case:
     examples: int
     groups: Sequence[str] | None = None
     rows: int | None = None
+    behind: Behind | None = None
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
     started = time.perf_counter()
-    results: dict[str, Any] = {}
-    for name, make in CASES.items():
-        case = make()
+    results: dict[str, Any] = json.loads(RESULTS.read_text())["results"]["networks"] if names else {}
+    for name in names or CASES:
+        case = CASES[name]()
         if case is None:
             print(f"{name} is left out: its package is missing", file=sys.stderr)
             continue
@@ -72,21 +81,17 @@ def measured(case: Case) -> dict[str, Any]:
         every = torch.arange(batch) % length(case.inputs)
         ask = asked(game, case)
         ask()  # fills the cache of what lies in front of the mask
-        steps = [ask, partial(forward, case.model, gather(case.inputs, every))]
-        if isinstance(game.runner, Cut):
-            steps.append(partial(behind, game, gather(game.runner.prepare(case.inputs), every), batch))
+        inputs = gather(case.inputs, every)
+        steps = [ask, partial(forward, case.model, inputs), behind(game, case, inputs, batch)]
         rates = [[rate(step) for step in steps] for _ in range(ROUNDS + 1)][1:]
-        coalitions, plain, *suffix = np.array(rates).T
+        coalitions, plain, suffix = np.array(rates).T
         found[group.name] = {
             "players": game.n_players,
             "rows at once": batch,
             "coalition rows per second": round(float(np.median(coalitions))),
             "against the whole network": spread(coalitions / plain),
+            "against the part behind the mask": spread(coalitions / suffix),
         }
-        if suffix:
-            found[group.name]["against the part behind the mask"] = spread(coalitions / suffix[0])
-        else:
-            found[group.name]["run whole because"] = game.whole_because
     return found
 
 
@@ -102,12 +107,28 @@ def asked(game: sp.NetworkGame, case: Case) -> Callable[[], int]:
     return lambda: game.walk(orders, examples).size
 
 
-def behind(game: sp.NetworkGame, state: Any, batch: int) -> int:
+def behind(game: sp.NetworkGame, case: Case, inputs: Inputs, batch: int) -> Callable[[], int]:
     """The operations behind the mask, without it."""
-    assert isinstance(game.runner, Cut)
-    with torch.no_grad():
-        game.runner.suffix.run(unfix(state))
-    return batch
+    if case.behind is not None:
+        with torch.no_grad():
+            plain = case.behind(case.model, game.groups[0].name, inputs)
+            torch.testing.assert_close(
+                plain(), case.model(**inputs) if isinstance(inputs, dict) else case.model(inputs)
+            )
+    else:
+        assert isinstance(game.runner, Cut)
+        plain = partial(traced, game.runner, game.runner.prepare(inputs))
+
+    def step() -> int:
+        with torch.no_grad():
+            plain()
+        return batch
+
+    return step
+
+
+def traced(cut: Cut, state: Any) -> None:
+    cut.suffix.run(unfix(state))
 
 
 def forward(model: nn.Module, inputs: Inputs) -> int:
@@ -130,6 +151,59 @@ def spread(ratios: np.ndarray) -> dict[str, float]:
 
 def first(inputs: Inputs, n: int) -> Inputs:
     return {k: v[:n] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[:n]
+
+
+# --- what lies behind the mask in transformers ---
+
+
+def behind_vit(model: Pooled, group: str, inputs: Tensor) -> Callable[[], Tensor]:
+    number = int(group.split(".")[2])
+    layer, later = model.encoder.layers[number], model.encoder.layers[number + 1 :]
+    heads = group.endswith("q_proj")
+    consumer = layer.attention.o_proj if heads else layer.mlp.fc2
+    (read,), (residual,) = (
+        given(model, inputs, consumer),
+        given(model, inputs, layer if heads else layer.layernorm_after)[:1],
+    )
+
+    def run() -> Tensor:
+        x = residual + consumer(read)
+        if heads:
+            x = x + layer.mlp(layer.layernorm_after(x))
+        for each in later:
+            x = each(x)
+        return model.encoder.layernorm(x).mean(1)
+
+    return run
+
+
+def behind_minilm(model: Any, group: str, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:
+    number = int(group.split(".")[3])
+    layer, later = model.encoder.encoder.layer[number], model.encoder.encoder.layer[number + 1 :]
+    heads = group.endswith("query")
+    output = layer.attention.output if heads else layer.output
+    read, residual = given(model, inputs, output)
+    attended = given(model, inputs, layer)[1]  # the mask that all layers share
+    counted = inputs["attention_mask"]
+
+    def run() -> Tensor:
+        x = output(read, residual)
+        if heads:
+            x = layer.output(layer.intermediate(x), x)
+        for each in later:
+            x = each(x, attended)
+        return F.normalize((x * counted[..., None]).sum(1), dim=-1)
+
+    return run
+
+
+def given(model: nn.Module, inputs: Inputs, module: nn.Module) -> tuple[Any, ...]:
+    """The positional arguments of a module in a dense run."""
+    found: list[tuple[Any, ...]] = []
+    handle = module.register_forward_pre_hook(lambda _, args: found.append(args))
+    call(model, inputs)
+    handle.remove()
+    return found[0]
 
 
 # --- the networks ---
@@ -163,7 +237,7 @@ def vit() -> Case | None:
     config = ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
     model = Pooled(ViTModel(config, add_pooling_layer=False)).eval()
     names = [g.name for g in sp.find_players(model, torch.randn(2, 3, 224, 224)).groups]
-    return Case(model, torch.randn(16, 3, 224, 224), 16, [names[0], names[1], names[-2], names[-1]], rows=48)
+    return Case(model, torch.randn(16, 3, 224, 224), 16, [names[0], names[1], names[-2], names[-1]], 48, behind_vit)
 
 
 def minilm() -> Case | None:
@@ -173,7 +247,9 @@ def minilm() -> Case | None:
     except ImportError:
         return None
     try:
-        model = Embedder(AutoModel.from_pretrained(folder(), attn_implementation="eager")).eval()
+        model = Embedder(
+            AutoModel.from_pretrained(folder(), add_pooling_layer=False, attn_implementation="eager")
+        ).eval()
     except (SystemExit, OSError):
         return None
     tokens = {
@@ -181,7 +257,7 @@ def minilm() -> Case | None:
         "attention_mask": torch.ones(64, 32, dtype=torch.long),
     }
     names = [g.name for g in sp.find_players(model, first(tokens, 2)).groups]
-    return Case(model, tokens, 64, [names[0], names[1], names[-2], names[-1]], rows=256)
+    return Case(model, tokens, 64, [names[0], names[1], names[-2], names[-1]], 256, behind_minilm)
 
 
 class Pooled(nn.Module):
@@ -204,4 +280,4 @@ CASES: dict[str, Callable[[], Case | None]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -356,11 +356,7 @@ def test_a_coalition_whose_output_is_nan_is_named_with_the_layer(traceable: bool
     x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
     players = find_players(model, x)
     assert players.groups[0].name == "first"
-    if traceable:
-        game = NetworkGame(model, players, [(x, labels(4))], group="first")
-    else:
-        with pytest.warns(ShapruneWarning):
-            game = NetworkGame(model, players, [(x, labels(4))], group="first")
+    game = NetworkGame(model, players, [(x, labels(4))], group="first")
     orders = np.array([[3, 1, 0, 2, 5, 4]])
     only_two = np.isin(np.arange(6), [1, 2])[None]
     assert np.isfinite(game(only_two)).all()

@@ -18,6 +18,7 @@ from shaprune.network.discovery import find_players
 from shaprune.network.game import NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
+from shaprune.network.replay import Replay
 from shaprune.network.surgery import cut
 from shaprune.network.worths import WORTHS, Evaluate, SetWorth
 
@@ -183,16 +184,19 @@ class WritesInPlace(nn.Module):
         return self.fc(F.relu(view.view(-1, 6)))
 
 
-def test_a_group_whose_part_cannot_be_verified_says_why() -> None:
+def test_a_group_whose_part_cannot_be_verified_is_replayed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = WritesInPlace().eval()
     x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
-    with pytest.warns(ShapruneWarning, match="does not reproduce"):
-        game = NetworkGame(model, find_players(model, x), [(x, LABELS)], "kl", "up")
-    assert game.whole_because is not None
-    assert "it writes in place" in game.whole_because
-    assert not game.repeatable
+    players = find_players(model, x)
+    game = NetworkGame(model, players, [(x, LABELS)], "kl", "up")
+    assert isinstance(game.runner, Replay)
+    assert (game.whole_because, game.repeatable) == (None, False)
+    with pytest.warns(ShapruneWarning, match="forward=.* is given"):
+        whole = NetworkGame(model, players, [(x, LABELS)], "kl", "up", forward=lambda net, images: net(images))
+    rows = np.random.default_rng(0).random((20, game.n_players)) < 0.5
+    np.testing.assert_allclose(game(rows), whole(rows), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -576,19 +576,21 @@ class Untraceable(Between):
         return super().forward(x)
 
 
-def test_a_model_that_cannot_be_traced_is_run_whole_says_so_and_keeps_the_promise() -> None:
+def test_a_model_that_cannot_be_traced_keeps_the_promise() -> None:
     model, x = seeded(lambda: Untraceable(torch.sigmoid)), drawn(*IMAGES)
     players = find_players(model, x)
     assert [g.name for g in players.groups] == ["conv1", "conv2"]
-    with pytest.warns(ShapruneWarning, match="the whole model is run for every coalition.*cannot be traced"):
-        assert_masked_is_removed(model, players, x)
+    assert_masked_is_removed(model, players, x)
 
 
-def test_a_model_run_whole_has_the_worths_of_the_same_model_taken_apart() -> None:
-    whole, apart, x = seeded(lambda: Untraceable(torch.sigmoid)), seeded(lambda: Between(torch.sigmoid)), drawn(*IMAGES)
+def test_a_model_that_cannot_be_traced_has_the_worths_of_the_same_model_taken_apart() -> None:
+    called, apart, x = (
+        seeded(lambda: Untraceable(torch.sigmoid)),
+        seeded(lambda: Between(torch.sigmoid)),
+        drawn(*IMAGES),
+    )
     players = find_players(apart, x)
-    with pytest.warns(ShapruneWarning):
-        games = [NetworkGame(model, players, every_output(x), picked, "conv1") for model in (whole, apart)]
+    games = [NetworkGame(model, players, every_output(x), picked, "conv1") for model in (called, apart)]
     kept = coalitions_of(players, players.group("conv1").indices, seed=6)[:, :8]
     assert_close(games[0](kept), games[1](kept), np.abs(games[1](kept)).max())
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import shaprune as sp
-from shaprune.errors import GameError, ShapruneWarning
+from shaprune.errors import GameError
 from shaprune.network.activations import activation_means
+from shaprune.network.cut import Cut
 from shaprune.network.masks import each_row
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import cut
@@ -58,11 +59,9 @@ def test_a_worth_is_that_of_the_network_after_surgery(network: nn.Module, inputs
     def game() -> sp.NetworkGame:
         return sp.NetworkGame(network, players, [(inputs, targets)], worth="squared_error", group=group)
 
-    if group in ("a", None):  # of the others the mask stands outside
-        with pytest.warns(ShapruneWarning, match="an example is several rows of the batch"):
-            worths = game()(coalitions, np.arange(N))
-    else:
-        worths = game()(coalitions, np.arange(N))
+    taken_apart = isinstance(game().runner, Cut)
+    assert taken_apart == (group not in ("a", None))  # of the others the mask stands outside
+    worths = game()(coalitions, np.arange(N))
     for example, kept in enumerate(coalitions):
         everyone = np.ones(players.n, dtype=bool)
         everyone[indices] = kept
@@ -72,7 +71,6 @@ def test_a_worth_is_that_of_the_network_after_surgery(network: nn.Module, inputs
         assert worths[example] == pytest.approx(-float(error.mean()), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:the whole model is run")
 def test_activations_belong_to_their_example(network: nn.Module, inputs: Tensor) -> None:
     players = sp.find_players(network, inputs)
     together = activation_means(Subject(network, [(inputs, None)]), players)

@@ -1,12 +1,13 @@
 """The part of a network behind a mask: everything before it does not depend on the coalition and is computed once.
 
-`Cut` takes a trace apart at the consumers of the masked groups. `Whole` is the same interface for models that cannot be
-traced.
+`Cut` takes a trace apart at the consumers of the masked groups. `Whole` has the same interface and runs everything; for
+models that cannot be traced, see also `shaprune.network.replay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -46,7 +47,8 @@ class Whole:
             if next(module.children(), None) is None:
                 total = max(total, 4 * live_bytes((args, output)))
 
-        self._run_watched(state, mask, hook)
+        with watched(self.model, hook):
+            self.run(state, mask)
         return max(1, total // len(mask))
 
     def culprit(self, state: State, mask: Tensor) -> str | None:
@@ -58,17 +60,20 @@ class Whole:
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append(names[module])
 
-        self._run_watched(state, mask, hook)
+        with watched(self.model, hook):
+            self.run(state, mask)
         return found[0] if found else None
 
-    def _run_watched(self, state: State, mask: Tensor, hook: Callable[[nn.Module, Any, Any], None]) -> None:
-        """Run once with ``hook`` behind every module; the hooks are removed on any exit."""
-        handles = [m.register_forward_hook(hook) for m in self.model.modules()]
-        try:
-            self.run(state, mask)
-        finally:
-            for handle in handles:
-                handle.remove()
+
+@contextmanager
+def watched(model: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """``hook`` stands behind every module; it is removed on any exit."""
+    handles = [m.register_forward_hook(hook) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Cut:
@@ -84,25 +89,35 @@ class Cut:
         behind = _descendants(trace, consumers)
         rest = _closure(trace, behind)
         self.inlets = [n for n in trace.nodes if n not in rest and any(user in rest for user in n.users)]
-        front = _ancestors(self.inlets)
-        self.prefix = Segment(trace, [n for n in trace.nodes if n in front and n.op != "placeholder"], self.inlets)
+        self._prefixes: dict[frozenset[fx.Node], Segment] = {}
         self.suffix = Segment(trace, [n for n in trace.nodes if n in rest])
         self.first_linear = first_linear(trace, consumers, self.edges, self.suffix)
         self._moving: set[fx.Node] | None = None  # inlets with one entry per example
 
-    def prepare(self, inputs: Inputs) -> State:
-        """Values at the cut for a batch of inputs; what does not depend on the example is kept as it is."""
+    def prepare(self, inputs: Inputs, known: State = None) -> State:
+        """Values at the cut for a batch of inputs; what does not depend on the example is kept as it is.
+
+        ``known`` are values at another cut for the same inputs: what lies before them is not computed again.
+        """
         if self._moving is None:
             one, three = (self._at_cut(transform(inputs, partial(_first, rows=rows))) for rows in (1, 3))
             self._moving = {n for n in self.inlets if batch_first(one[n], 1) and batch_first(three[n], 3)}
             self.several_rows = any(_length(one[n]) != _length(three[n]) for n in self.inlets if n not in self._moving)
-        values = self._at_cut(inputs)
+        values = self._at_cut(inputs, known)
         return {n: values[n] if n in self._moving else Fixed(values[n]) for n in self.inlets}
 
-    def _at_cut(self, inputs: Inputs) -> Env:
-        env = self.trace.feed(inputs)
-        self.prefix.run(env)
+    def _at_cut(self, inputs: Inputs, known: State = None) -> Env:
+        env = self.trace.feed(inputs) | unfix(known or {})
+        self._prefix(frozenset(known or ())).run(env)
         return env
+
+    def _prefix(self, known: frozenset[fx.Node]) -> Segment:
+        """What leads to the cut from the inputs and from known values."""
+        if known not in self._prefixes:
+            needed = _ancestors(self.inlets, known)
+            nodes = [n for n in self.trace.nodes if n in needed and n not in known and n.op != "placeholder"]
+            self._prefixes[known] = Segment(self.trace, nodes, self.inlets)
+        return self._prefixes[known]
 
     def run(self, state: State, mask: Tensor) -> Tensor:
         """Outputs of the rows ``state`` under ``mask`` (rows, n)."""
@@ -158,14 +173,15 @@ def _descendants(trace: Trace, sources: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _ancestors(targets: Sequence[fx.Node]) -> set[fx.Node]:
+def _ancestors(targets: Sequence[fx.Node], known: frozenset[fx.Node]) -> set[fx.Node]:
+    """What is needed to compute ``targets``, as far as what is known."""
     found: set[fx.Node] = set()
     stack = list(targets)
     while stack:
         node = stack.pop()
         if node not in found:
             found.add(node)
-            stack += node.all_input_nodes
+            stack += node.all_input_nodes if node not in known else []
     return found
 
 

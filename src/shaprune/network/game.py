@@ -26,8 +26,10 @@ from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
 from shaprune.network.precision import Precision
+from shaprune.network.replay import Replay
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
+from shaprune.network.slopes import OTHERWISE, Slopes
 from shaprune.network.spill import MAX_MEMORY as MAX_MEMORY
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
@@ -57,9 +59,8 @@ class NetworkGame(Game):
 
     Attributes:
         separable: False for set worths and `Evaluate`: ``examples`` is then refused.
-        repeatable: True for worths of ours on networks that could be taken apart.
+        repeatable: True for worths of ours on networks that torch.fx takes apart.
         labels: (N,) class of each example where targets are one whole number per example.
-        whole_because: why the model is run whole, or None where only the part behind the mask is run.
 
     Raises:
         InputError: unusable data, targets, worth, group or precision.
@@ -91,7 +92,6 @@ class NetworkGame(Game):
         self.n_players = sum(len(g) for g in self.groups)
         self.sites = sites_of(players, self.groups, device_of(model))
         self.whole_model = worth.function if isinstance(worth, Evaluate) else None
-        self.whole_because: str | None = None
         self.precision = precision
         self._fingerprint: str | None = None
         if isinstance(worth, Evaluate):
@@ -152,13 +152,22 @@ class NetworkGame(Game):
         assert reference is not None
         rows = Rows(subject, self.sites, max_memory, self.precision) if rows is None else rows
         self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
-        self.runner: Cut | Whole = rows.runner
-        self.whole_because = rows.runner.because
         self.separable = not isinstance(chosen, SetWorth)
+        self._known_slopes: Slopes | None = None
         self.repeatable = built_in(chosen) and isinstance(rows.runner, Cut)
         if isinstance(chosen, SetWorth):
             with borrowed(self.model), torch.no_grad():
                 self.judge.check_dense()
+
+    @property
+    def runner(self) -> Cut | Replay | Whole:
+        """What runs the rows."""
+        return self.judge.rows.runner
+
+    @property
+    def whole_because(self) -> str | None:
+        """Why the whole model is run for every coalition, or None where only the part behind the mask is."""
+        return None if self.whole_model is not None else self.runner.because
 
     @property
     def fingerprint(self) -> str:
@@ -186,6 +195,28 @@ class NetworkGame(Game):
         if self.whole_model is not None:
             return super().walk(orders, examples, start)
         return walks([self.judge], orders, examples, self.checked_start(orders, examples, start))[0]
+
+    @property
+    def derivative_price(self) -> int:
+        """2: a pass forward and one back.
+
+        Raises:
+            InputError: the worth has no derivatives, or they do not fit ``max_memory``; see `Slopes`.
+        """
+        self._slopes()
+        return 2
+
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        """Worths and their derivatives by the masks; raises as `derivative_price`."""
+        return self._slopes().of(self.checked_rows(coalitions, examples), examples)
+
+    def _slopes(self) -> Slopes:
+        if self.whole_model is not None or not self.separable:
+            name = "evaluate" if self.whole_model is not None else self.judge.worth.name
+            raise InputError(f"worth {name!r} is one number over all examples and has no derivatives here; {OTHERWISE}")
+        if self._known_slopes is None:
+            self._known_slopes = Slopes(self.judge)
+        return self._known_slopes
 
     # -- what may be asked ----------------------------------------------------------------------------------------
 

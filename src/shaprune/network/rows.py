@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,21 @@ from torch import Tensor
 
 from shaprune.errors import InputError
 from shaprune.network.borrow import borrowed
+from shaprune.network.calls import DivergedError
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.grid import Grid, grid_of
 from shaprune.network.masks import Site
 from shaprune.network.precision import Precision, check_runs, in_precision
+from shaprune.network.replay import Replay
 from shaprune.network.spill import PARTS, joined
 from shaprune.network.state import State, gather
 from shaprune.network.subject import BATCH, Subject
 from shaprune.network.trace import live_bytes
 
+T = TypeVar("T")
 ROWS_SET = 1 << 23  # bytes of one batch of rows on a CPU, where the bound allows more; larger ones leave the caches
+CALLED_SET = 1 << 27  # the same where a model's own code is called, which costs about a millisecond each time
 WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
 SCANNED = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
 
@@ -64,13 +68,13 @@ class Rows:
     def __init__(
         self, subject: Subject, sites: Sequence[Site], max_memory: int, precision: Precision = "float32"
     ) -> None:
-        self.subject, self.max_memory, self.precision = subject, max_memory, precision
+        self.subject, self.sites, self.max_memory, self.precision = subject, sites, max_memory, precision
         check_runs(subject.model, precision)
         self.n_players, self.n_examples = sites[0].n_players, subject.n_examples
         self.device = subject.outputs.device
         some = min(4, self.n_examples)
         with borrowed(subject.model), torch.no_grad():
-            self.runner: Cut | Whole = subject.runner(sites)
+            self.runner: Cut | Replay | Whole = subject.runner(sites)
             probe = self.runner.prepare(subject.rows(torch.arange(some)))
             self.row_bytes = self.runner.row_bytes(probe, torch.ones(some, self.n_players, device=self.device))
             first = self.runner.first_linear
@@ -88,11 +92,12 @@ class Rows:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
-            outputs = self._lowered(self.runner.run, self._state(examples[part]), masks[part])
+            state = self.state(examples[part])  # first, as it may change the runner
+            outputs = self.lowered(self.runner.run, state, masks[part])
             return Block(outputs, examples[part], part, masks[part].__getitem__)
 
-        for part in self._split(len(masks), self.row_bytes):
-            yield from self._halving(run, part, self.row_bytes)
+        for part in self.split(len(masks), self.row_bytes):
+            yield from self.halving(run, part, self.row_bytes)
 
     def everyone(self, masks: Tensor) -> Iterator[Block]:
         """Every coalition, masks (R, n), on every example."""
@@ -113,11 +118,11 @@ class Rows:
         self, masks: Tensor, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
     ) -> Iterator[Block]:
         """Coalitions, part by part, on some examples."""
-        state = self._state(examples)
+        state = self.state(examples)
         sums = None if first is None else self._sums_of(first.contributions(state), masks, grid)
         run = partial(self._crossed, masks, examples, state, sums)
         for part in parts:
-            yield from self._halving(run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples))
+            yield from self.halving(run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples))
 
     def _fewer(self, masks: Tensor, examples: Tensor, part: slice) -> Iterator[Block]:
         """Coalitions on one half of the examples, and then on the other."""
@@ -131,9 +136,9 @@ class Rows:
         block, first = masks[part], self.runner.first_linear
         rows = torch.arange(len(examples), device=self.device).repeat_interleave(len(block))
         if sums is not None and first is not None:
-            outputs = self._lowered(first.finish, gather(first.leftover(state), rows), sums(part))
+            outputs = self.lowered(first.finish, gather(first.leftover(state), rows), sums(part))
         else:
-            outputs = self._lowered(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
+            outputs = self.lowered(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
         return Block(outputs, examples[rows], part, partial(_cyclic, block))
 
     def _sums_of(self, parts: Tensor, masks: Tensor, grid: Grid | None) -> Callable[[slice], Tensor]:
@@ -154,22 +159,23 @@ class Rows:
         """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
         cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
         run = partial(self._walks, first, orders, examples, start)
-        for part in self._split(len(orders), cost, WALKS_SET):
-            yield from self._halving(run, part, cost)
+        for part in self.split(len(orders), cost, WALKS_SET):
+            yield from self.halving(run, part, cost)
 
     def _walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None, part: slice) -> Block:
         orders, examples = orders[part], examples[part]
-        state = self._state(examples)
+        state = self.state(examples)
         sums = self._sums(first.contributions(state), orders, start)
         rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
-        outputs = self._lowered(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
+        outputs = self.lowered(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
         return Block(outputs, examples[rows], part, partial(self._mask_of_step, orders, start))
 
     def culprit(self, example: Tensor, mask: Tensor) -> str | None:
         """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
-        return self.runner.culprit(self.runner.prepare(self.subject.rows(example)), mask[None])
+        state = self.state(example)
+        return self.runner.culprit(state, mask[None])
 
-    def _lowered(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
+    def lowered(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
         """Outputs of a run in the precision of these rows, in float32 where that is lower."""
         outputs: Tensor = in_precision(run, self.device, self.precision)(*given)
         return outputs
@@ -197,25 +203,27 @@ class Rows:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def batch(self, bytes_per_row: int, working_set: int = ROWS_SET) -> int:
+    def batch(self, bytes_per_row: int, working_set: int | None = None) -> int:
         """How many rows are run at once; other devices than the CPU take as many as the bound allows."""
         most = min(self.max_memory // 2, self._room)
+        if working_set is None:
+            working_set = CALLED_SET if isinstance(self.runner, Replay) else ROWS_SET
         return max(1, (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row)
 
-    def _split(self, rows: int, bytes_per_row: int, working_set: int = ROWS_SET) -> Iterator[slice]:
+    def split(self, rows: int, bytes_per_row: int, working_set: int | None = None) -> Iterator[slice]:
         start = 0
         while start < rows:
             stop = min(start + self.batch(bytes_per_row, working_set), rows)
             yield slice(start, stop)
             start = stop
 
-    def _halving(
+    def halving(
         self,
-        run: Callable[[slice], Block],
+        run: Callable[[slice], T],
         part: slice,
         bytes_each: int,
-        fewer: Callable[[slice], Iterator[Block]] | None = None,
-    ) -> Iterator[Block]:
+        fewer: Callable[[slice], Iterator[T]] | None = None,
+    ) -> Iterator[T]:
         """``run(part)``; where the device has no memory for it, its halves, and later batches are as small.
 
         Where one row, walk or coalition is too much, ``fewer`` runs it on fewer examples; without it, torch's own error
@@ -226,7 +234,7 @@ class Rows:
             done = run(part)
         except RuntimeError as error:
             single = size < 2 and (fewer is None or bytes_each <= self.row_bytes)
-            if single or not _out_of_memory(error):
+            if single or not out_of_memory(error):
                 raise
             done = None  # outside of this block nothing holds what has been computed
         if done is not None:
@@ -238,20 +246,35 @@ class Rows:
             return
         middle = (part.start + part.stop) // 2
         for half in (slice(part.start, middle), slice(middle, part.stop)):
-            yield from self._halving(run, half, bytes_each, fewer)
+            yield from self.halving(run, half, bytes_each, fewer)
 
-    def _state(self, examples: Tensor) -> State:
-        """Values at the cut for some examples, each computed once; those of all are kept, see `joined`."""
-        if isinstance(self.runner, Whole):
-            return self.subject.rows(examples)
-        if self._cache is None:
+    def state(self, examples: Tensor) -> State:
+        """Values at the cut for some examples, each computed once; those of all are kept, see `joined`.
+
+        A model that cannot be replayed on all of them is run whole.
+        """
+        if self._cache is None and not isinstance(self.runner, Whole):
             blocks = torch.arange(self.n_examples, device=self.device).split(BATCH)
-            states = (self.runner.prepare(self.subject.rows(rows)) for rows in blocks)
-            self._cache = joined(states, self.max_memory // PARTS, self.n_examples)
-        return gather(self._cache, examples)
+            states = map(self._prepared, blocks)
+            try:
+                self._cache = joined(states, self.max_memory // PARTS, self.n_examples)
+            except DivergedError as error:
+                self.runner = Whole(self.subject.model, self.sites, self.subject.forward, str(error))
+                self.subject.say_whole(str(error))
+            if isinstance(self.runner, Cut):
+                self.subject.keep_known(self._cache)
+        return self.subject.rows(examples) if self._cache is None else gather(self._cache, examples)
+
+    def _prepared(self, examples: Tensor) -> State:
+        """Values at the cut, from where another game on the same examples has been before, if one has."""
+        known = self.subject.known
+        if known is None or not isinstance(self.runner, Cut):
+            return self.runner.prepare(self.subject.rows(examples))
+        return self.runner.prepare(self.subject.rows(examples), gather(known, examples))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device, or the system, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

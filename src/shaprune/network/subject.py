@@ -17,14 +17,18 @@ from shaprune.errors import GameError, InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Forward, call, length, main_output, transform
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.calls import DivergedError
 from shaprune.network.collecting import collect
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.masks import Edge, Site
+from shaprune.network.replay import Replay
 from shaprune.network.spill import MAX_MEMORY, PARTS, joined
+from shaprune.network.state import State, unfix
 from shaprune.network.trace import Trace, UntraceableError, live_bytes, traced
 
 BATCH = 256  # examples per plain forward pass
 NEAR = 1e-4  # relative, float32: how well the part behind a mask must reproduce the outputs
+OWN = "forward=... is given"  # why a model is run whole
 
 
 class Subject:
@@ -41,7 +45,8 @@ class Subject:
         outputs: (N, ...) what the dense network answers.
         n_examples: N.
         device: of the model.
-        whole_because: why the model is run whole, or None where only the part behind a mask is run.
+        known: values at the last cut that was computed for all examples, where they are small enough to be kept.
+        untraced_because: why torch.fx does not take the model apart, or None where it does.
     """
 
     def __init__(
@@ -64,16 +69,25 @@ class Subject:
         with borrowed(model), torch.no_grad():
             answered = (self._dense(rows) for rows in torch.arange(self.n_examples).split(BATCH))
             self._keep(self.inputs, targets, joined(answered, self.max_bytes, self.n_examples))
-            self.trace, self.whole_because = self._traced(forward)
-        if self.whole_because is not None:
-            self._say_whole(self.whole_because)
+            self.trace, self.untraced_because = self._traced()
+        self.known: State | None = None
+        self._said: set[str] = set()
+        if self.forward is not call:
+            self.say_whole(OWN)
 
-    def _say_whole(self, reason: str) -> None:
-        warnings.warn(
-            f"the whole model is run for every coalition, not only the part behind the mask: {reason}",
-            ShapruneWarning,
-            stacklevel=4,
-        )
+    def keep_known(self, state: State) -> None:
+        """Keep values at a cut, so that a cut behind it need not start from the inputs."""
+        self.known = state if 2 * live_bytes([*unfix(state).values()]) <= self.max_bytes else None
+
+    def say_whole(self, reason: str) -> None:
+        """Warn, once for each reason, that the whole model is run for every coalition."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(
+                f"the whole model is run for every coalition, not only the part behind the mask: {reason}",
+                ShapruneWarning,
+                stacklevel=4,
+            )
 
     def rows(self, rows: Tensor) -> Any:
         """The inputs of some examples."""
@@ -89,7 +103,7 @@ class Subject:
 
     def state(self) -> dict[str, Any]:
         """All but the model and its trace, to be sent elsewhere; see `received`."""
-        kept = ("inputs", "targets", "outputs", "n_examples", "max_bytes", "device", "forward", "whole_because")
+        kept = ("inputs", "targets", "outputs", "n_examples", "max_bytes", "device", "forward", "untraced_because")
         return {name: getattr(self, name) for name in kept}
 
     @staticmethod
@@ -99,10 +113,10 @@ class Subject:
         subject.model = model
         vars(subject).update(state)
         subject._parts = WeakValueDictionary()
-        subject.trace = None
-        if subject.whole_because is None:
+        subject.trace, subject.known, subject._said = None, None, set()
+        if subject.untraced_because is None:
             with borrowed(model), torch.no_grad():
-                subject.trace, subject.whole_because = subject._traced(None)
+                subject.trace, subject.untraced_because = subject._traced()
         return subject
 
     def part(self, rows: NDArray[np.int64]) -> Subject:
@@ -115,32 +129,47 @@ class Subject:
         if part is None:
             picked = torch.from_numpy(np.array(rows, dtype=np.int64))
             part = copy.copy(self)
+            part.known = None
             part._keep(*joined((self._all(some.to(self.device)) for some in picked.split(BATCH)), self.max_bytes))
             part.n_examples = len(rows)
             part._parts = WeakValueDictionary()
             self._parts[key] = part
         return part
 
-    def runner(self, sites: Sequence[Site]) -> Cut | Whole:
+    def runner(self, sites: Sequence[Site]) -> Cut | Replay | Whole:
         """What runs rows under masks at ``sites``; where that is the whole model, its ``because`` says why."""
+        if self.forward is not call:
+            return Whole(self.model, sites, self.forward, OWN)
+        cut = self._cut(sites)
+        if isinstance(cut, Cut):
+            return cut
+        try:
+            rows = torch.linspace(0, self.n_examples - 1, min(4, self.n_examples), device=self.device).long()
+            return Replay(self.model, sites, self.rows(rows), NEAR)
+        except DivergedError as error:
+            because = f"{cut}; {error}"
+        except Exception as error:
+            because = f"{cut}; its modules cannot be called one by one ({type(error).__name__}: {error})"
+        self.say_whole(because)
+        return Whole(self.model, sites, self.forward, because)
+
+    def _cut(self, sites: Sequence[Site]) -> Cut | str:
+        """The part of the trace behind the masks, or why it cannot be had."""
         edges = [site for site in sites if isinstance(site, Edge)]
         if len(edges) < len(sites):
-            return Whole(self.model, sites, self.forward, "its players are no channels")
-        if self.trace is not None:
-            cut = Cut(self.trace, edges)
-            rows = torch.arange(min(4, self.n_examples), device=self.device)
-            everyone = torch.ones(len(rows), edges[0].n_players, device=self.device)
-            outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
-            if cut.several_rows:
-                because = "at the mask an example is several rows of the batch (windows)"
-                self._say_whole(because)
-                return Whole(self.model, edges, self.forward, because)
-            if relative_difference(outputs, self.outputs[rows]) <= limit_for(outputs.dtype, NEAR):
-                return cut
-            because = "the part behind the mask does not reproduce the outputs (it writes in place)"
-            self._say_whole(because)
-            return Whole(self.model, edges, self.forward, because)
-        return Whole(self.model, edges, self.forward, self.whole_because)
+            return "its players are no channels"
+        if self.trace is None:
+            assert self.untraced_because is not None
+            return self.untraced_because
+        cut = Cut(self.trace, edges)
+        rows = torch.arange(min(4, self.n_examples), device=self.device)
+        everyone = torch.ones(len(rows), edges[0].n_players, device=self.device)
+        outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
+        if cut.several_rows:
+            return "at the mask an example is several rows of the batch (windows)"
+        if relative_difference(outputs, self.outputs[rows]) > limit_for(outputs.dtype, NEAR):
+            return "the part behind the mask does not reproduce the outputs (it writes in place)"
+        return cut
 
     def _keep(self, inputs: Any, targets: Tensor | None, outputs: Tensor) -> None:
         """Take these as the examples; inputs that are too many for the device's memory stay where they are."""
@@ -178,9 +207,9 @@ class Subject:
             )
         return outputs
 
-    def _traced(self, forward: Forward | None) -> tuple[Trace | None, str | None]:
-        if forward is not None:
-            return None, "forward=... is given"
+    def _traced(self) -> tuple[Trace | None, str | None]:
+        if self.forward is not call:
+            return None, OWN
         try:
             return traced(self.model, self.rows(torch.arange(min(2, self.n_examples)))), None
         except UntraceableError as reason:

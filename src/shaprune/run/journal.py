@@ -187,7 +187,8 @@ class Journal:
 
 def digest(question: Question) -> bytes:
     """What finds a question again: 16 bytes of BLAKE2b over all that is asked."""
-    found = hashlib.blake2b(b"walks" if question.walks else b"rows", digest_size=16)
+    kind = b"walks" if question.walks else b"derivatives" if question.derivatives else b"rows"
+    found = hashlib.blake2b(kind, digest_size=16)
     rows = question.rows
     if question.walks and rows.size:
         rows = rows.astype(np.min_scalar_type(int(rows.max())))  # less to digest

@@ -35,6 +35,9 @@ class GameInPieces(GameWrapper):
     def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
         return next(self.stream([Question(orders, examples, True, start)]))
 
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return next(self.stream([Question(coalitions, examples, derivatives=self.derivative_price)]))
+
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         numbers: deque[int] = deque()
 
@@ -73,6 +76,10 @@ class ExecutedGame(GameWrapper):
 
     def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
         return self.executor.submit(self.name, Question(orders, examples, True, start)).result().worths
+
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        question = Question(coalitions, examples, derivatives=self.derivative_price)
+        return self.executor.submit(self.name, question).result().worths
 
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         under_way: deque[Future[Answer]] = deque()

@@ -51,6 +51,11 @@ class Watched(GameWrapper):
         self._hear(Question(orders, examples, True, start), worths)
         return worths
 
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        answer = self.game.derivatives(coalitions, examples)
+        self._hear(Question(coalitions, examples, derivatives=self.derivative_price), answer)
+        return answer
+
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         for question, worths in relayed(self.game, questions):
             self._hear(question, worths)
@@ -78,6 +83,8 @@ class Watched(GameWrapper):
 
     def _hear(self, question: Question, answer: Worths) -> None:
         rows, examples, worths = question.rows, question.examples, np.asarray(answer)
+        if question.derivatives and worths.ndim == 2:
+            worths = worths[:, 0]
         shape = (len(rows), rows.shape[1] + 1) if question.walks else (len(rows),)
         if self.repeatable or worths.shape != shape:  # another shape: the caller says what is wrong
             return

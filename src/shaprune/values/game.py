@@ -30,28 +30,32 @@ Start = NDArray[np.bool_]  # (n_players,), the coalition that walks leave from
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked of a game in one go: the worths of coalitions, or those met along walks.
+    """What is asked of a game in one go: the worths of coalitions, also with derivatives, or those met along walks.
 
     Attributes:
         rows: (R, n_players) bool coalitions, or (R, m) int orders of walks.
         examples: (R,) the example of each row; None = the mean over all examples.
         walks: whether ``rows`` are orders.
         start: where walks leave from, see `Game.walk`.
+        derivatives: evaluations that a coalition with its derivatives is counted as; 0 = only worths are asked for.
     """
 
     rows: NDArray[Any]
     examples: Examples | None = None
     walks: bool = False
     start: Start | None = None
+    derivatives: int = 0
 
     def of(self, game: Game) -> Worths:
-        """Ask it: (R,) worths of coalitions, (R, m + 1) worths along walks."""
+        """Ask it: (R,) worths of coalitions, (R, n + 1) with derivatives, (R, m + 1) worths along walks."""
+        if self.derivatives:
+            return game.derivatives(self.rows, self.examples)
         return game.walk(self.rows, self.examples, self.start) if self.walks else game(self.rows, self.examples)
 
     def price(self, n_examples: int) -> int:
         """Evaluations that the answer takes in a game of so many examples."""
-        each = (self.rows.shape[1] + 1 if self.walks else 1) * (n_examples if self.examples is None else 1)
-        return len(self.rows) * each
+        each = self.rows.shape[1] + 1 if self.walks else max(self.derivatives, 1)
+        return len(self.rows) * each * (n_examples if self.examples is None else 1)
 
 
 class Game(ABC):
@@ -82,6 +86,11 @@ class Game(ABC):
         """What must be equal for worths to be of the same game (weights, data, metric); None = unknown."""
         return None
 
+    @property
+    def derivative_price(self) -> int:
+        """Evaluations that one coalition with its derivatives is counted as, see `derivatives`."""
+        return self.n_players + 1
+
     @abstractmethod
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         """Return the worth of each row.
@@ -111,6 +120,27 @@ class Game(ABC):
         rows = None if examples is None else np.repeat(examples, steps + 1)
         coalitions = chain(orders, self.n_players, start).reshape(-1, self.n_players)
         return checked(self(coalitions, rows), coalitions).reshape(walks, steps + 1)
+
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        """Return the worth of each row and how it changes with each player, as far as a derivative tells.
+
+        Here by differences: the worth with the player minus the worth without it, the derivative of the multilinear
+        extension. A game with a cheaper answer gives that, and its price: a network differentiates its worth by the
+        masks, which is near the difference where the worth is near linear in the player.
+
+        Args:
+            coalitions, examples: as `__call__`.
+
+        Returns:
+            (R, n_players + 1) float64: the worth, then one derivative per player.
+        """
+        n = self.n_players
+        toggled = np.repeat(np.asarray(coalitions, dtype=bool)[:, None], n + 1, axis=1)
+        toggled[:, np.arange(1, n + 1), np.arange(n)] ^= True
+        rows = toggled.reshape(-1, n)
+        worths = checked(self(rows, None if examples is None else np.repeat(examples, n + 1)), rows).reshape(-1, n + 1)
+        worths[:, 1:] = np.where(toggled[:, 0], 1, -1) * (worths[:, :1] - worths[:, 1:])
+        return worths
 
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         """Answer many questions, in their order; a game that works on several at once draws them ahead of the answers.
@@ -172,6 +202,10 @@ class GameWrapper(Game):
     def fingerprint(self) -> str | None:
         return self.game.fingerprint
 
+    @property
+    def derivative_price(self) -> int:
+        return self.game.derivative_price
+
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         worths = self.game(coalitions, examples)
         self.paid(len(coalitions) * (self.n_examples if examples is None else 1))
@@ -181,6 +215,11 @@ class GameWrapper(Game):
         worths = self.game.walk(orders, examples, start)
         self.paid(worths.size * (self.n_examples if examples is None else 1))
         return worths
+
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        answer = self.game.derivatives(coalitions, examples)
+        self.paid(len(coalitions) * self.derivative_price * (self.n_examples if examples is None else 1))
+        return answer
 
     def paid(self, evaluations: int) -> None:
         """Called after every answer with the number of evaluations it took."""
@@ -285,3 +324,20 @@ def checked_walks(answer: Any, orders: Orders, n_players: int) -> Worths:
         kept = chain(orders[walk : walk + 1], n_players)[0, step]
         raise GameError(f"the game's worth is {worths[walk, step]} for {describe(kept)}")
     return worths
+
+
+def checked_derivatives(answer: Any, coalitions: Coalitions) -> Worths:
+    """Worths and derivatives as a game answered them, (R, n + 1) float64; raises `GameError` as `checked` does."""
+    found = np.asarray(answer, dtype=np.float64)
+    shape = (len(coalitions), coalitions.shape[1] + 1)
+    if found.shape != shape:
+        raise GameError(f"the game's derivatives have shape {found.shape}; they must have {shape}")
+    checked(found[:, 0], coalitions)
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        row, column = bad[0]
+        raise GameError(
+            f"the derivative of the game's worth by player {column - 1} is {found[row, column]} at "
+            f"{describe(coalitions[row])}; use method='permutation', which needs none"
+        )
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,20 @@ class Subgame(GameWrapper):
     def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
         return self._of_the_whole(Question(orders, examples, True, start)).of(self.game)
 
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return self._ours(self.game.derivatives(self._whole(coalitions), examples))
+
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
-        for _, worths in relayed(self.game, questions, self._of_the_whole):
-            yield worths
+        for question, worths in relayed(self.game, questions, self._of_the_whole):
+            yield self._ours(worths) if question.derivatives else worths
+
+    def _ours(self, derivatives: Worths) -> Worths:
+        """The worths, and the derivatives by those who play."""
+        return derivatives[:, np.append(0, self.players + 1)]
 
     def _of_the_whole(self, question: Question) -> Question:
         if not question.walks:
-            return Question(self._whole(question.rows), question.examples)
+            return replace(question, rows=self._whole(question.rows))
         start = np.ones(self.n_players, dtype=bool) if question.start is None else question.start
         return Question(self.players[question.rows], question.examples, True, self._whole(start[None])[0])
 

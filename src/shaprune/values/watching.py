@@ -38,6 +38,9 @@ class WatchedGame(GameWrapper):
     def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
         return next(self.stream([Question(orders, examples, True, start)]))
 
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return next(self.stream([Question(coalitions, examples, derivatives=self.derivative_price)]))
+
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         for question, worths in relayed(self.game, questions):
             self.tell(question, worths, question.price(self.n_examples))

@@ -1,0 +1,220 @@
+"""Models that torch.fx cannot follow: their own code runs, and modules before the mask hand out what they gave.
+
+A call of a module that is over before the first masked module is entered cannot depend on the mask. Dense runs tell
+which calls these are (see `shaprune.network.calls`); later the modules' ``forward`` gives way to one that hands out
+what was computed once per example, so that only what lies behind the mask is run, and the operations between modules.
+Of these outputs those are kept that the network's answer is computed from (see `shaprune.network.reading`); NaN of the
+same shape stands in for the others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shaprune.errors import ShapruneWarning
+from shaprune.network.agreement import limit_for, relative_difference
+from shaprune.network.batches import Inputs, call, length, main_output, tensors, transform
+from shaprune.network.borrow import device_of
+from shaprune.network.calls import DivergedError, Forward, Handed, Slot, heard, planned, replaced
+from shaprune.network.cut import Whole, watched
+from shaprune.network.masks import Site, masked
+from shaprune.network.reading import Reading
+from shaprune.network.state import State, gather
+from shaprune.network.trace import live_bytes
+
+Answer = Callable[[Handed, Callable[[], Any]], Any]  # what is handed out, and what computes the call
+
+
+class Replay:
+    """As `Cut`, for models that can only be called: what comes before the masks is computed once per example.
+
+    Args:
+        model: in eval mode, called as `shaprune.network.batches.call` does.
+        sites: where the masks stand.
+        inputs: of some examples, by which it is verified that nothing changes.
+        near: relative difference up to which outputs are the same.
+
+    Raises:
+        DivergedError: the model cannot be run so, and why.
+    """
+
+    first_linear = None
+    because: str | None = None
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], inputs: Inputs, near: float) -> None:
+        self.model, self.sites = model, sites
+        self.whole = Whole(model, sites, call)
+        self._said = False  # that rows were run whole
+        self._same: dict[int, Tensor] = {}  # what is the same for all examples
+        self._unread: set[int] = set()
+        self.device = device_of(model)
+        rows = torch.arange(3, device=self.device) % length(inputs)
+        three = gather(inputs, rows)
+        self.plan = planned(model, sites, gather(inputs, rows[:1]), three)
+        self._unread = self._not_needed(self.prepare(three))
+        self._same = {key: tensor for key, tensor in self._same.items() if key not in self._unread}
+        self._check(inputs, near)
+
+    def prepare(self, inputs: Inputs) -> State:
+        """Inputs, and what modules hand out for them.
+
+        Raises:
+            DivergedError: on these examples the model calls its modules otherwise.
+        """
+        values: dict[int, Tensor] = {}
+        rows = length(inputs)
+
+        def keep(handed: Handed, compute: Callable[[], Any]) -> Any:
+            output = compute()
+            if not handed.fits(output):
+                raise DivergedError("its modules give other things for other examples")
+            for slot, tensor in zip(handed.slots, tensors(output), strict=True):
+                if slot.key not in self._unread:
+                    self._keep(slot, tensor.detach().clone(), rows, values)
+            return output
+
+        with self._answering(keep):
+            call(self.model, transform(inputs, torch.clone))
+        return {"inputs": inputs, "values": values}
+
+    def run(self, state: State, mask: Tensor) -> Tensor:
+        """Outputs of the rows ``state``, which the model may write to, under ``mask`` (rows, n).
+
+        Where the model goes another way than it was recorded on, or fails, it is run whole for these rows.
+        """
+        try:
+            return self._replayed(state, mask)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        outputs = self.whole.run(state["inputs"], mask)
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                f"the whole model is run for some rows, not only the part behind the mask: {failure}",
+                ShapruneWarning,
+                stacklevel=2,
+            )
+        return outputs
+
+    def row_bytes(self, state: State, mask: Tensor) -> int:
+        """Memory per row: the state, and as `Whole.row_bytes` the outputs of the layers that run."""
+        total = 0
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            nonlocal total
+            if module not in self.plan and next(module.children(), None) is None:
+                total = max(total, 4 * live_bytes((args, output)))
+
+        with watched(self.model, hook):
+            self.run(state, mask)
+        return max(1, (total + live_bytes(state)) // len(mask))
+
+    def culprit(self, state: State, mask: Tensor) -> str | None:
+        """The first layer whose output is not finite."""
+        return self.whole.culprit(state["inputs"], mask)
+
+    # -- how it is run ----------------------------------------------------------------------------------------------
+
+    def _replayed(self, state: State, mask: Tensor) -> Tensor:
+        """As `run`; raises where the model goes another way."""
+
+        def hand(handed: Handed, compute: Callable[[], Any]) -> Any:
+            return handed.filled(self._given(slot, state["values"], len(mask)) for slot in handed.slots)
+
+        with masked(self.model, self.sites, mask), self._answering(hand):
+            return main_output(call(self.model, state["inputs"]))
+
+    def _keep(self, slot: Slot, tensor: Tensor, rows: int, values: dict[int, Tensor]) -> None:
+        if tensor.shape != slot.shape(rows) or tensor.dtype != slot.like.dtype:
+            raise DivergedError("its modules give results of other shapes for other examples")
+        if slot.moving:
+            values[slot.key] = tensor.unflatten(0, (rows, len(slot.like)))
+        elif not torch.equal(self._same.setdefault(slot.key, tensor), tensor):
+            raise DivergedError("a module before the mask gives one result for all examples of a batch")
+
+    def _given(self, slot: Slot, values: dict[int, Tensor], rows: int) -> Tensor:
+        if slot.key in self._unread:
+            nan = torch.full((), float("nan"), dtype=slot.like.dtype, device=self.device)
+            return nan.expand(slot.shape(rows))
+        return values[slot.key].flatten(0, 1) if slot.moving else self._same[slot.key].clone()  # it may be written to
+
+    @contextmanager
+    def _answering(self, answer: Answer) -> Iterator[None]:
+        """Planned calls give what ``answer`` says.
+
+        Raises:
+            DivergedError: a module is called more or less often than planned.
+        """
+        made = dict.fromkeys(self.plan, 0)
+        answering = False
+
+        def of(module: nn.Module, forward: Forward) -> Forward:
+            calls = self.plan[module]
+
+            def answered(*args: Any, **kwargs: Any) -> Any:
+                nonlocal answering
+                if answering:  # within a call that is computed to be kept
+                    return forward(*args, **kwargs)
+                made[module] += 1
+                if made[module] > len(calls):
+                    raise DivergedError("its modules are called more often than before")
+                handed = calls[made[module] - 1]
+                if handed is None:
+                    return forward(*args, **kwargs)
+                answering = True
+                try:
+                    return answer(handed, lambda: forward(*args, **kwargs))
+                finally:
+                    answering = False
+
+            return answered
+
+        with replaced(self.plan, of), heard(self.model, self.sites, lambda: None):
+            yield
+        if any(made[module] != len(calls) for module, calls in self.plan.items()):
+            raise DivergedError("its modules are not called as often as before")
+
+    # -- what is verified once --------------------------------------------------------------------------------------
+
+    def _not_needed(self, state: State) -> set[int]:
+        """Which floating-point tensors, of a state that holds all, the network's answer does not depend on."""
+        reading = Reading()
+        floating: set[int] = set()
+
+        def hand(handed: Handed, compute: Callable[[], Any]) -> Any:
+            given = [self._given(slot, state["values"], 3) for slot in handed.slots]
+            for slot, tensor in zip(handed.slots, given, strict=True):
+                reading.follow(tensor, slot.key)
+                floating.update([slot.key] if tensor.is_floating_point() else [])
+            return handed.filled(given)
+
+        inputs = transform(state["inputs"], torch.clone)
+        with reading, self._answering(hand):
+            output = main_output(call(self.model, inputs))
+        if any(t._version for t in tensors(inputs)):
+            raise DivergedError("it writes to its inputs")
+        return floating - reading.needed(output)
+
+    def _check(self, inputs: Inputs, near: float) -> None:
+        """Check that everyone and random coalitions, in another order, have the outputs of the whole model.
+
+        Raises:
+            DivergedError: they have not.
+        """
+        n = length(inputs)
+        rows = torch.cat([torch.arange(n), torch.arange(n).flip(0), torch.zeros(1, dtype=torch.int64)]).to(self.device)
+        mask = torch.rand(len(rows), self.sites[0].n_players, generator=torch.Generator().manual_seed(0)).round()
+        mask[:n] = 1
+        mask = mask.to(self.device)
+        ours = self._replayed(gather(self.prepare(inputs), rows), mask)
+        theirs = self.whole.run(gather(inputs, rows), mask)
+        alike = ours.shape == theirs.shape and torch.equal(ours.isfinite(), theirs.isfinite())
+        limit = limit_for(ours.dtype, near)
+        if not alike or relative_difference(*(t.nan_to_num(0.0, 0.0, 0.0) for t in (ours, theirs))) > limit:
+            raise DivergedError("its outputs change where modules before the mask hand out what they gave")

@@ -1,0 +1,109 @@
+"""How worths change with the masks: a pass forward and one back through what lies behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shaprune.errors import InputError
+from shaprune.network.borrow import borrowed
+from shaprune.network.judging import Judge
+from shaprune.network.rows import ROWS_SET, Block, out_of_memory
+from shaprune.values.game import Coalitions, Examples, Worths
+
+OTHERWISE = "use a worth that has them, such as 'fidelity' or 'cross_entropy', or method='permutation'"
+
+
+class Slopes:
+    """Derivatives of the worth of one game, in batches that fit in memory.
+
+    Args:
+        judge: of a row worth; it runs the rows.
+
+    Raises:
+        InputError: the worth has no derivatives by these masks, or one row takes more than the memory with all that a
+            pass forward keeps for the pass back.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.rows = judge, judge.rows
+        some = torch.arange(min(4, self.rows.n_examples), device=self.rows.device)
+        with borrowed(self.rows.subject.model), torch.no_grad():
+            self.row_bytes = self._kept_bytes(some)
+        if self.row_bytes > self.rows.max_memory:
+            raise InputError(
+                f"max_memory is {self.rows.max_memory:,} bytes and one row with its derivatives takes "
+                f"{self.row_bytes:,}; give at least that, or use method='permutation'"
+            )
+
+    def of(self, coalitions: Coalitions, examples: Examples | None) -> Worths:
+        """Worths of coalitions (R, n) and their derivatives, as `Game.derivatives`: (R, n + 1).
+
+        Raises:
+            GameError: see `Judge`.
+        """
+        rows = self.rows
+        found = np.zeros((len(coalitions), rows.n_players + 1))
+        with borrowed(rows.subject.model), torch.no_grad():
+            masks = torch.from_numpy(coalitions).to(rows.device, torch.float32)
+            if examples is not None:
+                which = torch.from_numpy(np.ascontiguousarray(examples, dtype=np.int64)).to(rows.device)
+                for part, answer in self._blocks(masks, which):
+                    found[part] = answer.cpu().numpy()
+                return found
+            every = torch.arange(rows.n_examples, device=rows.device)
+            for row, mask in zip(found, masks, strict=True):
+                for _, answer in self._blocks(mask.expand(len(every), -1), every):
+                    row += answer.sum(0, dtype=torch.float64).cpu().numpy()
+            return found / rows.n_examples
+
+    def _blocks(self, masks: Tensor, examples: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the rows with their answers, (B, n + 1)."""
+
+        def run(part: slice) -> tuple[slice, Tensor]:
+            return part, self._differentiated(masks[part], examples[part])
+
+        as_many = ROWS_SET * self.row_bytes // self.rows.row_bytes  # as without derivatives, where there is room
+        for part in self.rows.split(len(masks), self.row_bytes, as_many):
+            yield from self.rows.halving(run, part, self.row_bytes)
+
+    def _differentiated(self, masks: Tensor, examples: Tensor) -> Tensor:
+        state, leaf = self.rows.state(examples), masks.clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                outputs = self.rows.lowered(self.rows.runner.run, state, leaf)
+                block = Block(outputs, examples, slice(0, len(masks)), masks.__getitem__)
+                worths = self.judge.each(block, shared=False)
+                slopes = None
+                if worths.requires_grad:
+                    (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"what lies behind the masks of {self.judge.of} has no derivatives ({reason}); use method='permutation'"
+            ) from error
+        if slopes is None:
+            raise InputError(
+                f"worth {self.judge.worth.name!r} has no derivatives by the masks of {self.judge.of}; {OTHERWISE}"
+            )
+        return torch.cat([worths.detach()[:, None], slopes], 1)
+
+    def _kept_bytes(self, examples: Tensor) -> int:
+        """Memory per row with all that a pass forward keeps for the pass back."""
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._differentiated(torch.ones(len(examples), self.rows.n_players, device=examples.device), examples)
+        model = self.rows.subject.model
+        for weight in (*model.parameters(), *model.buffers()):
+            found.pop(weight.untyped_storage().data_ptr(), None)
+        return self.rows.row_bytes + sum(found.values()) // len(examples)

@@ -1,0 +1,445 @@
+"""Models that torch.fx cannot trace: what comes before the mask runs once per example, with the worths of the whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import shaprune as sp
+from shaprune.errors import ShapruneWarning
+from shaprune.network.batches import call, length, transform
+from shaprune.network.reading import Reading
+from shaprune.network.replay import Replay
+from shaprune.network.subject import Subject
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+N = 9
+
+
+class Counted(nn.Linear):
+    """Knows how many rows it has computed."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out)
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return super().forward(x)
+
+
+class Block(nn.Module):
+    """Returns a tuple, whose second part nobody needs, and writes in place."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.up, self.down, self.act = nn.LayerNorm(6), Counted(6, 8), nn.Linear(8, 6), act
+
+    def forward(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.act(self.up(self.norm(x)) * seen)
+        out = self.down(hidden)
+        out += x
+        return out, hidden.square()
+
+
+class Deep(nn.Module):
+    """Its way depends on the data; ``act`` and ``mix`` are called before and behind every mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.act, self.mix = nn.Embedding(11, 6), nn.GELU(), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.blocks = nn.ModuleList([Block(self.act) for _ in range(3)])
+        self.head = nn.Linear(6, 5)
+        self.fails: type[BaseException] | None = None
+
+    def forward(self, tokens: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        """(N, 4) tokens, (N, 4) seen -> logits (N, 5)."""
+        x = self.mix(self.embed(tokens))
+        if float(seen.max()) > 1e9:
+            x = x / 2
+        for block in self.blocks:
+            x, _ = block(x, seen[..., None])
+        if self.fails is not None:
+            raise self.fails("as asked")
+        return {"logits": self.head(self.act(self.mix(x)).mean(1)) * self.scale}
+
+
+def tokens(n: int = N) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    seen = (torch.rand(n, 4, generator=draw) < 0.8).float()
+    return {"tokens": torch.randint(0, 11, (n, 4), generator=draw), "seen": seen}
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().eval()
+
+
+@pytest.fixture
+def deep() -> Any:
+    return seeded(Deep)
+
+
+def whole(net: nn.Module, inputs: Any) -> Any:
+    return call(net, inputs)
+
+
+def both(model: nn.Module, players: sp.Players, x: Any, group: str | None, **options: Any) -> list[sp.NetworkGame]:
+    """The game, which is replayed without a word, and the game that runs all of the model for every coalition."""
+    replayed = sp.NetworkGame(model, players, [(x, None)], "fidelity", group, **options)
+    with pytest.warns(ShapruneWarning, match="forward"):
+        plain = sp.NetworkGame(model, players, [(x, None)], "fidelity", group, forward=partial(whole), **options)
+    assert isinstance(replayed.runner, Replay)
+    assert replayed.whole_because is None
+    return [replayed, plain]
+
+
+def assert_same_worths(games: list[sp.NetworkGame], rows: int = 30, near: float = 1e-5) -> None:
+    rng = np.random.default_rng(0)
+    n, examples = games[0].n_players, games[0].n_examples
+    coalitions = rng.random((rows, n)) < rng.random((rows, 1))
+    coalitions[0] = True
+    who = rng.integers(0, examples, rows)
+    orders = np.stack([rng.permutation(n) for _ in range(3)])
+    asked: list[Callable[[sp.NetworkGame], NDArray[np.float64]]] = [
+        lambda game: game(coalitions, who),
+        lambda game: game(coalitions),
+        lambda game: game.walk(orders, who[:3]),
+    ]
+    for ask in asked:
+        ours, theirs = map(ask, games)
+        assert np.ptp(theirs) > 1e-6
+        np.testing.assert_allclose(ours, theirs, atol=near * np.abs(theirs).max())
+
+
+# -- worths are those of the whole model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["blocks.0.up", "blocks.2.up", None])
+@pytest.mark.parametrize("max_memory", [1 << 30, 60_000])
+def test_worths_are_those_of_the_whole_model(deep: Any, group: str | None, max_memory: int) -> None:
+    x = tokens()
+    assert_same_worths(both(deep, sp.find_players(deep, x), x, group, max_memory=max_memory))
+
+
+@pytest.mark.parametrize("unit", ["block", "weight"])
+def test_players_that_are_no_channels_are_replayed_too(deep: Any, unit: str) -> None:
+    x = tokens()
+    players = sp.find_players(deep, x, unit=unit, include="blocks*" if unit == "block" else "blocks.1.down")
+    games = both(deep, players, x, None)
+    assert_same_worths(games)
+    assert set(games[0].runner.plan) >= {deep.embed, deep.mix}
+
+
+class Table(nn.Module):
+    """The same for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight.unsqueeze(0).clone()
+
+
+class Add(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Writes(nn.Module):
+    """Writes, behind the mask, to what comes before it; one module before it also returns a state, batch second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.stem, self.rnn = nn.Linear(4, 64), nn.Linear(64, 6), nn.GRU(6, 6, batch_first=True)
+        self.far, self.near, self.add = Table(), Table(), Add()
+        self.up, self.down, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 4) -> (N, 5)."""
+        if float(x.abs().max()) > 1e9:
+            x = x / 2
+        x = self.add(self.stem(self.wide(x)), self.far(x))
+        x = self.add(x, self.rnn(x)[0])
+        table = self.near(x)
+        hidden = self.down(torch.tanh(self.up(x)))
+        table += 1
+        x += hidden
+        return self.head((x * table).mean(1))
+
+
+def test_what_the_model_writes_to_is_fresh_in_every_run() -> None:
+    model, x = seeded(Writes), torch.randn(N, 3, 4, generator=torch.Generator().manual_seed(1))
+    games = both(model, sp.find_players(model, x[:2], include="up"), x, None)
+    assert_same_worths(games)
+    runner = games[0].runner
+    assert model.rnn not in runner.plan  # its state is one tensor for all examples, of a size that depends on them
+    assert {model.stem, model.far, model.near, model.add, model.up} < set(runner.plan)
+    assert len(runner._same) == 1  # of the two tables, one is needed
+    assert games[0].judge.rows.row_bytes < games[1].judge.rows.row_bytes
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "gpt2"])
+@pytest.mark.parametrize("last", [False, True])
+def test_models_of_transformers_are_replayed(family: str, last: bool) -> None:
+    t = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    draw = torch.Generator().manual_seed(1)
+    x: Any = {"input_ids": torch.randint(0, 90, (N, 7), generator=draw)}
+    if family == "bert":
+        model = seeded(lambda: t.BertModel(t.BertConfig(vocab_size=99, **small)))
+        x["attention_mask"] = (torch.arange(7) < torch.randint(3, 8, (N, 1), generator=draw)).long()
+    elif family == "vit":
+        model = seeded(lambda: t.ViTForImageClassification(t.ViTConfig(image_size=8, patch_size=4, **small)))
+        x = torch.randn(N, 3, 8, 8, generator=draw)
+    else:
+        ends = {"bos_token_id": 1, "eos_token_id": 1, "use_cache": True}
+        config = t.GPT2Config(vocab_size=99, n_embd=16, n_layer=3, n_head=2, n_positions=16, **ends)
+        model = seeded(lambda: t.GPT2LMHeadModel(config))
+    players = sp.find_players(model, transform(x, lambda tensor: tensor[:2]))
+    games = both(model, players, x, players.groups[-1 if last else 0].name)
+    assert_same_worths(games)
+    layers = [m for m in model.modules() if type(m).__name__ in ("BertLayer", "ViTLayer", "GPT2Block")]
+    handed = [layer for layer in layers if layer in games[0].runner.plan]
+    assert handed == (layers[:2] if last else [])
+
+
+def test_derivatives_are_those_of_the_whole_model(deep: Any) -> None:
+    x, targets = tokens(), torch.arange(N) % 5
+    players = sp.find_players(deep, x, include="blocks.2.up")
+    options: dict[str, Any] = {"worth": "cross_entropy", "method": "taylor"}
+    ours = sp.score(deep, players, [(x, targets)], **options)["blocks.2.up"]
+    with pytest.warns(ShapruneWarning):
+        theirs = sp.score(deep, players, [(x, targets)], forward=partial(whole), **options)["blocks.2.up"]
+    assert np.abs(theirs.value).max() > 1e-6
+    np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_is_near(deep: Any) -> None:
+    x = tokens()
+    players = sp.find_players(deep, x, include="blocks.2.up")
+    assert_same_worths(both(deep, players, x, None, precision="bfloat16"), near=0.1)
+
+
+def test_workers_replay_with_the_same_bits(deep: Any) -> None:
+    x = tokens()
+    players = sp.find_players(deep, x, include="blocks.2.up")
+    here = Subject(deep, [(x, None)])
+    there = Subject.received(deep, here.state())
+    games = [sp.NetworkGame(deep, players, subject, "fidelity") for subject in (here, there)]
+    assert all(isinstance(game.runner, Replay) for game in games)
+    rows = np.random.default_rng(0).random((5, games[0].n_players)) < 0.5
+    assert games[0](rows).tolist() == games[1](rows).tolist()
+
+
+# -- what runs, and what is kept ---------------------------------------------------------------------------------------
+
+
+def test_what_comes_before_the_mask_does_not_run_for_coalitions(deep: Any) -> None:
+    x = tokens()
+    game = sp.NetworkGame(deep, sp.find_players(deep, x, include="blocks.1.up"), [(x, None)], "fidelity")
+    rows = np.random.default_rng(0).random((40, game.n_players)) < 0.5
+    game(rows[:2])
+    before = [block.up.rows for block in deep.blocks]
+    game(rows)
+    now = [block.up.rows for block in deep.blocks]
+    assert [b - a for a, b in zip(before, now, strict=True)] == [0, 0, 40 * N]
+
+
+def test_only_what_the_answer_needs_is_kept(deep: Any) -> None:
+    x = tokens()
+    game = sp.NetworkGame(deep, sp.find_players(deep, x, include="blocks.2.up"), [(x, None)], "fidelity")
+    with torch.no_grad():
+        state = game.runner.prepare(x)
+    kept = {tuple(t.shape[1:]) for t in state["values"].values()}
+    assert kept == {(1, 4, 8), (1, 4, 6)}  # what `down` reads, and the input of the block for the shortcut
+    assert len(state["values"]) == 2
+    assert len(game.runner._unread) > 4
+    seen = []
+    handle = deep.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    game(np.zeros((1, game.n_players), dtype=bool))
+    handle.remove()
+    assert seen[-1][0].shape[1:] == (4, 6)
+    assert torch.isnan(seen[-1][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("use", "needed"),
+    [
+        (lambda x, y: (x + 1, y.relu()), {0}),
+        (lambda x, y: (F.linear(y.argmax(1, keepdim=True).float(), torch.ones(2, 1)), None), {1}),
+        (lambda x, y: (x if bool((y > 0).any()) else -x, None), {0, 1}),
+        (lambda x, y: (x[y[:, 0] > 0].sum(0), None), {0, 1}),
+        (lambda x, y: (torch.ones(2), y.add_(1)), {1}),
+        (lambda x, y: (torch.zeros(2, 3).copy_(x), None), {0}),
+        (lambda x, y: (x.shape[0] * torch.ones(2), y.detach()), set()),
+        (lambda x, y: (torch.ones(len((y > 0).nonzero())), None), {1}),
+    ],
+)
+def test_what_an_answer_is_computed_from(use: Callable[..., Any], needed: set[int]) -> None:
+    x, y, reading = torch.ones(2, 3), torch.ones(2, 3), Reading()
+    reading.follow(x, 0)
+    reading.follow(y, 1)
+    with torch.no_grad(), reading:
+        answer = use(x, y)[0]
+    assert reading.needed(answer) == needed
+
+
+# -- models that do not repeat themselves are run whole ----------------------------------------------------------------
+
+
+class Chunked(nn.Module):
+    """Takes its examples in parts in front of the mask."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 5)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.abs().max()) > 1e9:
+            x = x / 2
+        stem = torch.cat([self.stem(part) for part in x.split(self.size)])
+        return self.down(torch.relu(self.up(torch.relu(stem))))
+
+
+class Leaving(nn.Linear):
+    """Leaves something behind for others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left = super().forward(x)
+        return self.left.clone()
+
+
+class Stateful(Chunked):
+    """What it answers depends on what a module before the mask has left behind."""
+
+    def __init__(self) -> None:
+        super().__init__(999)
+        self.stem = Leaving(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.stem.left.sum(1, keepdim=True)
+
+
+class Writing(Chunked):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return super().forward(x)
+
+
+class Sorted(Chunked):
+    """Its modules see the examples in the order of their first entry."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        if float(x.abs().max()) > 1e9:
+            x = x / 2
+        return self.down(torch.relu(self.up(self.stem(x[order]))))[order.argsort()]
+
+
+def vectors(n: int) -> Tensor:
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Chunked(2), "depends on the number of examples"),
+        (lambda: Writing(999), "it writes to its inputs"),
+        (lambda: Sorted(999), "its outputs change where modules before the mask hand out"),
+        (Stateful, "its modules cannot be called one by one"),
+    ],
+)
+def test_models_that_cannot_be_replayed_are_run_whole_and_say_why(make: Callable[[], nn.Module], reason: str) -> None:
+    model, x = seeded(make), vectors(12)
+    players = sp.find_players(model, x[:2], include="up")
+    subject = Subject(model, [(x, None)])
+    with pytest.warns(ShapruneWarning, match=reason) as said:
+        game = sp.NetworkGame(model, players, subject, "fidelity")
+    assert len(said) == 1
+    assert reason in str(game.whole_because)
+    sp.NetworkGame(model, players, subject, "fidelity")  # says it once
+    with pytest.warns(ShapruneWarning):
+        plain = sp.NetworkGame(model, players, [(x, None)], "fidelity", forward=partial(whole))
+    assert_same_worths([game, plain])
+
+
+@pytest.mark.parametrize("who", [None, np.array([3])])
+def test_a_model_that_takes_many_examples_in_parts_is_run_whole_from_then_on(who: Any) -> None:
+    model, x = seeded(lambda: Chunked(10)), vectors(12)
+    replayed, plain = both(model, sp.find_players(model, x[:2], include="up"), x, None)
+    with pytest.warns(ShapruneWarning, match="the whole model is run for every coalition.*called more often"):
+        replayed(np.ones((1, 8), dtype=bool), who)
+    assert replayed.whole_because is not None
+    assert_same_worths([replayed, plain])
+
+
+class Sparing(Chunked):
+    """Leaves out a module where there are many rows."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.more = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.abs().max()) > 1e9:
+            x = x / 2
+        stem = self.stem(x)
+        if len(x) <= self.size:
+            stem = self.more(stem)
+        return self.down(torch.relu(self.up(stem)))
+
+
+@pytest.mark.parametrize("make", [Chunked, Sparing])
+def test_rows_that_are_taken_another_way_are_run_whole(make: Callable[[int], nn.Module]) -> None:
+    model, x = seeded(lambda: make(12)), vectors(12)
+    replayed, plain = both(model, sp.find_players(model, x[:2], include="up"), x, None)
+    few = np.random.default_rng(0).random((8, 8)) < 0.5
+    who = np.arange(8)
+    np.testing.assert_allclose(replayed(few, who), plain(few, who), rtol=1e-5)  # without a warning
+    with pytest.warns(ShapruneWarning, match="run for some rows.*: (Diverged|Runtime)Error") as said:
+        assert_same_worths([replayed, plain])
+    assert len(said) == 1
+    assert isinstance(replayed.runner, Replay)
+
+
+# -- the model comes back untouched ----------------------------------------------------------------------------------
+
+
+def traces(model: nn.Module) -> list[Any]:
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    return [hooks, [sorted(vars(m)) for m in model.modules()], [vars(m).get("forward") for m in model.modules()]]
+
+
+@pytest.mark.parametrize("fails", [None, RuntimeError, KeyboardInterrupt])
+def test_the_model_comes_back_untouched(deep: Any, fails: type[BaseException] | None, untouched: Any) -> None:
+    x = tokens()
+    deep.blocks[0].forward = partial(Block.forward, deep.blocks[0])  # somebody's own
+    players = sp.find_players(deep, x, include="blocks.1.up")
+    before = traces(deep)
+    with untouched(deep):
+        game = sp.NetworkGame(deep, players, [(x, None)], "fidelity")
+        assert traces(deep) == before
+        rows = np.random.default_rng(0).random((4, game.n_players)) < 0.5
+        game(rows)
+        assert traces(deep) == before
+        deep.fails = fails
+        if fails is not None:
+            with warnings.catch_warnings(), pytest.raises(fails, match="as asked"):
+                game(rows)
+        deep.fails = None
+        assert traces(deep) == before
+    assert length(x) == N
