@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from shaprune.network.subject import Subject
 from shaprune.network.trace import live_bytes
 from shaprune.network.worths import AnyWorth, Evaluate
 from shaprune.values.concepts import Concept
+from shaprune.values.estimate import method_of
 from shaprune.values.method import Method
 from shaprune.values.modes import expected_in_rounds
 from shaprune.values.stopping import Reason, Rule
@@ -86,8 +87,9 @@ def expected_cost(
 ) -> Cost:
     """Estimate what `score` with these arguments will cost; nothing is scored.
 
-    Every game walks a few orders on a few examples, against the clock. Rounds of modes other than one-shot are taken
-    to cost as much per evaluation as the first; ``precision="auto"`` is priced in float32, the dearer.
+    Every game walks a few orders on a few examples, or differentiates as many coalitions, against the clock. Rounds of
+    modes other than one-shot are taken to cost as much per evaluation as the first; ``precision="auto"`` is priced in
+    float32, the dearer.
 
     Raises:
         InputError, GameError: as `score`.
@@ -105,7 +107,7 @@ def expected_cost(
             model, players, subject, worth, group, forward=forward, max_memory=max_memory, precision=rows_in
         )
         rows = expected_in_rounds(game, mode, method, max_evaluations, stop, step=step, concept=concept, sizes=sizes)
-        once, each = _timed(game)
+        once, each = _timed(game, method_of(method).differentiates)
         seconds = None if rows is None else once + rows * each
         found[name] = GameCost(game.n_players, rows, seconds, _activations(game, max_memory))
     evaluations = [cost.evaluations for cost in found.values() if cost.evaluations is not None]
@@ -124,32 +126,39 @@ def expected_cost(
     )
 
 
-def _timed(game: NetworkGame) -> tuple[float, float]:
+def _timed(game: NetworkGame, differentiates: bool) -> tuple[float, float]:
     """Seconds that a game takes once, for what lies before the masks, and for each evaluation after that."""
     rng = np.random.default_rng(0)
     n, examples = game.n_players, game.n_examples
     if not game.separable:  # its worth may mean nothing on a few examples only
         rows = rng.random((1 if game.whole_model is not None else 4, n)) < 0.9
-        first, second = _seconds(game, rows), _seconds(game, rows)
+        first, second = (_seconds(lambda: game(rows)) for _ in range(2))
         return max(first - second, 0.0), second / (len(rows) * examples)
     once = each = 0.0
     for walks in WALKS:
         some = np.unique(np.linspace(0, examples - 1, walks).astype(np.int64))
-        probe = game.part(some)
-        orders = rng.permuted(np.tile(np.arange(n), (len(some), 1)), axis=1)[:, :STEPS]
-        first, second = (_seconds(probe, orders, np.arange(len(some))) for _ in range(2))
-        once, each = max(first - second, 0.0) * examples / len(some), second / (orders.size + len(orders))
+        ask, evaluations = _probe(game.part(some), differentiates, rng)
+        first, second = (_seconds(ask) for _ in range(2))
+        once, each = max(first - second, 0.0) * examples / len(some), second / evaluations
         if second > ENOUGH or len(some) == examples:
             break
     return once, each
 
 
-def _seconds(game: NetworkGame, rows: np.ndarray[Any, Any], walkers: np.ndarray[Any, Any] | None = None) -> float:
+def _probe(game: NetworkGame, differentiates: bool, rng: np.random.Generator) -> tuple[Callable[[], Any], int]:
+    """What is asked of every example against the clock, and how many evaluations that is."""
+    every, steps = np.arange(game.n_examples), min(STEPS, game.n_players)
+    if differentiates:
+        rows = rng.random((len(every) * (steps + 1), game.n_players)) < 0.5
+        examples = np.repeat(every, steps + 1)
+        return lambda: game.derivatives(rows, examples), len(rows) * game.derivative_price
+    orders = rng.permuted(np.tile(np.arange(game.n_players), (len(every), 1)), axis=1)[:, :steps]
+    return lambda: game.walk(orders, every), orders.size + len(orders)
+
+
+def _seconds(ask: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    if walkers is None:
-        game(rows)
-    else:
-        game.walk(rows, walkers)
+    ask()
     return time.perf_counter() - started
 
 

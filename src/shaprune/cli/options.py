@@ -23,7 +23,7 @@ WORTHS = (
     "absolute_error",
 )
 PRECISIONS = ("auto", "float32", "bfloat16")
-METHODS = ("permutation", "exact", "partial", "leave-one-out", "regression", "msr", "svarm")
+METHODS = ("permutation", "control-variate", "exact", "partial", "leave-one-out", "regression", "msr", "svarm")
 CRITERIA = (
     "random",
     "weight_norm",

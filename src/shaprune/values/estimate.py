@@ -10,6 +10,7 @@ from shaprune.errors import InputError, check_choice
 from shaprune.values.aggregation import Aggregate, aggregated, check_aggregate
 from shaprune.values.concepts import Concept, concept_of, shapley
 from shaprune.values.consistency import Watched
+from shaprune.values.controlvariate import ControlVariate
 from shaprune.values.enumeration import Exact, LeaveOneOut, Partial
 from shaprune.values.game import CountingGame, Game
 from shaprune.values.method import Method, Task
@@ -21,7 +22,8 @@ from shaprune.values.stopping import Reason, Rule, started
 from shaprune.values.svarm import SVARM
 
 METHODS: dict[str, Method] = {
-    m.name: m for m in (Permutation(), Exact(), Regression(), MSR(), SVARM(), Partial(), LeaveOneOut())
+    m.name: m
+    for m in (Permutation(), ControlVariate(), Exact(), Regression(), MSR(), SVARM(), Partial(), LeaveOneOut())
 }
 
 
@@ -58,7 +60,7 @@ def estimate(
         InputError: unknown method or concept, an option that the method does not have, or a budget that is too small.
         GameError: a worth that is not finite, or a game that answers the same question in two ways.
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     task = _task(game, max_evaluations, concept, sizes)
     stopped_twice = isinstance(stop, Rule) and "evaluations" in stop.kinds and max_evaluations is not None
     if stopped_twice:
@@ -104,7 +106,7 @@ def expected_evaluations(
     Raises:
         InputError: as `estimate`.
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     task = replace(_task(game, max_evaluations, concept, sizes), check=started(stop, game.n_players))
     chosen.check(task)
     return chosen.cost(task)
@@ -123,13 +125,18 @@ def least_evaluations(
     Raises:
         InputError: as `estimate`.
     """
-    chosen = _method(method)
+    chosen = method_of(method)
     task = replace(_task(game, None, concept, sizes), check=started(stop, game.n_players))
     chosen.check(task)
     return chosen.least(task)
 
 
-def _method(method: str | Method) -> Method:
+def method_of(method: str | Method) -> Method:
+    """An estimator by its name, or itself.
+
+    Raises:
+        InputError: an unknown name, with the nearest.
+    """
     if isinstance(method, Method):
         return method
     check_choice("method", method, METHODS)

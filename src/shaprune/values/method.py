@@ -68,11 +68,13 @@ class Method(ABC):
         name: in the registry.
         stops: whether it can be ended by a stopping rule.
         by_example: whether it can return the values of every example.
+        differentiates: whether it asks for derivatives, see `Game.derivatives`.
     """
 
     name: ClassVar[str]
     stops: ClassVar[bool] = True
     by_example: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     @abstractmethod
     def least(self, task: Task) -> int:

@@ -127,6 +127,21 @@ def relative_error_below(limit: float) -> Rule:
     )
 
 
+def median_error_below(limit: float) -> Rule:
+    """Stop once half of the players have a standard error of at most ``limit`` times their value.
+
+    Players whose value is exactly 0 without any doubt (dead units) are left out.
+    """
+    _above_zero("median_error_below", limit)
+
+    def holds(values: Values) -> bool:
+        size = np.abs(values.value)
+        alive = (size > 0) | (values.stderr > 0)
+        return bool(2 * np.count_nonzero(values.stderr[alive] <= limit * size[alive]) >= np.count_nonzero(alive))
+
+    return _plain(f"median_error_below({limit})", "the median error", holds)
+
+
 def rank_stable(correlation: float = 0.99, looks: int = 3) -> Rule:
     """Stop once the ranking has kept a Spearman correlation with the look before, for so many looks in a row."""
     if not 0 < correlation <= 1 or looks < 1:
@@ -191,6 +206,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "seconds": seconds,
     "stderr_below": stderr_below,
     "relative_error_below": relative_error_below,
+    "median_error_below": median_error_below,
     "rank_stable": rank_stable,
     "cut_settled": cut_settled,
 }
