@@ -51,6 +51,34 @@ def test_they_are_what_autograd_says_of_the_masked_model(name: str, group: str, 
         assert_allclose(row[1:], slopes[0].numpy(), rtol=1e-3, atol=1e-4 * float(slopes.abs().max()))
 
 
+def test_models_that_are_replayed_or_run_whole_are_differentiated_as_well() -> None:
+    class Asking(nn.Module):
+        """torch.fx cannot follow a question about values, here of the inputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 9), nn.Linear(9, 8), nn.Linear(8, 5)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            bounded = x.abs().sum() < 1e9
+            for layer in self.layers:
+                x = torch.tanh(layer(x)) if bounded else layer(x)
+            return x
+
+    torch.manual_seed(0)
+    model, inputs = Asking().eval(), torch.randn(20, 6)
+    players = sp.find_players(model, inputs[:2])
+    data = [(inputs, None)]
+    replayed = sp.NetworkGame(model, players, data, "fidelity", "layers.1")
+    assert type(replayed.runner).__name__ == "Replay"
+    with pytest.warns(sp.ShapruneWarning, match="forward=.* is given"):
+        whole = sp.NetworkGame(model, players, data, "fidelity", "layers.1", forward=lambda m, x: m(x))
+    coalitions, examples = rows_of(replayed)
+    found = replayed.derivatives(coalitions, examples)
+    assert np.abs(found[:, 1:]).max() > 0.01
+    assert_allclose(found, whole.derivatives(coalitions, examples), rtol=1e-4, atol=1e-6)
+
+
 def test_over_all_examples_they_are_means() -> None:
     game = play()
     coalitions, _ = rows_of(game, 3)
@@ -158,7 +186,11 @@ def lazy(outputs: Tensor, targets: Tensor) -> Tensor:
     return -(outputs.detach() - 1).square().sum(1)
 
 
-@pytest.mark.parametrize("worth", ["accuracy", lazy, "perplexity", sp.Evaluate(lambda model: 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "worth",
+    ["accuracy", lazy, "perplexity", sp.Evaluate(lambda model: 1.0)],
+    ids=["accuracy", "detached", "perplexity", "evaluate"],
+)
 def test_worths_without_derivatives_are_refused_before_scoring_with_what_to_use(worth: Any) -> None:
     model = MAKE().eval()
     players = sp.find_players(model, EXAMPLE(), include="conv2")

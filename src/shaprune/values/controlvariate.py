@@ -35,7 +35,7 @@ from shaprune.values.method import Method, Task
 from shaprune.values.result import Values
 
 Array = NDArray[np.float64]
-WALKS, TWICE = 8, 32  # pairs of walks, and coalitions of which their example has a second one, to begin with
+WALKS, TWICE = 16, 32  # pairs of walks, and coalitions of which their example has a second one, to begin with
 DEFAULT_WALKS = 32  # pairs, where neither a budget nor a rule is given
 GROWTH = 1.1  # of the evaluations from one look of a stopping rule to the next
 CELLS = 1 << 22  # numbers in one answer, where a pair of walks has fewer
@@ -69,7 +69,7 @@ class ControlVariate(Method):
         super().check(task)
 
     def least(self, task: Task) -> int:
-        """Eight walks there and back, and 32 coalitions with their complements twice (all examples, where fewer)."""
+        """16 walks there and back, and 32 coalitions with their complements twice (all examples, where fewer)."""
         prices = _Prices.of(task)
         return WALKS * prices.walk_price + 2 * prices.beginning * prices.price
 
