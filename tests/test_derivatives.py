@@ -182,6 +182,20 @@ def test_bfloat16_is_near_float32() -> None:
     assert np.abs(a - b).max() <= 0.1 * np.abs(a).max()
 
 
+def test_they_are_not_asked_of_all_examples_before_anything_is_scored() -> None:
+    game = play()
+    assert game.derivative_price == 2
+    assert game.judge.rows._cache is None
+
+
+def test_a_worth_that_is_not_finite_is_told_as_such() -> None:
+    def broken(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.sum(1) / (outputs - outputs).sum(1)
+
+    with pytest.raises(sp.GameError, match="the worth is not finite for the full coalition of conv2"):
+        sp.estimate(play(worth=broken), "control-variate")
+
+
 def lazy(outputs: Tensor, targets: Tensor) -> Tensor:
     return -(outputs.detach() - 1).square().sum(1)
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from shaprune.network.game import NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
 from shaprune.network.replay import Replay
+from shaprune.network.subject import Subject
 from shaprune.network.surgery import cut
 from shaprune.network.worths import WORTHS, Evaluate, SetWorth
 
@@ -282,3 +284,57 @@ def test_a_game_with_another_worth_has_another_fingerprint() -> None:
     before = game.fingerprint
     assert game.judged_by("margin").fingerprint == game_with(worth="margin").fingerprint != before
     assert game.fingerprint == before
+
+
+# -- values at the cut of another game -------------------------------------------------------------------------------
+
+
+class InPlace(nn.Module):
+    """The shortcut reads what an activation in place has written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = nn.Linear(4, 6), nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 5)
+        self.act = nn.LeakyReLU(0.3, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.down(torch.tanh(self.up(self.act(x)))) + x)
+
+
+@pytest.mark.parametrize("make", [InPlace, lambda: NETWORKS["residual"][0](), lambda: NETWORKS["plain"][0]()])
+def test_games_on_one_subject_answer_as_each_alone_whatever_was_played_before(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    inputs = torch.randn(20, 4) if isinstance(model, InPlace) else torch.randn(20, 3, 8, 8)
+    players = find_players(model, inputs[:2])
+    names = [g.name for g in players.groups]
+    rng = np.random.default_rng(0)
+    taken = 0
+    for first, second in permutations(names, 2):
+        subject = Subject(model, [(inputs, None)])
+        before = NetworkGame(model, players, subject, "fidelity", first)
+        before(np.ones((1, before.n_players), dtype=bool))
+        assert subject.known is not None
+        game = NetworkGame(model, players, subject, "fidelity", second)
+        alone = NetworkGame(model, players, Subject(model, [(inputs, None)]), "fidelity", second)
+        rows = rng.random((6, game.n_players)) < 0.5
+        rows[0] = True
+        with torch.no_grad():
+            taken += game.judge.rows._known() is not None
+        np.testing.assert_allclose(game(rows), alone(rows), rtol=1e-5, atol=1e-8)
+    assert taken > 0
+
+
+def test_what_another_game_has_computed_is_not_computed_again() -> None:
+    model = NETWORKS["plain"][0]().eval()
+    inputs = torch.randn(20, 3, 8, 8)
+    players = find_players(model, inputs[:2])
+    subject = Subject(model, [(inputs, None)])
+    rows: list[int] = []
+    model.conv1.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    for name in ("conv2", "conv3"):
+        game = NetworkGame(model, players, subject, "fidelity", name)
+        before = sum(r == 20 for r in rows)
+        game(np.ones((1, game.n_players), dtype=bool))
+        assert sum(r == 20 for r in rows) - before == (name == "conv2")

@@ -286,6 +286,9 @@ def test_only_what_the_answer_needs_is_kept(deep: Any) -> None:
         (lambda x, y: (torch.zeros(2, 3).copy_(x), None), {0}),
         (lambda x, y: (x.shape[0] * torch.ones(2), y.detach()), set()),
         (lambda x, y: (torch.ones(len((y > 0).nonzero())), None), {1}),
+        (lambda x, y: (y, x.tolist()), {0, 1}),
+        (lambda x, y: (y, (x + 1).numpy()), {0, 1}),
+        (lambda x, y: (y, np.asarray(x)), {0, 1}),
     ],
 )
 def test_what_an_answer_is_computed_from(use: Callable[..., Any], needed: set[int]) -> None:

@@ -23,6 +23,7 @@ from shaprune.values.stopping import (
     Rule,
     cut_settled,
     evaluations,
+    median_error_below,
     rank_stable,
     relative_error_below,
     seconds,
@@ -104,6 +105,14 @@ def test_a_relative_error_of_a_game_without_any_value_is_below_every_limit() -> 
     nothing = Game.from_function(lambda rows: np.zeros(len(rows)), N)
     assert estimate(nothing, stop=relative_error_below(0.1)).value.tolist() == [0] * N
     assert relative_error_below(0.1).begin(N).reason(_values([0, 0, 0, 0], math.inf)) is None
+
+
+def test_a_rule_on_the_median_error_looks_at_the_players_that_are_worth_anything() -> None:
+    reason = median_error_below(0.1).begin(6).reason
+    assert reason(_values([0, 0, 0, 1, -2, 3], [0.0, 0.0, 0.0, 0.05, 0.1, 1.0])) == "median_error_below(0.1)"
+    assert reason(_values([0, 0, 0, 1, -2, 3], [0.0, 0.0, 0.0, 0.05, 0.3, 1.0])) is None
+    assert reason(_values([0, 0, 0, 1, -2, 3], [0.1, 0.1, 0.1, 0.05, 0.3, 0.2])) is None
+    assert reason(_values([0] * 6, [0.0] * 6)) == "median_error_below(0.1)"
 
 
 def test_a_rule_on_evaluations_stops_at_the_first_look_at_or_above() -> None:

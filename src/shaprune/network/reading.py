@@ -7,16 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaprune.network.batches import tensors
+
+LEAVING = (
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.data_ptr,
+)  # operations do not see it
 
 
 class Reading(TorchDispatchMode):
     """A context in which values are followed, by their storage, through all operations.
 
-    A value counts as needed, whatever becomes of it, where something is written to it, where a number is read from it,
-    or where it decides how large a result is: Python code may go another way for another value.
+    A value counts as needed, whatever becomes of it, where something is written to it, where numbers are read from it
+    (``.item()``, ``.tolist()``, ``.numpy()``), or where it decides how large a result is: Python code may go another
+    way for another value.
     """
 
     def __init__(self) -> None:
@@ -24,10 +34,24 @@ class Reading(TorchDispatchMode):
         self._sources: dict[int, set[int]] = {}  # per storage: keys of the values that it was computed from
         self._needed: set[int] = set()
         self._held: list[Tensor] = []  # so that no storage is given away and taken for another
+        self._leaving = _Leaving(self)
+
+    def __enter__(self) -> Reading:
+        self._leaving.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._leaving.__exit__(*error)
 
     def follow(self, tensor: Tensor, key: int) -> None:
         """Call a value ``key`` from here on."""
         self._enter(tensor, {key})
+
+    def need(self, tensor: Tensor) -> None:
+        """Whatever a value was computed from is needed."""
+        self._needed |= self._read(tensor)
 
     def needed(self, answer: Any) -> set[int]:
         """Keys of all values that ``answer`` depends on, or that may have decided on the way to it."""
@@ -54,6 +78,21 @@ class Reading(TorchDispatchMode):
     def _enter(self, tensor: Tensor, sources: set[int]) -> None:
         self._held.append(tensor)
         self._sources.setdefault(_storage(tensor), set()).update(sources)
+
+
+class _Leaving(TorchFunctionMode):
+    """Notes values that are handed to Python or NumPy."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__()
+        self.reading = reading
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in LEAVING:
+            self.reading.need(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -25,6 +25,7 @@ from shaprune.network.calls import DivergedError, Forward, Handed, Slot, heard, 
 from shaprune.network.cut import Whole, watched
 from shaprune.network.masks import Site, masked
 from shaprune.network.reading import Reading
+from shaprune.network.spill import out_of_memory
 from shaprune.network.state import State, gather
 from shaprune.network.trace import live_bytes
 
@@ -91,6 +92,8 @@ class Replay:
         try:
             return self._replayed(state, mask)
         except Exception as error:
+            if out_of_memory(error):
+                raise
             failure = f"{type(error).__name__}: {error}"
         outputs = self.whole.run(state["inputs"], mask)
         if not self._said:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shaprune.errors import InputError
+from shaprune.network.agreement import limit_for, relative_difference
+from shaprune.network.batches import tensors
 from shaprune.network.borrow import borrowed
 from shaprune.network.calls import DivergedError
 from shaprune.network.cut import Cut, Whole
@@ -25,9 +27,9 @@ from shaprune.network.grid import Grid, grid_of
 from shaprune.network.masks import Site
 from shaprune.network.precision import Precision, check_runs, in_precision
 from shaprune.network.replay import Replay
-from shaprune.network.spill import PARTS, joined
-from shaprune.network.state import State, gather
-from shaprune.network.subject import BATCH, Subject
+from shaprune.network.spill import PARTS, joined, out_of_memory
+from shaprune.network.state import State, gather, unfix
+from shaprune.network.subject import BATCH, NEAR, Subject
 from shaprune.network.trace import live_bytes
 
 T = TypeVar("T")
@@ -72,30 +74,39 @@ class Rows:
         check_runs(subject.model, precision)
         self.n_players, self.n_examples = sites[0].n_players, subject.n_examples
         self.device = subject.outputs.device
-        some = min(4, self.n_examples)
-        with borrowed(subject.model), torch.no_grad():
-            self.runner: Cut | Replay | Whole = subject.runner(sites)
-            probe = self.runner.prepare(subject.rows(torch.arange(some)))
-            self.row_bytes = self.runner.row_bytes(probe, torch.ones(some, self.n_players, device=self.device))
-            first = self.runner.first_linear
-            self.part_bytes = live_bytes(first.contributions(probe)) // some if first is not None else 0
-            self.state_bytes = max(1, live_bytes(probe) // some) if isinstance(probe, dict) else 1
-        if self.row_bytes > max_memory:
-            raise InputError(
-                f"max_memory is {max_memory:,} bytes and one row of the network takes {self.row_bytes:,}; give at "
-                "least that, better a thousand times as much"
-            )
         self._cache: State | None = None
         self._room = max_memory  # bytes that the device is known to have at most for a batch
+        with borrowed(subject.model), torch.no_grad():
+            self.runner: Cut | Replay | Whole = subject.runner(sites)
+            self._measure()
+
+    def _measure(self) -> None:
+        """Find what a row takes, and its values at the cut."""
+        some = self.some
+        probe = self.runner.prepare(self.subject.rows(some))
+        self.row_bytes = self.runner.row_bytes(probe, torch.ones(len(some), self.n_players, device=self.device))
+        first = self.runner.first_linear
+        self.part_bytes = live_bytes(first.contributions(probe)) // len(some) if first is not None else 0
+        self.state_bytes = max(1, live_bytes(probe) // len(some)) if isinstance(probe, dict) else 1
+        if self.row_bytes > self.max_memory:
+            raise InputError(
+                f"max_memory is {self.max_memory:,} bytes and one row of the network takes {self.row_bytes:,}; give at "
+                "least that, better a thousand times as much"
+            )
+
+    @property
+    def some(self) -> Tensor:
+        """A few examples, on which things are tried."""
+        return torch.arange(min(4, self.n_examples), device=self.device)
 
     def pairs(self, masks: Tensor, examples: Tensor) -> Iterator[Block]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
-            state = self.state(examples[part])  # first, as it may change the runner
-            outputs = self.lowered(self.runner.run, state, masks[part])
+            outputs = self.lowered(self.runner.run, self.state(examples[part]), masks[part])
             return Block(outputs, examples[part], part, masks[part].__getitem__)
 
+        self.fill()
         for part in self.split(len(masks), self.row_bytes):
             yield from self.halving(run, part, self.row_bytes)
 
@@ -103,6 +114,7 @@ class Rows:
         """Every coalition, masks (R, n), on every example."""
         if not len(masks):
             return
+        self.fill()
         first = self.runner.first_linear if len(masks) > 1 else None  # contributions pay off from the second on
         per_batch = self.batch(self.row_bytes)
         grid = None if first is None else grid_of(masks, per_batch)
@@ -249,33 +261,45 @@ class Rows:
             yield from self.halving(run, half, bytes_each, fewer)
 
     def state(self, examples: Tensor) -> State:
-        """Values at the cut for some examples, each computed once; those of all are kept, see `joined`.
-
-        A model that cannot be replayed on all of them is run whole.
-        """
-        if self._cache is None and not isinstance(self.runner, Whole):
-            blocks = torch.arange(self.n_examples, device=self.device).split(BATCH)
-            states = map(self._prepared, blocks)
-            try:
-                self._cache = joined(states, self.max_memory // PARTS, self.n_examples)
-            except DivergedError as error:
-                self.runner = Whole(self.subject.model, self.sites, self.subject.forward, str(error))
-                self.subject.say_whole(str(error))
-            if isinstance(self.runner, Cut):
-                self.subject.keep_known(self._cache)
+        """Values at the cut for some examples, see `fill`."""
+        self.fill()
         return self.subject.rows(examples) if self._cache is None else gather(self._cache, examples)
 
-    def _prepared(self, examples: Tensor) -> State:
-        """Values at the cut, from where another game on the same examples has been before, if one has."""
+    def fill(self) -> None:
+        """Compute the values at the cut of all examples, once, and keep them, see `joined`.
+
+        A model that cannot be replayed on all of them is run whole from here on, in batches that fit it.
+        """
+        if self._cache is not None or isinstance(self.runner, Whole):
+            return
+        known = self._known()
+        blocks = torch.arange(self.n_examples, device=self.device).split(BATCH)
+        try:
+            states = (self._prepared(rows, known) for rows in blocks)
+            self._cache = joined(states, self.max_memory // PARTS, self.n_examples)
+        except DivergedError as error:
+            self.runner = Whole(self.subject.model, self.sites, self.subject.forward, str(error))
+            self.subject.say_whole(str(error))
+            self._measure()
+        if isinstance(self.runner, Cut):
+            self.subject.keep_known(self._cache)
+
+    def _known(self) -> State | None:
+        """Values at the cut of another game on the same examples, where they lead to the same values at this one.
+
+        They do not where an operation in place, which this game runs again, has written to them.
+        """
         known = self.subject.known
         if known is None or not isinstance(self.runner, Cut):
-            return self.runner.prepare(self.subject.rows(examples))
-        return self.runner.prepare(self.subject.rows(examples), gather(known, examples))
+            return None
+        pairs = zip(*(tensors([*unfix(self._prepared(self.some, k)).values()]) for k in (None, known)), strict=True)
+        return known if all(relative_difference(a, b) <= limit_for(a.dtype, NEAR) for a, b in pairs) else None
 
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device, or the system, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    def _prepared(self, examples: Tensor, known: State | None) -> State:
+        inputs = self.subject.rows(examples)
+        if known is None or not isinstance(self.runner, Cut):
+            return self.runner.prepare(inputs)
+        return self.runner.prepare(inputs, gather(known, examples))
 
 
 def _cyclic(block: Tensor, row: int) -> Tensor:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shaprune.errors import InputError
+from shaprune.errors import GameError, InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.judging import Judge
-from shaprune.network.rows import ROWS_SET, Block, out_of_memory
+from shaprune.network.rows import Block
+from shaprune.network.spill import out_of_memory
+from shaprune.network.state import State
 from shaprune.values.game import Coalitions, Examples, Worths
 
 OTHERWISE = "use a worth that has them, such as 'fidelity' or 'cross_entropy', or method='permutation'"
@@ -30,9 +32,8 @@ class Slopes:
 
     def __init__(self, judge: Judge) -> None:
         self.judge, self.rows = judge, judge.rows
-        some = torch.arange(min(4, self.rows.n_examples), device=self.rows.device)
         with borrowed(self.rows.subject.model), torch.no_grad():
-            self.row_bytes = self._kept_bytes(some)
+            self.row_bytes = self._kept_bytes()
         if self.row_bytes > self.rows.max_memory:
             raise InputError(
                 f"max_memory is {self.rows.max_memory:,} bytes and one row with its derivatives takes "
@@ -64,14 +65,15 @@ class Slopes:
         """Parts of the rows with their answers, (B, n + 1)."""
 
         def run(part: slice) -> tuple[slice, Tensor]:
-            return part, self._differentiated(masks[part], examples[part])
+            return part, self._differentiated(self.rows.state(examples[part]), masks[part], examples[part])
 
-        as_many = ROWS_SET * self.row_bytes // self.rows.row_bytes  # as without derivatives, where there is room
+        self.rows.fill()
+        as_many = self.rows.batch(self.rows.row_bytes) * self.row_bytes  # as without derivatives, where there is room
         for part in self.rows.split(len(masks), self.row_bytes, as_many):
             yield from self.rows.halving(run, part, self.row_bytes)
 
-    def _differentiated(self, masks: Tensor, examples: Tensor) -> Tensor:
-        state, leaf = self.rows.state(examples), masks.clone().requires_grad_()
+    def _differentiated(self, state: State, masks: Tensor, examples: Tensor) -> Tensor:
+        leaf = masks.clone().requires_grad_()
         try:
             with torch.enable_grad():
                 outputs = self.rows.lowered(self.rows.runner.run, state, leaf)
@@ -81,7 +83,7 @@ class Slopes:
                 if worths.requires_grad:
                     (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
         except RuntimeError as error:
-            if out_of_memory(error):
+            if isinstance(error, GameError) or out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -93,17 +95,19 @@ class Slopes:
             )
         return torch.cat([worths.detach()[:, None], slopes], 1)
 
-    def _kept_bytes(self, examples: Tensor) -> int:
+    def _kept_bytes(self) -> int:
         """Memory per row with all that a pass forward keeps for the pass back."""
         found: dict[int, int] = {}
+        rows, examples = self.rows, self.rows.some
+        state = rows.runner.prepare(rows.subject.rows(examples))
 
         def note(tensor: Tensor) -> Tensor:
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._differentiated(torch.ones(len(examples), self.rows.n_players, device=examples.device), examples)
-        model = self.rows.subject.model
+            self._differentiated(state, torch.ones(len(examples), rows.n_players, device=rows.device), examples)
+        model = rows.subject.model
         for weight in (*model.parameters(), *model.buffers()):
             found.pop(weight.untyped_storage().data_ptr(), None)
-        return self.rows.row_bytes + sum(found.values()) // len(examples)
+        return rows.row_bytes + sum(found.values()) // len(examples)

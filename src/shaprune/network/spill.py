@@ -138,3 +138,8 @@ def _aligned(first: Any, batch: Any) -> list[Tensor]:
     if isinstance(first, (tuple, list)):
         return [t for i, value in enumerate(first) for t in _aligned(value, batch[i])]
     return []
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device, or the system, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -69,12 +69,15 @@ class ControlVariate(Method):
         super().check(task)
 
     def least(self, task: Task) -> int:
-        """16 walks there and back, and 32 coalitions with their complements twice (all examples, where fewer)."""
+        """16 walks there and back, and two coalitions with their complements on each of 32 examples.
+
+        Where there are fewer examples, so many sweeps over all of them as reach 32.
+        """
         prices = _Prices.of(task)
         return WALKS * prices.walk_price + 2 * prices.beginning * prices.price
 
     def default(self, task: Task) -> int:
-        """Derivatives on every example, and 32 walks there and back."""
+        """As much as derivatives on every example, and 32 walks there and back, would take."""
         prices = _Prices.of(task)
         return (
             prices.beginning + max(prices.examples, prices.beginning)
@@ -152,8 +155,8 @@ class _Deck:
         self.rest = np.zeros(0, dtype=np.int64)
 
     def draw(self, count: int) -> NDArray[np.int64]:
-        while len(self.rest) < count:
-            self.rest = np.append(self.rest, self.rng.permutation(self.examples))
+        sweeps = -(-(count - len(self.rest)) // self.examples)
+        self.rest = np.concatenate([self.rest, *(self.rng.permutation(self.examples) for _ in range(sweeps))])
         drawn, self.rest = self.rest[:count], self.rest[count:]
         return drawn
 
@@ -214,8 +217,8 @@ class _Work:
     def grow(self, evaluations: int) -> None:
         """Go on until so many evaluations are paid in all, or nearly."""
         if not self.corrections.count:
-            self._ask(self._walks(WALKS))
-            self._ask(self._twice(self.prices.beginning))
+            for piece in chain(self._walks(WALKS), self._twice(self.prices.beginning)):
+                self._ask([piece])  # alone: every shard of a run needs the answer
         prices, walks, done = self.prices, self.corrections.count, self.derivatives.count
         room = evaluations - self.task.game.evaluations
         within = float(self.within.sum())
@@ -225,7 +228,9 @@ class _Work:
         to_walks = min(max(want[1] - walks, 0), room // prices.walk_price) * prices.walk_price
         reach = prices.whole(min(max(want[0], done), done + (room - to_walks) // prices.price))
         more = max(reach - done, 0)
-        self._ask(chain(self._walks((room - more * prices.price) // prices.walk_price), self._once(more)))
+        if self.task.check is None or reach >= prices.whole(want[0]):
+            to_walks = room - more * prices.price  # with a rule, what a sweep needs is saved up for it
+        self._ask(chain(self._walks(to_walks // prices.walk_price), self._once(more)))
 
     def _ask(self, pieces: Iterable[_Piece]) -> None:
         """Ask and add; the game may draw later pieces before it answers."""
@@ -304,7 +309,7 @@ class _Work:
             stderr=np.sqrt(variance),
             n_evaluations=task.game.evaluations,
             method=method.name,
-            efficiency_gap=task.gap(value, worth_all, worth_none),
+            efficiency_gap=None,  # of so few walks it would be noise
             stopped_by=stopped_by,
             worth_all=worth_all,
             worth_none=worth_none,

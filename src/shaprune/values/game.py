@@ -27,6 +27,8 @@ Worths = NDArray[np.float64]  # (R,), higher is better
 Orders = NDArray[np.int64]  # (R, m), players in the order in which they leave
 Start = NDArray[np.bool_]  # (n_players,), the coalition that walks leave from
 
+TOGGLED = 1 << 24  # entries of the coalitions that are asked for at once by `Game.derivatives`
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -134,13 +136,18 @@ class Game(ABC):
         Returns:
             (R, n_players + 1) float64: the worth, then one derivative per player.
         """
-        n = self.n_players
-        toggled = np.repeat(np.asarray(coalitions, dtype=bool)[:, None], n + 1, axis=1)
-        toggled[:, np.arange(1, n + 1), np.arange(n)] ^= True
-        rows = toggled.reshape(-1, n)
-        worths = checked(self(rows, None if examples is None else np.repeat(examples, n + 1)), rows).reshape(-1, n + 1)
-        worths[:, 1:] = np.where(toggled[:, 0], 1, -1) * (worths[:, :1] - worths[:, 1:])
-        return worths
+        n, coalitions = self.n_players, np.asarray(coalitions, dtype=bool)
+        found = np.empty((len(coalitions), n + 1))
+        size = max(1, TOGGLED // (n * (n + 1)))
+        for part in (slice(start, start + size) for start in range(0, len(coalitions), size)):
+            toggled = np.repeat(coalitions[part, None], n + 1, axis=1)
+            toggled[:, np.arange(1, n + 1), np.arange(n)] ^= True
+            rows = toggled.reshape(-1, n)
+            which = None if examples is None else np.repeat(examples[part], n + 1)
+            worths = checked(self(rows, which), rows).reshape(-1, n + 1)
+            found[part, 0] = worths[:, 0]
+            found[part, 1:] = np.where(toggled[:, 0], 1, -1) * (worths[:, :1] - worths[:, 1:])
+        return found
 
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         """Answer many questions, in their order; a game that works on several at once draws them ahead of the answers.
