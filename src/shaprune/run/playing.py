@@ -14,12 +14,12 @@ import numpy as np
 
 from shaprune.errors import InputError
 from shaprune.run.executor import Answer, Executor
-from shaprune.values.game import Coalitions, Examples, Game, GameWrapper, Orders, Question, Start, Worths
+from shaprune.values.game import Game, Question, StreamedGame, Worths
 
 PIECE = 1 << 18  # evaluations of a piece of work
 
 
-class GameInPieces(GameWrapper):
+class GameInPieces(StreamedGame):
     """Asks large questions in pieces of so many evaluations; always the same pieces, so always the same bits.
 
     Walks of single examples come in chunks already and stay whole.
@@ -28,15 +28,6 @@ class GameInPieces(GameWrapper):
     def __init__(self, game: Game, piece: int = PIECE) -> None:
         super().__init__(game)
         self.piece = piece
-
-    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        return next(self.stream([Question(coalitions, examples)]))
-
-    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
-        return next(self.stream([Question(orders, examples, True, start)]))
-
-    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        return next(self.stream([Question(coalitions, examples, derivatives=self.derivative_price)]))
 
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         numbers: deque[int] = deque()
@@ -64,22 +55,12 @@ class GameInPieces(GameWrapper):
         ]
 
 
-class ExecutedGame(GameWrapper):
+class ExecutedGame(StreamedGame):
     """A game whose questions an executor answers; ``game`` itself only says how many players and examples there are."""
 
     def __init__(self, game: Game, name: str, executor: Executor) -> None:
         super().__init__(game)
         self.name, self.executor = name, executor
-
-    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        return self.executor.submit(self.name, Question(coalitions, examples)).result().worths
-
-    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
-        return self.executor.submit(self.name, Question(orders, examples, True, start)).result().worths
-
-    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        question = Question(coalitions, examples, derivatives=self.derivative_price)
-        return self.executor.submit(self.name, question).result().worths
 
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         under_way: deque[Future[Answer]] = deque()

@@ -180,9 +180,7 @@ class _Sums:
 
     @property
     def variance(self) -> Array:
-        """Of one sample; inf below two of them."""
-        if self.count < 2:
-            return np.full(len(self.total), np.inf)
+        """Of one sample; there are at least two."""
         return np.maximum(self.square - self.count * self.mean**2, 0) / (self.count - 1)
 
 
@@ -300,7 +298,7 @@ class _Work:
         task, walks, done = self.task, self.corrections.count, self.derivatives.count
         met = min(1.0, done / self.prices.examples)
         value = self.derivatives.mean + self.corrections.mean
-        spread = (1 - met) * self.derivatives.variance if met < 1 else 0.0  # of examples that have not been met
+        spread = (1 - met) * self.derivatives.variance  # of examples that have not been met
         variance = (spread + met * self.within) / done + self.corrections.variance / walks
         worth_all, worth_none = (self.ends / walks).tolist()
         plain = float(self.contributions.variance.sum())

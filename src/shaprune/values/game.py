@@ -232,6 +232,19 @@ class GameWrapper(Game):
         """Called after every answer with the number of evaluations it took."""
 
 
+class StreamedGame(GameWrapper):
+    """A wrapper that asks everything through its own `stream`."""
+
+    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return next(self.stream([Question(coalitions, examples)]))
+
+    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
+        return next(self.stream([Question(orders, examples, True, start)]))
+
+    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
+        return next(self.stream([Question(coalitions, examples, derivatives=self.derivative_price)]))
+
+
 class Onlooker(GameWrapper):
     """A wrapper that only looks at what is paid."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from shaprune.values.game import Coalitions, Examples, Game, GameWrapper, Orders, Question, Start, Worths, relayed
+from shaprune.values.game import Game, Question, StreamedGame, Worths, relayed
 from shaprune.values.result import Values
 
 
@@ -25,21 +25,12 @@ class Watcher(Protocol):
         """The values of the game are known."""
 
 
-class WatchedGame(GameWrapper):
+class WatchedGame(StreamedGame):
     """Tells a callback every question with its answer and price."""
 
     def __init__(self, game: Game, tell: Callable[[Question, Worths, int], None]) -> None:
         super().__init__(game)
         self.tell = tell
-
-    def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        return next(self.stream([Question(coalitions, examples)]))
-
-    def walk(self, orders: Orders, examples: Examples | None = None, start: Start | None = None) -> Worths:
-        return next(self.stream([Question(orders, examples, True, start)]))
-
-    def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        return next(self.stream([Question(coalitions, examples, derivatives=self.derivative_price)]))
 
     def stream(self, questions: Iterable[Question]) -> Iterator[Worths]:
         for question, worths in relayed(self.game, questions):
