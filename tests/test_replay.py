@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import shaprune as sp
 from shaprune.errors import ShapruneWarning
@@ -191,6 +192,118 @@ def test_what_the_model_writes_to_is_fresh_in_every_run() -> None:
     assert games[0].judge.rows.row_bytes < games[1].judge.rows.row_bytes
 
 
+class Attends(nn.Module):
+    """Its attention is a function; what else it does before, and behind, the mask is told by ``way``."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.qkv, self.up, self.down = nn.Linear(6, 18), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.gate, self.head = nn.Parameter(torch.randn(6, 6)), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """(N, 4, 6), (N, 4) -> (N, 5)."""
+        if float(seen.max()) > 1e9:
+            x = x / 2
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        mixed = self.attention(q, k, v, seen)
+        if self.way == "several calls":
+            parts = [torch.matmul(part, self.gate) for part in mixed.split(1)]
+            mixed = torch.cat(parts)
+        if self.way == "given a place":
+            place = torch.empty_like(mixed)
+            torch.matmul(mixed, self.gate, out=place)
+            mixed = mixed + place
+        if self.way == "one number" and float(torch.einsum("ntd,ntd->", x, x)) > 1e9:
+            mixed = mixed / 2
+        if self.way == "written to":
+            mixed += x
+        hidden = self.down(torch.relu(self.up(mixed)))
+        if self.way == "written to":
+            mixed *= 2
+        if self.way == "called again":
+            hidden = torch.matmul(hidden, self.gate)
+        if self.way == "inputs again":
+            hidden = hidden * x * seen[..., None]
+        return self.head((hidden + mixed).mean(1))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None].bool())
+        return mixed.transpose(1, 2).reshape(-1, 4, 6)
+
+
+WAYS = ["plain", "several calls", "given a place", "one number", "written to", "called again", "inputs again"]
+
+
+def sequences() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(4)
+    seen = (torch.rand(N, 4, generator=draw) < 0.7).float()
+    seen[:, 0] = 1
+    return {"x": torch.randn(N, 4, 6, generator=draw), "seen": seen}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_functions_before_the_mask_hand_out_what_they_gave(way: str) -> None:
+    model, x = seeded(lambda: Attends(way)), sequences()
+    games = both(model, sp.find_players(model, x, include="up"), x, None)
+    assert_same_worths(games)
+    runner = games[0].runner
+    handed = {name for name in runner.plan if isinstance(name, str)}
+    assert handed == (set() if way == "several calls" else {"scaled_dot_product_attention"})
+
+
+def test_a_function_that_is_handed_out_does_not_run() -> None:
+    model, x = seeded(lambda: Attends("plain")), sequences()
+    game = sp.NetworkGame(model, sp.find_players(model, x, include="up"), [(x, None)], "fidelity")
+    rows = np.random.default_rng(0).random((40, game.n_players)) < 0.5
+    game(rows[:2])
+    with _Counting() as counting:
+        game(rows)
+    assert counting.seen == 0
+    kept = sorted(t[0].numel() for t in game.runner.prepare(torch.arange(N))["values"].values())
+    assert kept == [4, 24, 32]  # who is seen (which Python reads), attention, what `down` reads
+
+
+class Turned(nn.Module):
+    """Gives its result in another order than it lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).transpose(1, 2)
+
+
+class Turning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = Turned(), nn.Linear(18, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 4) -> (N, 5)."""
+        assert len(x) > 0 or float(x.max()) > 0
+        flat = self.stem(x).transpose(1, 2).view(-1, 18)
+        return self.down(torch.relu(self.up(flat))) + flat[:, :5]
+
+
+def test_what_is_handed_out_lies_in_memory_as_it_did() -> None:
+    model, x = seeded(Turning), torch.randn(N, 3, 4, generator=torch.Generator().manual_seed(1))
+    assert_same_worths(both(model, sp.find_players(model, x[:2], include="up"), x, None))
+
+
+class _Counting(TorchDispatchMode):
+    """Counts attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += "attention" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("family", ["bert", "vit", "gpt2"])
 @pytest.mark.parametrize("last", [False, True])
 def test_models_of_transformers_are_replayed(family: str, last: bool) -> None:
@@ -262,10 +375,11 @@ def test_only_what_the_answer_needs_is_kept(deep: Any) -> None:
     x = tokens()
     game = sp.NetworkGame(deep, sp.find_players(deep, x, include="blocks.2.up"), [(x, None)], "fidelity")
     with torch.no_grad():
-        state = game.runner.prepare(x)
+        state = game.runner.prepare(torch.arange(N))
     kept = {tuple(t.shape[1:]) for t in state["values"].values()}
-    assert kept == {(1, 4, 8), (1, 4, 6)}  # what `down` reads, and the input of the block for the shortcut
-    assert len(state["values"]) == 2
+    # what `down` reads, the input of the block for the shortcut, and the inputs (of which one is read)
+    assert kept == {(1, 4, 8), (1, 4, 6), (1, 4)}
+    assert len(state["values"]) == 4
     assert len(game.runner._unread) > 4
     seen = []
     handle = deep.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
@@ -406,7 +520,15 @@ class Sparing(Chunked):
         return self.down(torch.relu(self.up(stem)))
 
 
-@pytest.mark.parametrize("make", [Chunked, Sparing])
+class Unread(Chunked):
+    """Nothing but its modules reads the inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.stem(part) for part in x.split(self.size)]
+        return self.down(torch.relu(self.up(torch.cat(parts) if len(parts) > 1 else parts[0])))
+
+
+@pytest.mark.parametrize("make", [Chunked, Sparing, Unread])
 def test_rows_that_are_taken_another_way_are_run_whole(make: Callable[[int], nn.Module]) -> None:
     model, x = seeded(lambda: make(12)), vectors(12)
     replayed, plain = both(model, sp.find_players(model, x[:2], include="up"), x, None)

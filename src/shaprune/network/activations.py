@@ -80,7 +80,7 @@ def _observed(subject: Subject, players: Players, of: Callable[[Tensor], Tensor]
         for rows in torch.arange(subject.n_examples, device=subject.outputs.device).split(BATCH):
             for edge in edges:
                 edge.seen.clear()
-            runner.run(runner.prepare(subject.rows(rows)), torch.ones(len(rows), players.n, device=rows.device))
+            runner.run(subject.prepared(runner, rows), torch.ones(len(rows), players.n, device=rows.device))
             means = _mean([(e, of(x)) for e in edges for x in e.seen], len(rows), players.n)
             parts.append(means.double().cpu().numpy())
     return np.concatenate(parts)

@@ -1,20 +1,28 @@
-"""The calls of a model's modules in one run, and which of them are over before a mask can change anything."""
+"""The calls of a model's modules in one run, and which of them are over before a mask can change anything.
+
+Functions of torch that do a layer's work are followed as modules are: attention is a module in some models, a function
+in others.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.masks import Site
 
 Forward = Callable[..., Any]
+Who = nn.Module | str  # who is called: a module, or a function by its name
+_ATTENTION = {"scaled_dot_product_attention", "softmax", "matmul", "bmm", "baddbmm", "einsum"}
+_LAYERS = {"linear", "conv1d", "conv2d", "conv3d", "layer_norm"}
+FUNCTIONS = frozenset(_ATTENTION | _LAYERS)  # no sums: models leave out masks that hide nothing, so that these vary
 
 
 class DivergedError(Exception):
@@ -27,18 +35,31 @@ class Slot:
 
     Attributes:
         key: its number among all.
-        like: its shape for one example, and its type; without content.
+        one: its shape for one example.
+        dtype: its type.
         moving: it has entries for each example, side by side (several where these are windows, or tokens); if not, it
             is the same for all examples.
+        order: its dimensions as they lie in memory.
     """
 
     key: int
-    like: Tensor
+    one: tuple[int, ...]
+    dtype: torch.dtype
     moving: bool
+    order: tuple[int, ...]
 
     def shape(self, rows: int) -> tuple[int, ...]:
         """Of the tensor for so many rows."""
-        return (rows * len(self.like), *self.like.shape[1:]) if self.moving else tuple(self.like.shape)
+        return (rows * self.one[0], *self.one[1:]) if self.moving else self.one
+
+    def packed(self, tensor: Tensor, rows: int) -> Tensor:
+        """A copy of a moving tensor with the examples in front, (rows, ...), contiguous."""
+        laid = tensor.detach().permute(self.order)
+        return laid.clone(memory_format=torch.contiguous_format).view(rows, self.one[0], *laid.shape[1:])
+
+    def unpacked(self, packed: Tensor) -> Tensor:
+        """The moving tensor, a view of what `packed` gave, laid out in memory as it was."""
+        return packed.flatten(0, 1).permute([self.order.index(i) for i in range(len(self.order))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,28 +79,26 @@ class Handed:
         return usable(output) and _alike(self.form, output)
 
 
-Plan = dict[nn.Module, list[Handed | None]]  # per module, its calls: what each hands out, or None where it runs
+Plan = dict[Who, list[Handed | None]]  # the calls before the mask: what each hands out, or None where it runs
 
 
 @dataclass(eq=False)
 class Called:
-    """One call in a recorded run.
+    """One call in a recorded run that began before the first masked module was entered.
 
     Attributes:
         outer: position of the call around it; None for the model's own.
-        early: it began before the first masked module was entered.
         over: it ended before, too.
         form: its output without content; None where it cannot be handed out.
     """
 
-    module: nn.Module
+    who: Who
     outer: int | None
-    early: bool
     over: bool = False
     form: Any = None
 
 
-def planned(model: nn.Module, sites: Sequence[Site], one: Inputs, three: Inputs) -> Plan:
+def planned(model: nn.Module, sites: Sequence[Site], one: Inputs, three: Inputs) -> tuple[Plan, Handed]:
     """The outermost calls that are over before the first mask, and whose outputs can be handed out.
 
     Args:
@@ -88,38 +107,43 @@ def planned(model: nn.Module, sites: Sequence[Site], one: Inputs, three: Inputs)
         one, three: inputs of so many rows; what they tell apart is the number of examples.
 
     Returns:
-        For every module with such a call, all of its calls, in order, that are made where these calls are answered.
+        For everyone with such a call, all calls, in order, that are made before the mask where these are answered; and
+        the inputs themselves, as if a call had given them. Functions are left out where their calls depend on the
+        number of examples.
 
     Raises:
-        DivergedError: nothing can be handed out, or the calls depend on the number of examples.
+        DivergedError: nothing can be handed out, or the calls of modules depend on the number of examples.
     """
-    first, second = _recorded(model, sites, one), _recorded(model, sites, three)
-    early = sum(c.early for c in first)
-    if [(c.module, c.outer, c.over) for c in first[:early]] != [(c.module, c.outer, c.over) for c in second if c.early]:
+    for functions in (FUNCTIONS, ()):
+        first, second = _recorded(model, sites, one, functions), _recorded(model, sites, three, functions)
+        if [(c.who, c.outer, c.over) for c in first] == [(c.who, c.outer, c.over) for c in second]:
+            break
+    else:
         raise DivergedError("which of its modules are called depends on the number of examples")
+    given = _handed(_form(one), _form(three), 0)
+    if given is None:
+        raise DivergedError("its inputs are not made of tensors with the examples in front")
     plan: Plan = {}
     inside: set[int] = set()  # calls that are answered, and calls within these
-    slots = 0
-    for i, (a, b) in enumerate(zip(first[:early], second, strict=False)):
+    slots = len(given.slots)
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
         if a.outer in inside:
             inside.add(i)
             continue
-        handed = _handed(a, b, slots) if a.over else None
-        plan.setdefault(a.module, []).append(handed)
+        handed = _handed(a.form, b.form, slots) if a.over else None
+        if handed is not None and isinstance(a.who, str) and not all(slot.moving for slot in handed.slots):
+            handed = None  # numbers over a batch
+        plan.setdefault(a.who, []).append(handed)
         if handed is not None:
             inside.add(i)
             slots += len(handed.slots)
-    if not inside and any(c.over for c in first):
+    if not inside and any(c.over for c in first if isinstance(c.who, nn.Module)):
         raise DivergedError("no module before the mask gives one result per example")
-    plan = {module: calls for module, calls in plan.items() if any(calls)}
-    later, again = (Counter(c.module for c in calls[early:]) for calls in (first, second))
-    if any(later[module] != again[module] for module in plan):
-        raise DivergedError("how often its modules are called depends on the examples")
-    return {module: [*calls, *[None] * later[module]] for module, calls in plan.items()}
+    return {who: calls for who, calls in plan.items() if any(calls)}, given
 
 
-def _recorded(model: nn.Module, sites: Sequence[Site], inputs: Inputs) -> list[Called]:
-    """All calls of a dense run, in the order in which they begin."""
+def _recorded(model: nn.Module, sites: Sequence[Site], inputs: Inputs, functions: Collection[str]) -> list[Called]:
+    """The calls of a dense run before the mask, in the order in which they begin."""
     calls: list[Called] = []
     around: list[int] = []
     entered = False
@@ -128,9 +152,11 @@ def _recorded(model: nn.Module, sites: Sequence[Site], inputs: Inputs) -> list[C
         nonlocal entered
         entered = True
 
-    def of(module: nn.Module, forward: Forward) -> Forward:
+    def of(who: Who, forward: Forward) -> Forward:
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            one = Called(module, around[-1] if around else None, not entered)
+            if entered:
+                return forward(*args, **kwargs)
+            one = Called(who, around[-1] if around else None)
             around.append(len(calls))
             calls.append(one)
             try:
@@ -138,30 +164,53 @@ def _recorded(model: nn.Module, sites: Sequence[Site], inputs: Inputs) -> list[C
             finally:
                 around.pop()
             one.over = not entered
-            if one.over and usable(output) and tensors(output):
-                one.form = transform(output, lambda t: t.detach().to("meta"))
+            if (
+                one.over
+                and usable(output)
+                and tensors(output)
+                and (who not in functions or _fresh(output, args, kwargs))
+            ):
+                one.form = _form(output)
             return output
 
         return recorded
 
-    with replaced(list(model.modules()), of), heard(model, sites, enter):
+    with replaced([*model.modules(), *functions], of), heard(model, sites, enter):
         call(model, transform(inputs, torch.clone))
     if not entered:
         raise DivergedError("none of the masked modules is called")
     return calls
 
 
-def _handed(one: Called, three: Called, slots: int) -> Handed | None:
-    """What a call hands out, given its outputs for one and for three rows; None where it cannot be told."""
-    if one.form is None or three.form is None or not _alike(one.form, three.form):
+def _form(value: Any) -> Any:
+    return transform(value, lambda t: t.detach().to("meta"))
+
+
+def _fresh(output: Any, *given: Any) -> bool:
+    """Whether no tensor of an output is one of those given, or a part of it."""
+    ours, theirs = ({t.untyped_storage().data_ptr() for t in tensors(tree)} for tree in (output, given))
+    return not ours & theirs
+
+
+def _handed(one: Any, three: Any, slots: int) -> Handed | None:
+    """What a call hands out, given its outputs' forms for one and for three rows; None where it cannot be told."""
+    if one is None or three is None or not _alike(one, three):
         return None
     found: list[Slot] = []
-    for a, b in zip(tensors(one.form), tensors(three.form), strict=True):
-        slot = Slot(slots + len(found), a, a.shape != b.shape)
+    for a, b in zip(tensors(one), tensors(three), strict=True):
+        slot = Slot(slots + len(found), tuple(a.shape), a.dtype, a.shape != b.shape, _order(b))
         if slot.moving and (not a.ndim or b.shape != slot.shape(3)):
             return None
         found.append(slot)
-    return Handed(one.form, tuple(found))
+    return Handed(one, tuple(found))
+
+
+def _order(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions as they lie in memory, outermost first, where the first of them is outermost."""
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda i: -strides[i])
+    usual = order[:1] != [0] or not tensor.permute(order).is_contiguous()
+    return tuple(range(tensor.ndim) if usual else order)
 
 
 def usable(output: Any) -> bool:
@@ -189,22 +238,38 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 @contextmanager
-def replaced(modules: Iterable[nn.Module], of: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
-    """Modules run ``of(module, their forward)`` instead of their forward; undone on any exit."""
-    before: list[tuple[nn.Module, bool, Forward]] = []
+def replaced(called: Iterable[Who], of: Callable[[Who, Forward], Forward]) -> Iterator[None]:
+    """Modules run ``of(module, their forward)`` instead of their forward, functions likewise; undone on any exit."""
+    before: list[tuple[nn.Module, Forward | None]] = []
+    names = {who for who in called if isinstance(who, str)}
     try:
-        for module in modules:
-            if not isinstance(module, torch.jit.ScriptModule):  # these do not let theirs go
-                forward = module.forward
-                before.append((module, "forward" in vars(module), forward))
-                module.forward = of(module, forward)
-        yield
+        for module in called:
+            if isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):  # its stays
+                own = vars(module)  # as `nn.Module` would set it, without its search for parameters
+                before.append((module, own.get("forward")))
+                own["forward"] = of(module, module.forward)
+        with _Functions(names, of):
+            yield
     finally:
-        for module, own, forward in before:
-            if own:
-                module.forward = forward
+        for module, forward in before:
+            if forward is None:
+                del vars(module)["forward"]
             else:
-                del module.forward
+                vars(module)["forward"] = forward
+
+
+class _Functions(TorchFunctionMode):
+    """A context in which functions of torch with these names are replaced."""
+
+    def __init__(self, names: Collection[str], of: Callable[[Who, Forward], Forward]) -> None:
+        super().__init__()
+        self.names, self.of = names, of
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        return (self.of(name, func) if name in self.names else func)(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 A call of a module that is over before the first masked module is entered cannot depend on the mask. Dense runs tell
 which calls these are (see `shaprune.network.calls`); later the modules' ``forward`` gives way to one that hands out
-what was computed once per example, so that only what lies behind the mask is run, and the operations between modules.
-Of these outputs those are kept that the network's answer is computed from (see `shaprune.network.reading`); NaN of the
-same shape stands in for the others.
+what was computed once per example, so that only what lies behind the mask is run, and small operations between modules.
+Of these outputs, and of the inputs, those are kept that the network's answer is computed from (see
+`shaprune.network.reading`); NaN of the same shape stands in for the others.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from shaprune.errors import ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, length, main_output, tensors, transform
+from shaprune.network.batches import Inputs, call, main_output, tensors, transform
 from shaprune.network.borrow import device_of
-from shaprune.network.calls import DivergedError, Forward, Handed, Slot, heard, planned, replaced
+from shaprune.network.calls import DivergedError, Forward, Handed, Slot, Who, heard, planned, replaced
 from shaprune.network.cut import Whole, watched
 from shaprune.network.masks import Site, masked
 from shaprune.network.reading import Reading
@@ -38,7 +38,8 @@ class Replay:
     Args:
         model: in eval mode, called as `shaprune.network.batches.call` does.
         sites: where the masks stand.
-        inputs: of some examples, by which it is verified that nothing changes.
+        fetch: gives the inputs of examples.
+        examples: numbers of some, by which it is verified that nothing changes.
         near: relative difference up to which outputs are the same.
 
     Raises:
@@ -48,41 +49,51 @@ class Replay:
     first_linear = None
     because: str | None = None
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], inputs: Inputs, near: float) -> None:
-        self.model, self.sites = model, sites
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        fetch: Callable[[Tensor], Inputs],
+        examples: Tensor,
+        near: float,
+    ) -> None:
+        self.model, self.sites, self.fetch = model, sites, fetch
         self.whole = Whole(model, sites, call)
         self._said = False  # that rows were run whole
         self._same: dict[int, Tensor] = {}  # what is the same for all examples
-        self._unread: set[int] = set()
+        self._unread: dict[int, Tensor] = {}  # NaN for what the answer does not depend on
         self.device = device_of(model)
-        rows = torch.arange(3, device=self.device) % length(inputs)
-        three = gather(inputs, rows)
-        self.plan = planned(model, sites, gather(inputs, rows[:1]), three)
+        three = examples[torch.arange(3, device=examples.device) % len(examples)]
+        self.plan, self.given = planned(model, sites, fetch(three[:1]), fetch(three))
         self._unread = self._not_needed(self.prepare(three))
         self._same = {key: tensor for key, tensor in self._same.items() if key not in self._unread}
-        self._check(inputs, near)
+        self._check(examples, near)
 
-    def prepare(self, inputs: Inputs) -> State:
-        """Inputs, and what modules hand out for them.
+    def prepare(self, examples: Tensor) -> State:
+        """What is needed of the inputs, and what modules hand out for them; ``examples`` (rows,) are numbers.
 
         Raises:
             DivergedError: on these examples the model calls its modules otherwise.
         """
         values: dict[int, Tensor] = {}
-        rows = length(inputs)
+        rows = len(examples)
+
+        def kept(handed: Handed, output: Any) -> Any:
+            for slot, tensor in zip(handed.slots, tensors(output), strict=True):
+                if slot.key not in self._unread:
+                    self._keep(slot, tensor, rows, values)
+            return output
 
         def keep(handed: Handed, compute: Callable[[], Any]) -> Any:
             output = compute()
             if not handed.fits(output):
                 raise DivergedError("its modules give other things for other examples")
-            for slot, tensor in zip(handed.slots, tensors(output), strict=True):
-                if slot.key not in self._unread:
-                    self._keep(slot, tensor.detach().clone(), rows, values)
-            return output
+            return kept(handed, output)
 
+        inputs = kept(self.given, self.fetch(examples))
         with self._answering(keep):
             call(self.model, transform(inputs, torch.clone))
-        return {"inputs": inputs, "values": values}
+        return {"examples": examples, "values": values}
 
     def run(self, state: State, mask: Tensor) -> Tensor:
         """Outputs of the rows ``state``, which the model may write to, under ``mask`` (rows, n).
@@ -95,7 +106,7 @@ class Replay:
             if out_of_memory(error):
                 raise
             failure = f"{type(error).__name__}: {error}"
-        outputs = self.whole.run(state["inputs"], mask)
+        outputs = self.whole.run(self.fetch(state["examples"]), mask)
         if not self._said:
             self._said = True
             warnings.warn(
@@ -120,54 +131,60 @@ class Replay:
 
     def culprit(self, state: State, mask: Tensor) -> str | None:
         """The first layer whose output is not finite."""
-        return self.whole.culprit(state["inputs"], mask)
+        return self.whole.culprit(self.fetch(state["examples"]), mask)
 
     # -- how it is run ----------------------------------------------------------------------------------------------
 
     def _replayed(self, state: State, mask: Tensor) -> Tensor:
         """As `run`; raises where the model goes another way."""
+        rows = len(mask)
 
         def hand(handed: Handed, compute: Callable[[], Any]) -> Any:
-            return handed.filled(self._given(slot, state["values"], len(mask)) for slot in handed.slots)
+            return handed.filled(self._given(slot, state["values"], rows) for slot in handed.slots)
 
         with masked(self.model, self.sites, mask), self._answering(hand):
-            return main_output(call(self.model, state["inputs"]))
+            return main_output(call(self.model, hand(self.given, lambda: None)))
 
     def _keep(self, slot: Slot, tensor: Tensor, rows: int, values: dict[int, Tensor]) -> None:
-        if tensor.shape != slot.shape(rows) or tensor.dtype != slot.like.dtype:
+        if tensor.shape != slot.shape(rows) or tensor.dtype != slot.dtype:
             raise DivergedError("its modules give results of other shapes for other examples")
         if slot.moving:
-            values[slot.key] = tensor.unflatten(0, (rows, len(slot.like)))
-        elif not torch.equal(self._same.setdefault(slot.key, tensor), tensor):
+            values[slot.key] = slot.packed(tensor, rows)
+        elif not torch.equal(self._same.setdefault(slot.key, tensor.detach().clone()), tensor):
             raise DivergedError("a module before the mask gives one result for all examples of a batch")
 
     def _given(self, slot: Slot, values: dict[int, Tensor], rows: int) -> Tensor:
         if slot.key in self._unread:
-            nan = torch.full((), float("nan"), dtype=slot.like.dtype, device=self.device)
-            return nan.expand(slot.shape(rows))
-        return values[slot.key].flatten(0, 1) if slot.moving else self._same[slot.key].clone()  # it may be written to
+            return self._unread[slot.key].expand(slot.shape(rows))
+        return slot.unpacked(values[slot.key]) if slot.moving else self._same[slot.key].clone()  # it may be written to
 
     @contextmanager
     def _answering(self, answer: Answer) -> Iterator[None]:
-        """Planned calls give what ``answer`` says.
+        """Planned calls give what ``answer`` says, until a masked module is entered.
 
         Raises:
-            DivergedError: a module is called more or less often than planned.
+            DivergedError: up to then a module is called more or less often than planned.
         """
         made = dict.fromkeys(self.plan, 0)
-        answering = False
+        answering = entered = False
 
-        def of(module: nn.Module, forward: Forward) -> Forward:
-            calls = self.plan[module]
+        def enter() -> None:
+            nonlocal entered
+            if not entered and any(made[who] != len(calls) for who, calls in self.plan.items()):
+                raise DivergedError("its modules are not called as often as before")
+            entered = True
+
+        def of(who: Who, forward: Forward) -> Forward:
+            calls = self.plan[who]
 
             def answered(*args: Any, **kwargs: Any) -> Any:
                 nonlocal answering
-                if answering:  # within a call that is computed to be kept
+                if entered or answering:  # within a call that is computed to be kept
                     return forward(*args, **kwargs)
-                made[module] += 1
-                if made[module] > len(calls):
+                made[who] += 1
+                if made[who] > len(calls):
                     raise DivergedError("its modules are called more often than before")
-                handed = calls[made[module] - 1]
+                handed = calls[made[who] - 1]
                 if handed is None:
                     return forward(*args, **kwargs)
                 answering = True
@@ -178,45 +195,47 @@ class Replay:
 
             return answered
 
-        with replaced(self.plan, of), heard(self.model, self.sites, lambda: None):
+        with replaced(self.plan, of), heard(self.model, self.sites, enter):
             yield
-        if any(made[module] != len(calls) for module, calls in self.plan.items()):
-            raise DivergedError("its modules are not called as often as before")
+        if not entered:
+            raise DivergedError("none of the masked modules is called")
 
     # -- what is verified once --------------------------------------------------------------------------------------
 
-    def _not_needed(self, state: State) -> set[int]:
-        """Which floating-point tensors, of a state that holds all, the network's answer does not depend on."""
+    def _not_needed(self, state: State) -> dict[int, Tensor]:
+        """NaN for every floating-point tensor, of a state that holds all, that the answer does not depend on."""
         reading = Reading()
-        floating: set[int] = set()
+        floating: dict[int, torch.dtype] = {}
 
         def hand(handed: Handed, compute: Callable[[], Any]) -> Any:
             given = [self._given(slot, state["values"], 3) for slot in handed.slots]
             for slot, tensor in zip(handed.slots, given, strict=True):
                 reading.follow(tensor, slot.key)
-                floating.update([slot.key] if tensor.is_floating_point() else [])
+                floating.update({slot.key: slot.dtype} if slot.dtype.is_floating_point else {})
             return handed.filled(given)
 
-        inputs = transform(state["inputs"], torch.clone)
+        inputs = hand(self.given, lambda: None)
+        before = [t._version for t in tensors(inputs)]
         with reading, self._answering(hand):
             output = main_output(call(self.model, inputs))
-        if any(t._version for t in tensors(inputs)):
+        if [t._version for t in tensors(inputs)] != before:
             raise DivergedError("it writes to its inputs")
-        return floating - reading.needed(output)
+        unread = floating.keys() - reading.needed(output)
+        return {key: torch.tensor(float("nan"), dtype=floating[key], device=self.device) for key in unread}
 
-    def _check(self, inputs: Inputs, near: float) -> None:
+    def _check(self, examples: Tensor, near: float) -> None:
         """Check that everyone and random coalitions, in another order, have the outputs of the whole model.
 
         Raises:
             DivergedError: they have not.
         """
-        n = length(inputs)
+        n = len(examples)
         rows = torch.cat([torch.arange(n), torch.arange(n).flip(0), torch.zeros(1, dtype=torch.int64)]).to(self.device)
         mask = torch.rand(len(rows), self.sites[0].n_players, generator=torch.Generator().manual_seed(0)).round()
         mask[:n] = 1
         mask = mask.to(self.device)
-        ours = self._replayed(gather(self.prepare(inputs), rows), mask)
-        theirs = self.whole.run(gather(inputs, rows), mask)
+        ours = self._replayed(gather(self.prepare(examples), rows), mask)
+        theirs = self.whole.run(self.fetch(examples[rows]), mask)
         alike = ours.shape == theirs.shape and torch.equal(ours.isfinite(), theirs.isfinite())
         limit = limit_for(ours.dtype, near)
         if not alike or relative_difference(*(t.nan_to_num(0.0, 0.0, 0.0) for t in (ours, theirs))) > limit:

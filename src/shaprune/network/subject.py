@@ -145,13 +145,17 @@ class Subject:
             return cut
         try:
             rows = torch.linspace(0, self.n_examples - 1, min(4, self.n_examples), device=self.device).long()
-            return Replay(self.model, sites, self.rows(rows), NEAR)
+            return Replay(self.model, sites, self.rows, rows, NEAR)
         except DivergedError as error:
             because = f"{cut}; {error}"
         except Exception as error:
             because = f"{cut}; its modules cannot be called one by one ({type(error).__name__}: {error})"
         self.say_whole(because)
         return Whole(self.model, sites, self.forward, because)
+
+    def prepared(self, runner: Cut | Replay | Whole, rows: Tensor) -> State:
+        """What ``runner`` needs of some examples."""
+        return runner.prepare(rows if isinstance(runner, Replay) else self.rows(rows))
 
     def _cut(self, sites: Sequence[Site]) -> Cut | str:
         """The part of the trace behind the masks, or why it cannot be had."""
