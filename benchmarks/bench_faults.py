@@ -39,11 +39,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import shaprune.network.rows
+
 EXAMPLES = 1_000
 WALKS = 4  # of every example
 UNDER_WAY = 4  # questions per worker: two for each of two games
 PAUSE = 0.02  # seconds that a chunk takes longer
 WAIT = 600.0  # seconds after which a driver counts as hung
+
+shaprune.network.rows.MOST = 1  # a chunk is one batch, so that calls of the worth are chunks
 
 if os.environ.get("FAULTS_CLOCK"):  # in the driver and in its workers
     _now = time.time

@@ -14,6 +14,7 @@ import shaprune as sp
 from shaprune import scoring
 from shaprune.errors import GameError, InputError
 from shaprune.network import probe
+from shaprune.network.cut import Cut
 from shaprune.network.probe import probed
 from shaprune.network.recipe import recipe_of
 from shaprune.network.subject import Subject
@@ -41,6 +42,61 @@ def games(model: nn.Module, worth: Any = "fidelity", data: Data | None = None, *
 def score(model: nn.Module, **options: Any) -> sp.Scores:
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
     return sp.score(model, players, batches(), "fidelity", progress=False, **options)
+
+
+class Norms(nn.Module):
+    """Batch-norms that may and that may not be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.masked = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.twice, self.heard = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
+        self.head = nn.Linear(8, 5)
+        for norm in self.norms:
+            norm.running_mean.normal_()  # type: ignore[operator, union-attr]
+            norm.running_var.uniform_(0.5, 2)  # type: ignore[operator, union-attr]
+            nn.init.normal_(norm.weight)  # type: ignore[arg-type]
+            nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+        self.heard.register_forward_hook(lambda *_: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.norms[0](self.masked(x)).relu()
+        y = self.twice(x)
+        x = (self.norms[1](y) + y).relu()
+        x = self.norms[2](self.heard(x)).relu()
+        x = self.norms[3](x)
+        head: Tensor = self.head(x.mean((2, 3)))
+        return head
+
+
+def test_in_bfloat16_batch_norms_are_folded_where_nobody_sees_what_is_before_them() -> None:
+    torch.manual_seed(0)
+    model = Norms().eval()
+    x = torch.randn(16, 3, 8, 8)
+    players = sp.find_players(model, x[:2], include="first")
+    exact, lower = (
+        sp.NetworkGame(model, players, [(x, None)], "fidelity", "first", precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert isinstance(lower.runner, Cut)
+    assert isinstance(exact.runner, Cut)
+    assert {str(node.target) for node in lower.runner.suffix.instead} == {"masked", "norms.0"}
+    assert not exact.runner.suffix.instead
+    state = lower.runner.prepare(x)
+    mask = (torch.rand(16, 8) < 0.5).float()
+    with torch.no_grad():  # in float32, where only rounding may differ
+        folded, plain = (
+            game.runner.run(dict(state_of), mask)
+            for game, state_of in ((lower, state), (exact, exact.runner.prepare(x)))
+        )
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        model.norms[0].bias.add_(1.0)  # type: ignore[union-attr, operator]
+    later = sp.NetworkGame(model, players, [(x, None)], "fidelity", "first", precision="bfloat16")
+    with torch.no_grad():
+        assert not torch.allclose(later.runner.run(later.runner.prepare(x), mask), folded, atol=1e-2)
 
 
 @pytest.mark.parametrize("ask", ["walks", "rows", "everyone"])

@@ -18,7 +18,7 @@ from shaprune.network.batches import Forward, Inputs, main_output, transform
 from shaprune.network.firstlinear import first_linear
 from shaprune.network.masks import Edge, Site, masked
 from shaprune.network.state import Fixed, State, batch_first, unfix
-from shaprune.network.trace import Env, Segment, Trace, first_not_finite, live_bytes
+from shaprune.network.trace import Env, Segment, Trace, first_not_finite, hooked, live_bytes
 
 
 class Whole:
@@ -133,6 +133,17 @@ class Cut:
 
         self.suffix.run(unfix(state), self._intercept(mask), watch)
         return max(1, peak // len(mask))
+
+    def fold(self) -> None:
+        """See `Segment.fold`."""
+        self.suffix.fold()
+        if self.first_linear is not None:
+            self.first_linear.rest.fold()
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody's hooks stand at the layers that are run."""
+        return any(hooked(self.trace.layer(node)) for node in self.suffix.nodes)
 
     def culprit(self, state: State, mask: Tensor) -> str | None:
         """The first operation whose result is not finite."""

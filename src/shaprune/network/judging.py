@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from shaprune.network.trace import live_bytes
 from shaprune.network.worths import SetWorth, Worth, built_in, rows_worth, set_worth
 from shaprune.values.game import Coalitions, Examples, Orders, Start, Worths, chain, describe
 
+Blocks = Generator[Block, None, None]
 Put = Callable[[Tensor, Tensor, slice], None]  # enters the worths of a block's rows into a result
 
 
@@ -203,20 +205,21 @@ def _what_is_kept(worth: SetWorth) -> object:
     return None if worth.keep is None else (worth.keep, worth.reference)
 
 
-def _stored(blocks: Iterable[Block], stores: Iterable[_Store]) -> Iterator[Block]:
+def _stored(blocks: Blocks, stores: Iterable[_Store]) -> Blocks:
     for block in blocks:
         for store in stores:
             store.take(block)
         yield block
 
 
-def _judged(judges: Sequence[Judge], blocks: Iterable[Block], shape: tuple[int, ...], put: Put) -> list[Tensor]:
+def _judged(judges: Sequence[Judge], blocks: Blocks, shape: tuple[int, ...], put: Put) -> list[Tensor]:
     """Worths of ``shape`` by each row worth."""
     results: list[Tensor] = []
-    for block in blocks:
-        results = results or [torch.zeros(shape, dtype=torch.float64, device=block.outputs.device) for _ in judges]
-        for judge, result in zip(judges, results, strict=True):
-            put(result, judge.each(block, shared=len(judges) > 1), block.into)
+    with closing(blocks):  # at once: torch's threads are theirs while they go on
+        for block in blocks:
+            results = results or [torch.zeros(shape, dtype=torch.float64, device=block.outputs.device) for _ in judges]
+            for judge, result in zip(judges, results, strict=True):
+                put(result, judge.each(block, shared=len(judges) > 1), block.into)
     return results or [torch.zeros(shape, dtype=torch.float64) for _ in judges]
 
 

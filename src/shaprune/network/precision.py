@@ -1,9 +1,9 @@
 """In which precision rows are computed: float32, or bfloat16 where that is faster and ranks players alike.
 
 In bfloat16, the operations behind the mask run under torch's autocast: products of matrices and convolutions in 16
-bits, the rest as torch decides. What lies before the mask, the players' contributions to the first linear layer behind
-it, the dense outputs and the worths stay in float32. Values differ from those in float32 by rounding, and by a little
-from machine to machine.
+bits, the rest as torch decides; batch-norms are folded into the convolutions in front of them. What lies before the
+mask, the players' contributions to the first linear layer behind it, the dense outputs and the worths stay in float32.
+Values differ from those in float32 by rounding, and by a little from machine to machine.
 """
 
 from __future__ import annotations

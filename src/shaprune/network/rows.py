@@ -7,9 +7,10 @@ running the layer again (see `shaprune.network.firstlinear`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -30,12 +31,14 @@ from shaprune.network.replay import Replay
 from shaprune.network.spill import PARTS, joined, out_of_memory
 from shaprune.network.state import State, gather, unfix
 from shaprune.network.subject import BATCH, NEAR, Subject
+from shaprune.network.threads import MOST, at_once, side_by_side
 from shaprune.network.trace import live_bytes
 
 T = TypeVar("T")
 ROWS_SET = 1 << 23  # bytes of one batch of rows on a CPU, where the bound allows more; larger ones leave the caches
 CALLED_SET = 1 << 27  # the same where a model's own code is called, which costs about a millisecond each time
 WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
+SMALL = 32  # rows of a batch below which operations are too short to be worth their calls
 SCANNED = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
 
 
@@ -78,12 +81,17 @@ class Rows:
         self._room = max_memory  # bytes that the device is known to have at most for a batch
         with borrowed(subject.model), torch.no_grad():
             self.runner: Cut | Replay | Whole = subject.runner(sites)
-            self._measure()
+            if precision != "float32" and isinstance(self.runner, Cut):
+                self.runner.fold()
+            try:
+                self._measure()
+            except DivergedError as error:
+                self._run_whole(error)
 
     def _measure(self) -> None:
         """Find what a row takes, and its values at the cut."""
         some = self.some
-        probe = self.runner.prepare(self.subject.rows(some))
+        probe = self.subject.prepared(self.runner, some)
         self.row_bytes = self.runner.row_bytes(probe, torch.ones(len(some), self.n_players, device=self.device))
         first = self.runner.first_linear
         self.part_bytes = live_bytes(first.contributions(probe)) // len(some) if first is not None else 0
@@ -99,7 +107,7 @@ class Rows:
         """A few examples, on which things are tried."""
         return torch.arange(min(4, self.n_examples), device=self.device)
 
-    def pairs(self, masks: Tensor, examples: Tensor) -> Iterator[Block]:
+    def pairs(self, masks: Tensor, examples: Tensor) -> Generator[Block, None, None]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
@@ -107,10 +115,9 @@ class Rows:
             return Block(outputs, examples[part], part, masks[part].__getitem__)
 
         self.fill()
-        for part in self.split(len(masks), self.row_bytes):
-            yield from self.halving(run, part, self.row_bytes)
+        yield from self.spread(run, self.split(len(masks), self.row_bytes), self.row_bytes)
 
-    def everyone(self, masks: Tensor) -> Iterator[Block]:
+    def everyone(self, masks: Tensor) -> Generator[Block, None, None]:
         """Every coalition, masks (R, n), on every example."""
         if not len(masks):
             return
@@ -167,12 +174,14 @@ class Rows:
 
         return sums
 
-    def walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None) -> Iterator[Block]:
+    def walks(
+        self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None
+    ) -> Generator[Block, None, None]:
         """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
         cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
         run = partial(self._walks, first, orders, examples, start)
-        for part in self.split(len(orders), cost, WALKS_SET):
-            yield from self.halving(run, part, cost)
+        short = self.part_bytes <= 4 * SCANNED * (self.n_players + 1)  # sums so small that threads wait for Python
+        yield from self.spread(run, self.split(len(orders), cost, WALKS_SET), cost, most=1 if short else MOST)
 
     def _walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None, part: slice) -> Block:
         orders, examples = orders[part], examples[part]
@@ -222,12 +231,31 @@ class Rows:
             working_set = CALLED_SET if isinstance(self.runner, Replay) else ROWS_SET
         return max(1, (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row)
 
-    def split(self, rows: int, bytes_per_row: int, working_set: int | None = None) -> Iterator[slice]:
-        start = 0
-        while start < rows:
-            stop = min(start + self.batch(bytes_per_row, working_set), rows)
-            yield slice(start, stop)
-            start = stop
+    def split(self, rows: int, bytes_per_row: int, working_set: int | None = None) -> list[slice]:
+        """Rows in parts of equal size, none larger than a batch; some smaller ones where they can run side by side."""
+        batch = self.batch(bytes_per_row, working_set)
+        parts = -(-rows // batch)
+        if self._divisible:
+            parts = max(parts, min(MOST, rows // max(SMALL, batch // MOST)))
+            even = 1 << (parts - 1).bit_length() if 0 < parts < MOST else parts  # 2, 4 or 8 share it evenly
+            parts = min(even, rows)
+        ends = [rows * i // parts for i in range(parts + 1)] if parts else []
+        return [slice(*ends) for ends in pairwise(ends)]
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether batches can run side by side: on a CPU, where nothing but torch's operations runs."""
+        return self.device.type == "cpu" and isinstance(self.runner, Cut) and not self.runner.listened
+
+    def spread(
+        self, run: Callable[[slice], T], parts: Sequence[slice], bytes_each: int, most: int = MOST
+    ) -> Iterator[T]:
+        """``run`` on all parts, in order; at most ``most`` at a time, as there are threads, and memory, for them."""
+        largest = max((part.stop - part.start for part in parts), default=1) * bytes_each
+        room = max(1, self.max_memory // 2 // largest)
+        threads = at_once(min(len(parts), room, most)) if self._divisible else 1
+        for part, result in side_by_side(run, parts, threads):
+            yield from self.halving(run, part, bytes_each, begun=result)
 
     def halving(
         self,
@@ -235,15 +263,16 @@ class Rows:
         part: slice,
         bytes_each: int,
         fewer: Callable[[slice], Iterator[T]] | None = None,
+        begun: Callable[[], T] | None = None,
     ) -> Iterator[T]:
         """``run(part)``; where the device has no memory for it, its halves, and later batches are as small.
 
         Where one row, walk or coalition is too much, ``fewer`` runs it on fewer examples; without it, torch's own error
-        stays. Batches of other sizes may differ in the last bits.
+        stays. Batches of other sizes may differ in the last bits. ``begun`` gives ``run(part)`` where that has begun.
         """
         size = part.stop - part.start
         try:
-            done = run(part)
+            done = run(part) if begun is None else begun()
         except RuntimeError as error:
             single = size < 2 and (fewer is None or bytes_each <= self.row_bytes)
             if single or not out_of_memory(error):
@@ -278,11 +307,14 @@ class Rows:
             states = (self._prepared(rows, known) for rows in blocks)
             self._cache = joined(states, self.max_memory // PARTS, self.n_examples)
         except DivergedError as error:
-            self.runner = Whole(self.subject.model, self.sites, self.subject.forward, str(error))
-            self.subject.say_whole(str(error))
-            self._measure()
+            self._run_whole(error)
         if isinstance(self.runner, Cut):
             self.subject.keep_known(self._cache)
+
+    def _run_whole(self, error: DivergedError) -> None:
+        self.runner = Whole(self.subject.model, self.sites, self.subject.forward, str(error))
+        self.subject.say_whole(str(error))
+        self._measure()
 
     def _known(self) -> State | None:
         """Values at the cut of another game on the same examples, where they lead to the same values at this one.
@@ -296,10 +328,9 @@ class Rows:
         return known if all(relative_difference(a, b) <= limit_for(a.dtype, NEAR) for a, b in pairs) else None
 
     def _prepared(self, examples: Tensor, known: State | None) -> State:
-        inputs = self.subject.rows(examples)
         if known is None or not isinstance(self.runner, Cut):
-            return self.runner.prepare(inputs)
-        return self.runner.prepare(inputs, gather(known, examples))
+            return self.subject.prepared(self.runner, examples)
+        return self.runner.prepare(self.subject.rows(examples), gather(known, examples))
 
 
 def _cyclic(block: Tensor, row: int) -> Tensor:

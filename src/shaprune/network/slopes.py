@@ -69,8 +69,7 @@ class Slopes:
 
         self.rows.fill()
         as_many = self.rows.batch(self.rows.row_bytes) * self.row_bytes  # as without derivatives, where there is room
-        for part in self.rows.split(len(masks), self.row_bytes, as_many):
-            yield from self.rows.halving(run, part, self.row_bytes)
+        yield from self.rows.spread(run, self.rows.split(len(masks), self.row_bytes, as_many), self.row_bytes)
 
     def _differentiated(self, state: State, masks: Tensor, examples: Tensor) -> Tensor:
         leaf = masks.clone().requires_grad_()
@@ -99,7 +98,7 @@ class Slopes:
         """Memory per row with all that a pass forward keeps for the pass back."""
         found: dict[int, int] = {}
         rows, examples = self.rows, self.rows.some
-        state = rows.runner.prepare(rows.subject.rows(examples))
+        state = rows.subject.prepared(rows.runner, examples)
 
         def note(tensor: Tensor) -> Tensor:
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

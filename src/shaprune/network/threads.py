@@ -1,0 +1,67 @@
+"""Batches side by side on a CPU: every batch runs in a Python thread of its own, in which torch has one thread.
+
+The operations on a batch that fits a core's caches are small. Where all cores share each of them they wait for each
+other at its end, and long where another process takes one of the cores; whole batches need not wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+P = TypeVar("P")
+MOST = 8  # batches at a time: between operations, Python runs one thread only; beyond it, torch shares the cores again
+
+
+def at_once(batches: int) -> int:
+    """How many of so many batches are run at a time; 1 on one core."""
+    return max(1, min(torch.get_num_threads(), MOST, batches))
+
+
+def side_by_side(run: Callable[[P], T], parts: Iterable[P], threads: int) -> Iterator[tuple[P, Callable[[], T]]]:
+    """Every part, in order, with a function that gives ``run(part)``, or raises what it raised.
+
+    With one thread the function runs it. With several, parts begin before they are asked for, up to ``threads`` ahead,
+    in the mode of autograd and of autocast that holds here; the number of torch's own threads is divided by as many
+    until the iterator is exhausted, or closed. What ``run`` gives does not depend on ``threads`` where torch's
+    operations do not depend on the number of its own.
+    """
+    if threads < 2:
+        for part in parts:
+            yield part, partial(run, part)
+        return
+    ours = torch.get_num_threads()
+    each = max(1, ours // threads)
+    as_here = _in_the_modes_of_here(run)
+    pool = ThreadPoolExecutor(threads, "shaprune", torch.set_num_threads, (each,))
+    under_way: deque[tuple[P, Future[T]]] = deque()
+    torch.set_num_threads(each)  # also what MKL uses, whichever thread calls it
+    try:
+        for part in parts:
+            under_way.append((part, pool.submit(as_here, part)))
+            if len(under_way) > threads:
+                first, future = under_way.popleft()
+                yield first, future.result
+        for part, future in under_way:
+            yield part, future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(ours)
+
+
+def _in_the_modes_of_here(run: Callable[[P], T]) -> Callable[[P], T]:
+    """``run`` in the modes that belong to the thread that calls this."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    lower, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def as_here(part: P) -> T:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, lower):
+            return run(part)
+
+    return as_here

@@ -1,0 +1,225 @@
+"""Batches side by side: the same bits with any number of threads, errors in order, nothing left changed."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import NETWORKS, labelled
+
+import shaprune as sp
+from shaprune.errors import GameError
+from shaprune.network import rows as rows_module
+from shaprune.network.threads import MOST, at_once, side_by_side
+from shaprune.network.worths import Worth
+
+MAKE, EXAMPLE = NETWORKS["plain"]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def game(worth: Any = "fidelity", n: int = 64, group: str = "conv2", **options: Any) -> sp.NetworkGame:
+    model = MAKE().eval()
+    return sp.NetworkGame(model, sp.find_players(model, EXAMPLE()), [labelled(EXAMPLE(), n)], worth, group, **options)
+
+
+def asked(n: int, n_players: int, examples: int = 64) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    return rng.random((n, n_players)) < 0.5, rng.integers(0, examples, n)
+
+
+def test_results_come_in_order_whoever_is_done_first(threads: Callable[[int], None]) -> None:
+    threads(4)
+    running: set[int] = set()
+    seen: list[set[int]] = []
+
+    def run(part: int) -> tuple[int, int]:
+        running.add(part)
+        time.sleep(0.02 * (4 - part % 4))
+        seen.append(set(running))
+        running.discard(part)
+        return part, torch.get_num_threads()
+
+    found = [(part, answer()) for part, answer in side_by_side(run, range(9), 4)]
+    assert found == [(part, (part, 1)) for part in range(9)]
+    assert max(map(len, seen)) == 4
+    assert torch.get_num_threads() == 4
+
+
+def test_no_more_begins_than_threads_ahead_of_what_is_asked_for(threads: Callable[[int], None]) -> None:
+    threads(2)
+    begun: list[int] = []
+    parts = side_by_side(lambda part: begun.append(part), range(100), 2)
+    next(parts)
+    time.sleep(0.05)
+    assert len(begun) <= 3
+    parts.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 3
+    assert torch.get_num_threads() == 2
+    assert not [t for t in threading.enumerate() if t.name.startswith("shaprune")]
+
+
+def test_parts_run_in_the_modes_of_whoever_asks(threads: Callable[[int], None]) -> None:
+    threads(2)
+
+    def run(part: int) -> tuple[bool, bool, torch.dtype]:
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    def found() -> set[tuple[bool, bool, torch.dtype]]:
+        return {answer() for _, answer in side_by_side(run, range(4), 2)}
+
+    assert found() == {(True, False, torch.float32)}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert found() == {(False, False, torch.bfloat16)}
+    with torch.inference_mode():
+        assert found() == {(False, True, torch.float32)}
+
+
+def test_an_error_comes_where_its_part_is_asked_for_and_threads_are_put_back(threads: Callable[[int], None]) -> None:
+    threads(2)
+
+    def run(part: int) -> int:
+        if part == 2:
+            raise ValueError("two")
+        return part
+
+    done: list[int] = []
+
+    def all_of_it() -> None:
+        for _, answer in side_by_side(run, range(6), 2):
+            done.append(answer())
+
+    with pytest.raises(ValueError, match="two"):
+        all_of_it()
+    assert done == [0, 1]
+    assert torch.get_num_threads() == 2
+
+
+def test_one_core_or_one_part_needs_no_threads(threads: Callable[[int], None]) -> None:
+    threads(1)
+    assert at_once(10) == 1
+    threads(64)
+    assert (at_once(1), at_once(3), at_once(100)) == (1, 3, MOST)
+    here = threading.get_ident()
+    assert [answer() for _, answer in side_by_side(lambda _: threading.get_ident(), range(2), 1)] == [here, here]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ask", ["rows", "derivatives", "walks"])
+def test_the_same_bits_with_any_number_of_threads(
+    ask: str, precision: Any, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+
+    def noted(run: Any, parts: Any, count: int) -> Any:
+        used.append(count)
+        return side_by_side(run, parts, count)
+
+    monkeypatch.setattr(rows_module, "side_by_side", noted)
+    monkeypatch.setattr(rows_module, "WALKS_SET", 1 << 18)
+    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        playing = game(group="conv1", precision=precision)
+        coalitions, examples = asked(300, playing.n_players)
+        orders = np.random.default_rng(1).permuted(np.tile(np.arange(playing.n_players), (64, 1)), axis=1)
+        found.append(
+            playing.walk(orders, np.arange(64))
+            if ask == "walks"
+            else playing.derivatives(coalitions, examples)
+            if ask == "derivatives"
+            else playing(coalitions, examples)
+        )
+    assert {1, 2, 5} <= set(used)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_as_many_at_a_time_as_the_memory_allows(
+    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(8)
+    used: list[int] = []
+
+    def noted(run: Any, parts: Any, count: int) -> Any:
+        used.append(count)
+        return side_by_side(run, parts, count)
+
+    monkeypatch.setattr(rows_module, "side_by_side", noted)
+    wide = game()
+    bytes_each = wide.judge.rows.row_bytes
+    coalitions, examples = asked(1_000, wide.n_players)
+    narrow = game(max_memory=400 * bytes_each)
+    parts = narrow.judge.rows.split(1_000, bytes_each)
+    narrow(coalitions, examples)
+    largest = max(part.stop - part.start for part in parts)
+    assert largest <= 200
+    assert used[-1] == 200 // largest
+
+
+def test_networks_that_somebody_listens_to_run_in_the_thread_that_asks(
+    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(4)
+    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    playing = game()
+    heard: set[int] = set()
+    coalitions, examples = asked(300, playing.n_players)
+    playing.model.conv3.register_forward_hook(lambda *_: heard.add(threading.get_ident()))  # type: ignore[union-attr]
+    playing(coalitions, examples)
+    assert heard == {threading.get_ident()}
+
+
+def test_torch_has_its_threads_back_when_a_worth_is_not_finite(
+    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(4)
+    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    bad = Worth("bad", lambda outputs, targets: outputs.sum(1) / 0, "targets")
+    playing = game(bad)
+    coalitions, examples = asked(300, playing.n_players)
+    with pytest.raises(GameError, match="not finite"):
+        playing(coalitions, examples)
+    assert torch.get_num_threads() == 4
+
+
+def test_batches_without_memory_are_halved_whichever_thread_ran_them(
+    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(2)
+    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    playing = game()
+    coalitions, examples = asked(300, playing.n_players)
+    truth = playing(coalitions, examples)
+    run, failed = playing.runner.run, []
+
+    def short(state: Any, mask: Any) -> Any:
+        if len(mask) > 20:
+            failed.append(threading.get_ident())
+            raise torch.OutOfMemoryError("can't allocate memory")
+        return run(state, mask)
+
+    monkeypatch.setattr(playing.runner, "run", short)
+    np.testing.assert_allclose(playing(coalitions, examples), truth, rtol=1e-4, atol=1e-6)
+    assert len(set(failed)) > 1
+
+
+def test_parts_are_even_and_never_larger_than_a_batch() -> None:
+    rows = game().judge.rows
+    for n in (0, 1, 31, 64, 100, 333, 5_000):
+        parts = rows.split(n, rows.row_bytes)
+        sizes = [part.stop - part.start for part in parts]
+        assert sum(sizes) == n
+        assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
+        assert not sizes or max(sizes) - min(sizes) <= 1
+        assert max(sizes, default=0) <= rows.batch(rows.row_bytes)
+        assert not 0 < len(parts) < MOST or len(parts) in (1, 2, 4)
