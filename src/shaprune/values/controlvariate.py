@@ -37,7 +37,7 @@ from shaprune.values.result import Values
 Array = NDArray[np.float64]
 WALKS, TWICE = 16, 32  # pairs of walks, and coalitions of which their example has a second one, to begin with
 DEFAULT_WALKS = 32  # pairs, where neither a budget nor a rule is given
-GROWTH = 1.1  # of the evaluations from one look of a stopping rule to the next
+GROWTH = 1.05  # of the evaluations from one look of a stopping rule to the next
 CELLS = 1 << 22  # numbers in one answer, where a pair of walks has fewer
 
 
@@ -116,7 +116,7 @@ class _Prices:
     def of(task: Task) -> _Prices:
         game = task.game
         each = 2 * game.derivative_price * (1 if game.separable else game.n_examples)
-        return _Prices(game.n_examples if game.separable else 1, each, (task.n + 1) * each)
+        return _Prices(game.n_examples if game.separable else 1, each, task.n * each)
 
     @property
     def beginning(self) -> int:
@@ -246,11 +246,13 @@ class _Work:
     def _walks(self, count: int) -> Iterator[_Piece]:
         """So many orders, each there and back on its own example."""
         n = self.task.n
-        for some in _parts(count, 2 * (n + 1) ** 2):
+        for some in _parts(count, 2 * n * (n + 1)):
             there = self.walking.permuted(np.tile(np.arange(n), (some, 1)), axis=1)
-            orders = np.stack([there, there[:, ::-1]], axis=1).reshape(-1, n)
-            examples = self._of(np.repeat(self.walkers.draw(some), 2 * (n + 1)))
-            yield _Piece(coalitions_of(orders, n).reshape(-1, n), examples, partial(self._add_walks, orders))
+            back = there[:, ::-1]
+            rows = np.concatenate([coalitions_of(there, n), coalitions_of(back, n)[:, 1:-1]], axis=1)  # the same ends
+            examples = self._of(np.repeat(self.walkers.draw(some), 2 * n))
+            orders = np.stack([there, back], axis=1).reshape(-1, n)
+            yield _Piece(rows.reshape(-1, n), examples, partial(self._add_walks, orders))
 
     def _once(self, count: int) -> Iterator[_Piece]:
         """So many coalitions and their complements, each on its own example."""
@@ -281,7 +283,9 @@ class _Work:
 
     def _add_walks(self, orders: Orders, answer: Array) -> None:
         n = self.task.n
-        worths, slopes = answer[:, 0].reshape(-1, n + 1), answer[:, 1:].reshape(-1, n + 1, n)
+        pairs = answer.reshape(-1, 2 * n, n + 1)
+        both = np.concatenate([pairs[:, : n + 1], pairs[:, :1], pairs[:, n + 1 :], pairs[:, n : n + 1]], axis=1)
+        worths, slopes = both[..., 0].reshape(-1, n + 1), both[..., 1:].reshape(-1, n + 1, n)
         with_it = np.take_along_axis(slopes[:, :-1], orders[:, :, None], axis=2)[:, :, 0]
         without = np.take_along_axis(slopes[:, 1:], orders[:, :, None], axis=2)[:, :, 0]
         share = np.arange(n, 0, -1) / (n + 1)

@@ -99,6 +99,17 @@ def evaluations(limit: int) -> Rule:
     return _plain(f"evaluations({limit:.0f})", "evaluations", lambda values: values.n_evaluations >= limit)
 
 
+def evaluations_per_player(limit: int) -> Rule:
+    """The same for so many rows for each player, so that groups of a network are paid for by their size."""
+    _above_zero("evaluations_per_player", limit)
+    name = f"evaluations_per_player({limit:.0f})"
+
+    def begin(n: int) -> Check:
+        return Check(lambda values: name if values.n_evaluations >= limit * n else None)
+
+    return Rule(name, ("evaluations",), begin)
+
+
 def seconds(limit: float) -> Rule:
     """Stop after so many seconds. The same seed then gives other bits from run to run."""
     _above_zero("seconds", limit)
@@ -203,6 +214,7 @@ def cut_settled(remove: int | float, confidence: float = 0.95) -> Rule:
 
 RULES: dict[str, Callable[..., Rule]] = {
     "evaluations": evaluations,
+    "evaluations_per_player": evaluations_per_player,
     "seconds": seconds,
     "stderr_below": stderr_below,
     "relative_error_below": relative_error_below,
