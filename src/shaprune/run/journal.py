@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -234,11 +235,14 @@ def _create(path: Path, about: Mapping[str, str]) -> None:
     with new_file(path) as beside:
         connection = sqlite3.connect(beside)
         connection.execute(f"PRAGMA page_size = {PAGE}")
-        connection.executescript(_TABLES)
+        connection.execute("PRAGMA synchronous = OFF")  # nobody knows the file yet; once, below, is enough
+        connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
         with connection:
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
             connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         connection.close()
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _damage(path: Path, *, thorough: bool = True) -> str | None:
