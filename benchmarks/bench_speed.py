@@ -5,7 +5,7 @@
   every coalition a full forward pass of the network. One such order is timed; the error of ten of them is computed by
   the faster path, which gives the same worths, and both errors are carried to .1 by the square-root law.
 - ResNet-56, all groups, 1,000 images, fidelity, bfloat16: seconds from start to end, by derivatives as control
-  variates, until the median player of a group has a standard error of a tenth of its value. Once with at most 300
+  variates, until the median player of a group has a standard error of a tenth of its value. Once with at most 260
   evaluations for each player of a group, after which the median over all players is about as much, and once with
   at most 12,000 for a group, which brings nearly every group there; the share of players on which two seeds agree
   within their 95 % intervals, joined (.95 or a little more if these are right); and seconds of 64 walks per group, and
@@ -41,7 +41,7 @@ from shaprune.values.permutation import Permutation
 from shaprune.values.stopping import Rule, evaluations, evaluations_per_player, median_error_below
 
 IMAGES, ERROR, SHARED, WALKS = 1000, 0.1, 10, 64
-PER_PLAYER, PER_GROUP = 300, 12_000  # evaluations at most
+PER_PLAYER, PER_GROUP = 260, 12_000  # evaluations at most
 TRUTH_WALKS = {"conv1": 50_000, "conv2": 100_000, "fc1": 50_000}
 BOUNDS = (0.5, 1, 2)  # GiB
 MANY = 12_000  # images

@@ -271,14 +271,16 @@ class Rows:
         stays. Batches of other sizes may differ in the last bits. ``begun`` gives ``run(part)`` where that has begun.
         """
         size = part.stop - part.start
-        try:
-            done = run(part) if begun is None else begun()
-        except RuntimeError as error:
-            single = size < 2 and (fewer is None or bytes_each <= self.row_bytes)
-            if single or not out_of_memory(error):
-                raise
-            done = None  # outside of this block nothing holds what has been computed
-        if done is not None:
+        done = None
+        known_too_large = self._room < self.max_memory and size > 1 and size * bytes_each > self._room
+        if not known_too_large:
+            try:
+                done = run(part) if begun is None else begun()
+            except RuntimeError as error:
+                single = size < 2 and (fewer is None or bytes_each <= self.row_bytes)
+                if single or not out_of_memory(error):
+                    raise
+        if done is not None:  # outside of the blocks above nothing holds what has been computed
             yield done
             return
         self._room = min(self._room, max(1, size * bytes_each // 2))
