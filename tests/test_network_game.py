@@ -22,6 +22,7 @@ from shaprune.network.players import Players
 from shaprune.network.replay import Replay
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import cut
+from shaprune.network.trace import Segment, Trace
 from shaprune.network.worths import WORTHS, Evaluate, SetWorth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -338,3 +339,22 @@ def test_what_another_game_has_computed_is_not_computed_again() -> None:
         before = sum(r == 20 for r in rows)
         game(np.ones((1, game.n_players), dtype=bool))
         assert sum(r == 20 for r in rows) - before == (name == "conv2")
+
+
+class Sums(nn.Module):
+    """Sums of which only the first is fresh, and read by its ReLU alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fresh = torch.relu(x + 1)
+        twice = x * 2 + fresh
+        given = x * 3
+        written = torch.add(x, fresh, out=given)
+        return torch.relu(twice) + twice + torch.relu(written) + given
+
+
+def test_only_fresh_sums_that_nothing_else_reads_are_overwritten_by_their_relu() -> None:
+    trace = Trace(Sums())
+    segment = Segment(trace, [node for node in trace.nodes if node.op != "placeholder"])
+    assert [str(source) for source in segment.overwritten.values()] == ["add"]
+    x = torch.randn(3, 4)
+    assert torch.equal(segment.run(trace.feed(x)), Sums()(x))

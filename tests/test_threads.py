@@ -26,6 +26,19 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many threads every question was given."""
+    counts: list[int] = []
+
+    def noted(run: Any, parts: Any, count: int) -> Any:
+        counts.append(count)
+        return side_by_side(run, parts, count)
+
+    monkeypatch.setattr(rows_module, "side_by_side", noted)
+    return counts
+
+
 def game(worth: Any = "fidelity", n: int = 64, group: str = "conv2", **options: Any) -> sp.NetworkGame:
     model = MAKE().eval()
     return sp.NetworkGame(model, sp.find_players(model, EXAMPLE()), [labelled(EXAMPLE(), n)], worth, group, **options)
@@ -115,15 +128,8 @@ def test_one_core_or_one_part_needs_no_threads(threads: Callable[[int], None]) -
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("ask", ["rows", "derivatives", "walks"])
 def test_the_same_bits_with_any_number_of_threads(
-    ask: str, precision: Any, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    ask: str, precision: Any, used: list[int], threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: list[int] = []
-
-    def noted(run: Any, parts: Any, count: int) -> Any:
-        used.append(count)
-        return side_by_side(run, parts, count)
-
-    monkeypatch.setattr(rows_module, "side_by_side", noted)
     monkeypatch.setattr(rows_module, "WALKS_SET", 1 << 18)
     monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
     found = []
@@ -144,17 +150,8 @@ def test_the_same_bits_with_any_number_of_threads(
     assert np.array_equal(found[0], found[2])
 
 
-def test_as_many_at_a_time_as_the_memory_allows(
-    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_many_at_a_time_as_the_memory_allows(used: list[int], threads: Callable[[int], None]) -> None:
     threads(8)
-    used: list[int] = []
-
-    def noted(run: Any, parts: Any, count: int) -> Any:
-        used.append(count)
-        return side_by_side(run, parts, count)
-
-    monkeypatch.setattr(rows_module, "side_by_side", noted)
     wide = game()
     bytes_each = wide.judge.rows.row_bytes
     coalitions, examples = asked(1_000, wide.n_players)

@@ -129,9 +129,10 @@ class Segment:
 
         One operation less to run and, what takes longer, to derive. Results differ by rounding.
         """
+        ours = set(self.nodes)
         for node in self.nodes:
             source = _foldable(self.trace, node)
-            if source is not None and source in self.nodes:
+            if source is not None and source in ours:
                 layer, norm = (self.trace.modules[str(n.target)] for n in (source, node))
                 self.instead[source] = fuse_conv_bn_eval(layer, norm).requires_grad_(False)
                 self.instead[node] = nn.Identity()
@@ -162,9 +163,10 @@ def _overwritable(trace: Trace, node: fx.Node) -> fx.Node | None:
     module = trace.layer(node)
     relu = node.target in (F.relu, torch.relu) if module is None else type(module) is nn.ReLU and not hooked(module)
     source = _only_source(node) if relu else None
-    if source is None or source.op == "call_function":
-        return source if source is not None and source.target in (operator.add, torch.add) else None
-    return source if _plain(trace, source, (nn.Linear, *_CONVOLUTIONS, *_NORMS)) else None
+    if source is None:
+        return None
+    summed = source.target in (operator.add, torch.add) and "out" not in source.kwargs
+    return source if summed or _plain(trace, source, (nn.Linear, *_CONVOLUTIONS, *_NORMS)) else None
 
 
 def _foldable(trace: Trace, node: fx.Node) -> fx.Node | None:
