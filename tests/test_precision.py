@@ -168,16 +168,70 @@ def tick(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
 
 
 def test_a_probe_chooses_what_is_faster_and_ranks_alike(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    tick(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(probe, "ALIKE", 0.5)
-    chosen, why = probed(games(model))
-    assert (chosen, "2.00 times as fast" in why) == ("bfloat16", True)
-    tick(monkeypatch, 1.1, 1.0)
-    assert probed(games(model))[0] == "float32"
+    for *seconds, expected in (
+        (2.0, 1.0, 1.0, "bfloat16"),
+        (2.0, 1.0, 0.99, "bfloat16"),  # no reason to lay the channels out otherwise
+        (2.0, 1.0, 0.8, "bfloat16-channels-last"),
+        (2.0, 1.9, 1.0, "bfloat16-channels-last"),
+        (1.1, 1.0, 1.2, "float32"),
+        (1.0, 1.2, 0.9, "float32"),
+    ):
+        tick(monkeypatch, *seconds)
+        chosen, why = probed(games(model))
+        assert chosen == expected
+        assert f"{expected} by a probe" in why
+    tick(monkeypatch, 2.0, 1.0, 1.0)
+    assert "bfloat16 ran 2.00 times as fast" in probed(games(model))[1]
+
+
+def test_channels_last_are_not_tried_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(32, 6)
+    players = sp.find_players(model, x[:2])
+    tick(monkeypatch, 2.0, 1.0)
+    monkeypatch.setattr(probe, "ALIKE", -1.0)
+    played = [sp.NetworkGame(model, players, [(x, None)], "fidelity", g.name) for g in players.groups]
+    assert probed(played)[0] == "bfloat16"
+
+
+def test_channels_last_are_left_where_they_rank_otherwise(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick(monkeypatch, 2.0, 1.0, 0.5)
+    monkeypatch.setattr(probe, "ALIKE", 0.5)
+    correlations = itertools.cycle([1.0, 1.0, 0.4])
+    monkeypatch.setattr(probe, "rank_correlation", lambda *means: next(correlations))
+    assert probed(games(model))[0] == "bfloat16"
+
+
+@pytest.mark.parametrize("group", ["conv1", "conv2"])
+@pytest.mark.parametrize("ask", ["rows", "walks", "derivatives"])
+def test_channels_last_give_nearly_the_same_by_other_operations(model: nn.Module, ask: str, group: str) -> None:
+    players, laid = sp.find_players(model, EXAMPLE()), []
+    plain, last = (
+        sp.NetworkGame(model, players, batches(), "fidelity", group, precision=precision)
+        for precision in ("bfloat16", "bfloat16-channels-last")
+    )
+    assert plain.fingerprint != last.fingerprint
+    assert isinstance(last.runner, Cut)
+    for node in last.runner.suffix.instead:  # the folded convolutions, which are the game's own
+        last.runner.suffix.instead[node].register_forward_pre_hook(
+            lambda _, args: laid.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    rng, n = np.random.default_rng(0), plain.n_players
+    coalitions, orders = rng.random((16, n)) < 0.5, np.stack([rng.permutation(n) for _ in range(16)])
+    found = []
+    for game in (plain, last):
+        if ask == "walks":
+            found.append(game.walk(orders, np.arange(16)))
+        else:
+            found.append((game.derivatives if ask == "derivatives" else game)(coalitions, np.arange(16)))
+    assert np.abs(found[0] - found[1]).max() <= 0.1 * np.abs(found[0]).max()
+    assert all(laid)
+    assert bool(laid) == (group == "conv1" and ask != "walks")  # else no folded convolution is run
 
 
 def test_a_probe_refuses_what_ranks_otherwise(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    tick(monkeypatch, 2.0, 1.0)
+    tick(monkeypatch, 2.0, 1.0, 1.0)
     with torch.no_grad():
         model.fc.bias += 1000.0  # type: ignore[union-attr,operator]
     chosen, why = probed(games(model, lambda outputs, targets: outputs.sum(1)))  # differences drown in the rounding

@@ -20,7 +20,7 @@ from shaprune.network.criteria import CRITERIA, rank
 from shaprune.network.discovery import Filter, Unit, find_players
 from shaprune.network.game import MAX_MEMORY
 from shaprune.network.players import Players
-from shaprune.network.precision import Precision
+from shaprune.network.precision import RowPrecision
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate, RowWorth, Worth
 from shaprune.planning import ALLOCATIONS, Plan, check_reachable
@@ -83,7 +83,7 @@ def compress(
     test: Iterable[Any] | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
-    precision: Precision | Literal["auto"] = "float32",
+    precision: RowPrecision | Literal["auto"] = "float32",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Compressed:

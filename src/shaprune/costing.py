@@ -14,7 +14,7 @@ from shaprune.network.batches import Forward
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
-from shaprune.network.precision import Precision
+from shaprune.network.precision import RowPrecision
 from shaprune.network.spill import PARTS
 from shaprune.network.subject import Subject
 from shaprune.network.trace import live_bytes
@@ -83,7 +83,7 @@ def expected_cost(
     workers: int = 1,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
-    precision: Precision | Literal["auto"] = "float32",
+    precision: RowPrecision | Literal["auto"] = "float32",
 ) -> Cost:
     """Estimate what `score` with these arguments will cost; nothing is scored.
 
@@ -99,7 +99,7 @@ def expected_cost(
         subject = data
     else:
         subject = Subject(model, data, forward, max_memory=max_memory)
-    rows_in: Precision = "float32" if precision == "auto" else precision
+    rows_in: RowPrecision = "float32" if precision == "auto" else precision
     groups: dict[str, str | None] = {"all groups": None} if together else {g.name: g.name for g in players.groups}
     found: dict[str, GameCost] = {}
     for name, group in groups.items():

@@ -73,7 +73,7 @@ class RunConfig(BaseModel):
     sizes: tuple[float, float] = (0.5, 1.0)
     max_evaluations: int | None = None
     max_memory: ByteSize = ByteSize(1 << 30)
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "bfloat16-channels-last"] = "float32"
 
     @field_validator("budget")
     @classmethod

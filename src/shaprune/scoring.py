@@ -22,7 +22,7 @@ from shaprune.network.fingerprint import identity
 from shaprune.network.game import MAX_MEMORY, NetworkGame
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Players
-from shaprune.network.precision import Precision
+from shaprune.network.precision import RowPrecision
 from shaprune.network.probe import probed
 from shaprune.network.recipe import ROWS_IN, depends_on, recipe_of
 from shaprune.network.subject import Subject
@@ -43,7 +43,7 @@ from shaprune.values.watching import WatchedGame, Watcher
 
 __all__ = ["Scores", "score"]
 
-PRECISIONS = ("auto", *get_args(Precision))
+PRECISIONS = ("auto", *get_args(RowPrecision))
 LAYERS = ("independent", "output-to-input")
 TOGETHER = "all groups"
 GAMELESS = {  # what may be given for a criterion, which plays no game; anything else is None
@@ -84,7 +84,7 @@ def score(
     build: Callable[[], nn.Module] | None = None,
     forward: Forward | None = None,
     max_memory: int = MAX_MEMORY,
-    precision: Precision | Literal["auto"] = "float32",
+    precision: RowPrecision | Literal["auto"] = "float32",
     progress: bool | None = None,
     watch: Watcher | None = None,
 ) -> Scores:
@@ -114,9 +114,9 @@ def score(
             `shaprune.run.merging.merge` joins them, and the call without a shard gives the values.
         build: makes the network (its weights are loaded into it) where it cannot be pickled to workers.
         forward, max_memory: see `NetworkGame`.
-        precision: ``"float32"``, ``"bfloat16"`` (see `NetworkGame`), or ``"auto"``: the latter where a probe of a few
-            walks finds it faster and the ranking unmoved, see `shaprune.network.probe`; a run that goes on keeps what
-            it began with.
+        precision: ``"float32"``, ``"bfloat16"``, ``"bfloat16-channels-last"`` (see `NetworkGame`), or ``"auto"``: what
+            a probe of a few walks finds faster and the ranking unmoved, see `shaprune.network.probe`; a run that goes
+            on keeps what it began with.
         progress: show a bar with the remaining time, and the error of the game that ended last, on stderr; None = only
             on a terminal.
         watch: told how the games go, see `shaprune.values.watching.Watcher`.
@@ -243,14 +243,15 @@ def score(
     return scores
 
 
-def _precision(wanted: Precision | Literal["auto"], manner: Manner) -> tuple[Precision, str | None]:
+def _precision(wanted: RowPrecision | Literal["auto"], manner: Manner) -> tuple[RowPrecision, str | None]:
     """The precision that rows are run in, and what to tell of it; None where a probe of the games is to decide."""
     if wanted != "auto":
         return wanted, "" if wanted == "float32" else wanted
     begun = None if manner.run is None else began_with(manner.run, ROWS_IN)
     if begun is None:
         return "float32", None
-    return ("bfloat16" if begun == "bfloat16" else "float32"), f"{begun}, as the run began"
+    known: RowPrecision = next((one for one in get_args(RowPrecision) if one == begun), "float32")
+    return known, f"{begun}, as the run began"
 
 
 def _told(stop: Rule | Reason | None) -> str | None:

@@ -22,7 +22,7 @@ WORTHS = (
     "squared_error",
     "absolute_error",
 )
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "bfloat16-channels-last")
 METHODS = ("permutation", "control-variate", "exact", "partial", "leave-one-out", "regression", "msr", "svarm")
 CRITERIA = (
     "random",

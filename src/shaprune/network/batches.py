@@ -45,6 +45,13 @@ def transform(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device; the way from the CPU to a GPU leads through pinned memory, so that nobody waits."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def concatenate(trees: Sequence[Any]) -> Any:
     """One structure whose tensors are those of ``trees`` one after the other along the batch."""
     first = trees[0]

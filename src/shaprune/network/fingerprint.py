@@ -30,7 +30,7 @@ def fingerprint_of(
         model: the network.
         sites: where the players' masks stand.
         data: inputs and targets, nested structures of tensors.
-        functions: worths, and functions that run the model.
+        functions: worths, functions that run the model, and names of how it is run.
         n_players: number of players.
     """
     digest = hashlib.sha256(f"shaprune game 1, {n_players} players".encode())
@@ -49,7 +49,9 @@ def fingerprint_of(
 
 
 def identity(function: object) -> str:
-    """What tells a worth or a function from others: names, and a metric's options."""
+    """What tells a worth or a function from others: names, and a metric's options; a text says it itself."""
+    if isinstance(function, str):
+        return function
     if isinstance(function, (Worth, SetWorth)):
         kept = identity(function.keep) if isinstance(function, SetWorth) else ""
         return f"{function.name}, {function.reference}, {identity(function.function)}, {kept}"

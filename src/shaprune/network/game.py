@@ -25,7 +25,7 @@ from shaprune.network.judging import Judge, answers, walks
 from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
-from shaprune.network.precision import Precision
+from shaprune.network.precision import RowPrecision
 from shaprune.network.replay import Replay
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
@@ -54,8 +54,8 @@ class NetworkGame(Game):
         max_memory: bytes that rows, cached activations and examples may take; what is more of the last two lies in a
             temporary file, with the same bits. Set worths take a quarter more, and never less than the outputs of all
             examples.
-        precision: in which what lies behind the masks is computed, ``"float32"`` or ``"bfloat16"``, see
-            `shaprune.network.precision`.
+        precision: in which what lies behind the masks is computed, ``"float32"``, ``"bfloat16"`` or
+            ``"bfloat16-channels-last"``, see `shaprune.network.precision`.
 
     Attributes:
         separable: False for set worths and `Evaluate`: ``examples`` is then refused.
@@ -77,11 +77,11 @@ class NetworkGame(Game):
         *,
         forward: Forward | None = None,
         max_memory: int = MAX_MEMORY,
-        precision: Precision = "float32",
+        precision: RowPrecision = "float32",
     ) -> None:
         if max_memory < 1:
             raise InputError(f"max_memory is {max_memory}; give a number of bytes, such as 1 << 30")
-        check_choice("precision", precision, get_args(Precision))
+        check_choice("precision", precision, get_args(RowPrecision))
         check_model(model)
         check_fits(model, players)
         wanted = [group] if isinstance(group, str) else group
@@ -122,7 +122,7 @@ class NetworkGame(Game):
         other._judge_by(worth, self.judge.rows, self.judge.rows.max_memory)
         return other
 
-    def at(self, precision: Precision) -> NetworkGame:
+    def at(self, precision: RowPrecision) -> NetworkGame:
         """The same game in another precision.
 
         Raises:

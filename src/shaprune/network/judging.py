@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shaprune.errors import GameError
+from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
 from shaprune.network.rows import Block, Rows
 from shaprune.network.subject import BATCH
@@ -18,7 +21,9 @@ from shaprune.network.trace import live_bytes
 from shaprune.network.worths import SetWorth, Worth, built_in, rows_worth, set_worth
 from shaprune.values.game import Coalitions, Examples, Orders, Start, Worths, chain, describe
 
+T = TypeVar("T")
 Blocks = Generator[Block, None, None]
+Look = Callable[..., None]  # (judge, block, worths=None)
 Put = Callable[[Tensor, Tensor, slice], None]  # enters the worths of a block's rows into a result
 
 
@@ -39,21 +44,14 @@ class Judge:
     of: str
 
     def each(self, block: Block, shared: bool) -> Tensor:
-        """Worth of each row of a block, (B,), by a row worth.
-
-        Raises:
-            GameError: a worth or an output that is not finite, with the coalition and the layer.
-        """
+        """Worth of each row of a block, (B,), by a row worth; whether it is finite is for `inspected` to see."""
         assert isinstance(self.worth, Worth)
         outputs = block.outputs.clone() if shared and not built_in(self.worth) else block.outputs
-        worths = rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
-        self._check(block, worths)
-        return worths
+        return rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
 
     def kept(self, block: Block) -> Tensor:
-        """What a set worth keeps of each row of a block, (B, ...); raises `GameError` as `each` does."""
+        """What a set worth keeps of each row of a block, (B, ...)."""
         assert isinstance(self.worth, SetWorth)
-        self._check(block)
         if self.worth.keep is None:
             return block.outputs
         outputs = block.outputs if built_in(self.worth) else block.outputs.clone()
@@ -103,11 +101,12 @@ class Judge:
         bytes_each = max(1, live_bytes(kept) * self.rows.n_examples)
         return max(1, min(coalitions, self.rows.max_memory // 4 // bytes_each))
 
-    def _check(self, block: Block, worths: Tensor | None = None) -> None:
-        """Refuse outputs and worths that are not finite, with the coalition and the layer."""
-        total = block.outputs.sum() if worths is None else worths.sum() + block.outputs.sum()
-        if torch.isfinite(total):  # one pass: NaN and infinity survive a sum
-            return
+    def check(self, block: Block, worths: Tensor | None = None) -> None:
+        """Look at the outputs, and at the worths, of every row of a block.
+
+        Raises:
+            GameError: the first that is not finite, with the coalition and the layer.
+        """
         bad = ~torch.isfinite(block.outputs).flatten(1).all(1)
         if worths is not None:
             bad |= ~torch.isfinite(worths)
@@ -123,6 +122,33 @@ class Judge:
         )
 
 
+def inspected(attempt: Callable[[Look], T]) -> T:
+    """What ``attempt`` gives; it shows every block, with the worths of its rows, to the function that it is handed.
+
+    Whether all of them are finite is asked once, at the end, so that a device need not wait after every block. Where
+    they are not, ``attempt`` is made again, and every block is looked at.
+
+    Raises:
+        GameError: see `Judge.check`; also where a worth of the user's failed on what is not finite.
+    """
+    sums: list[Tensor] = []
+
+    def note(judge: Judge, block: Block, worths: Tensor | None = None) -> None:
+        total = block.outputs.detach().sum() if worths is None else block.outputs.detach().sum() + worths.detach().sum()
+        sums.append(total.float())  # NaN and infinity survive a sum
+
+    def sound() -> bool:
+        return not sums or bool(torch.isfinite(torch.stack(sums).sum()))
+
+    try:
+        found = attempt(note)
+    except Exception:
+        if not sound():
+            attempt(Judge.check)
+        raise
+    return found if sound() else attempt(Judge.check)
+
+
 def answers(judges: Sequence[Judge], coalitions: Coalitions, examples: Examples | None = None) -> list[Worths]:
     """Worths of coalitions (R, n) on examples (R,), None = over all: (R,) for each judge of the same rows.
 
@@ -131,10 +157,10 @@ def answers(judges: Sequence[Judge], coalitions: Coalitions, examples: Examples 
     """
     rows = judges[0].rows
     with borrowed(rows.subject.model), torch.no_grad():
-        masks = torch.from_numpy(coalitions).to(rows.device, torch.float32)
+        masks = to_device(torch.from_numpy(coalitions), rows.device).float()
         if examples is None:
             return _over_all(judges, masks)
-        blocks = rows.pairs(masks, _indices(examples, rows.device))
+        blocks = partial(rows.pairs, masks, _indices(examples, rows.device))
         return [worths.cpu().numpy() for worths in _judged(judges, blocks, (len(masks),), _put_rows)]
 
 
@@ -148,8 +174,9 @@ def walks(judges: Sequence[Judge], orders: Orders, examples: Examples | None, st
         who = None if examples is None else np.repeat(examples, shape[1])
         return [worths.reshape(shape) for worths in answers(judges, coalitions, who)]
     with borrowed(rows.subject.model), torch.no_grad():
-        present = None if start is None else torch.from_numpy(start).to(rows.device, torch.float32)
-        blocks = rows.walks(first, _indices(orders, rows.device), _indices(examples, rows.device), present)
+        present = None if start is None else to_device(torch.from_numpy(start), rows.device).float()
+        given = _indices(orders, rows.device), _indices(examples, rows.device), present
+        blocks = partial(rows.walks, first, *given)
         return [worths.cpu().numpy() for worths in _judged(judges, blocks, shape, _put_walks)]
 
 
@@ -174,8 +201,7 @@ def _one_run(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:
     for judge in judges:
         if isinstance(judge.worth, SetWorth):
             stores.setdefault(_what_is_kept(judge.worth), _Store(judge, len(masks)))
-    blocks = _stored(rows.everyone(masks), stores.values())
-    sums = iter(_judged(means, blocks, (len(masks),), _put_sums))
+    sums = iter(_judged(means, partial(rows.everyone, masks), (len(masks),), _put_sums, stores.values()))
     result: list[Worths] = []
     for judge in judges:
         if isinstance(judge.worth, Worth):
@@ -205,22 +231,30 @@ def _what_is_kept(worth: SetWorth) -> object:
     return None if worth.keep is None else (worth.keep, worth.reference)
 
 
-def _stored(blocks: Blocks, stores: Iterable[_Store]) -> Blocks:
-    for block in blocks:
-        for store in stores:
-            store.take(block)
-        yield block
+def _judged(
+    judges: Sequence[Judge],
+    blocks: Callable[[], Blocks],
+    shape: tuple[int, ...],
+    put: Put,
+    stores: Collection[_Store] = (),
+) -> list[Tensor]:
+    """Worths of ``shape`` by each row worth; ``stores`` take every block, too."""
 
+    def attempt(look: Look) -> list[Tensor]:
+        results: list[Tensor] = []
+        with closing(blocks()) as running:  # at once: torch's threads are theirs while they go on
+            for block in running:
+                for store in stores:
+                    look(store.judge, block)
+                    store.take(block)
+                results = results or [block.outputs.new_zeros(shape, dtype=torch.float64) for _ in judges]
+                for judge, result in zip(judges, results, strict=True):
+                    worths = judge.each(block, shared=len(judges) > 1)
+                    look(judge, block, worths)
+                    put(result, worths, block.into)
+        return results or [torch.zeros(shape, dtype=torch.float64) for _ in judges]
 
-def _judged(judges: Sequence[Judge], blocks: Blocks, shape: tuple[int, ...], put: Put) -> list[Tensor]:
-    """Worths of ``shape`` by each row worth."""
-    results: list[Tensor] = []
-    with closing(blocks):  # at once: torch's threads are theirs while they go on
-        for block in blocks:
-            results = results or [torch.zeros(shape, dtype=torch.float64, device=block.outputs.device) for _ in judges]
-            for judge, result in zip(judges, results, strict=True):
-                put(result, judge.each(block, shared=len(judges) > 1), block.into)
-    return results or [torch.zeros(shape, dtype=torch.float64) for _ in judges]
+    return inspected(attempt)
 
 
 def _put_rows(result: Tensor, worths: Tensor, into: slice) -> None:
@@ -236,4 +270,4 @@ def _put_sums(result: Tensor, worths: Tensor, into: slice) -> None:
 
 
 def _indices(numbers: Examples, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(device)
+    return to_device(torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)), device)

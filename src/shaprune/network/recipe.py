@@ -17,7 +17,7 @@ from shaprune.network.fingerprint import fingerprint_of, identity
 from shaprune.network.game import NetworkGame
 from shaprune.network.only import Only
 from shaprune.network.players import Players
-from shaprune.network.precision import Precision
+from shaprune.network.precision import RowPrecision
 from shaprune.network.subject import Subject
 from shaprune.network.worths import AnyWorth, Evaluate
 
@@ -44,7 +44,7 @@ class GameRecipe:
     worth: AnyWorth | Only | Evaluate
     groups: Mapping[str, str | None]
     max_memory: int
-    precision: Precision
+    precision: RowPrecision
     threads: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     matmul: str = field(default_factory=torch.get_float32_matmul_precision)
@@ -91,7 +91,7 @@ def recipe_of(
     *,
     build: Callable[[], nn.Module] | None,
     max_memory: int,
-    precision: Precision,
+    precision: RowPrecision,
     workers: int,
 ) -> GameRecipe:
     """The recipe of these games; the threads of this process are shared out among the workers."""

@@ -24,9 +24,10 @@ from shaprune.network.borrow import borrowed
 from shaprune.network.calls import DivergedError
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
+from shaprune.network.graphs import Recordings, recorder_for
 from shaprune.network.grid import Grid, grid_of
 from shaprune.network.masks import Site
-from shaprune.network.precision import Precision, check_runs, in_precision
+from shaprune.network.precision import RowPrecision, check_runs, in_precision, laid_out
 from shaprune.network.replay import Replay
 from shaprune.network.spill import PARTS, joined, out_of_memory
 from shaprune.network.state import State, gather, unfix
@@ -71,7 +72,7 @@ class Rows:
     """
 
     def __init__(
-        self, subject: Subject, sites: Sequence[Site], max_memory: int, precision: Precision = "float32"
+        self, subject: Subject, sites: Sequence[Site], max_memory: int, precision: RowPrecision = "float32"
     ) -> None:
         self.subject, self.sites, self.max_memory, self.precision = subject, sites, max_memory, precision
         check_runs(subject.model, precision)
@@ -90,6 +91,7 @@ class Rows:
 
     def _measure(self) -> None:
         """Find what a row takes, and its values at the cut."""
+        self._recordings = self.new_recordings()
         some = self.some
         probe = self.subject.prepared(self.runner, some)
         self.row_bytes = self.runner.row_bytes(probe, torch.ones(len(some), self.n_players, device=self.device))
@@ -102,6 +104,13 @@ class Rows:
                 "least that, better a thousand times as much"
             )
 
+    def new_recordings(self) -> Recordings:
+        """None yet, of what runs on batches of these rows; recorded is only what are nothing but torch's operations."""
+        plain = isinstance(self.runner, Cut) and not self.runner.listened
+        model = self.subject.model
+        weights = [t.detach() for t in (*model.parameters(), *model.buffers())]
+        return Recordings(recorder_for(self.device) if plain else None, self.max_memory // PARTS, weights)
+
     @property
     def some(self) -> Tensor:
         """A few examples, on which things are tried."""
@@ -111,7 +120,7 @@ class Rows:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
-            outputs = self.lowered(self.runner.run, self.state(examples[part]), masks[part])
+            outputs = self._run(self.runner.run, self.state(examples[part]), masks[part])
             return Block(outputs, examples[part], part, masks[part].__getitem__)
 
         self.fill()
@@ -155,9 +164,9 @@ class Rows:
         block, first = masks[part], self.runner.first_linear
         rows = torch.arange(len(examples), device=self.device).repeat_interleave(len(block))
         if sums is not None and first is not None:
-            outputs = self.lowered(first.finish, gather(first.leftover(state), rows), sums(part))
+            outputs = self._run(first.finish, gather(first.leftover(state), rows), sums(part))
         else:
-            outputs = self.lowered(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
+            outputs = self._run(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
         return Block(outputs, examples[rows], part, partial(_cyclic, block))
 
     def _sums_of(self, parts: Tensor, masks: Tensor, grid: Grid | None) -> Callable[[slice], Tensor]:
@@ -179,16 +188,20 @@ class Rows:
     ) -> Generator[Block, None, None]:
         """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
         cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
-        run = partial(self._walks, first, orders, examples, start)
+        everyone = torch.ones(self.n_players, device=self.device) if start is None else start
+        somebody_stays = orders.shape[1] < (self.n_players if start is None else int(start.sum()))
+        run = partial(self._walks, first, orders, examples, everyone, somebody_stays)
         short = self.part_bytes <= 4 * SCANNED * (self.n_players + 1)  # sums so small that threads wait for Python
         yield from self.spread(run, self.split(len(orders), cost, WALKS_SET), cost, most=1 if short else MOST)
 
-    def _walks(self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None, part: slice) -> Block:
+    def _walks(
+        self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor, somebody_stays: bool, part: slice
+    ) -> Block:
         orders, examples = orders[part], examples[part]
         state = self.state(examples)
-        sums = self._sums(first.contributions(state), orders, start)
+        sums = self._sums(first.contributions(state), orders, start if somebody_stays else None)
         rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
-        outputs = self.lowered(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
+        outputs = self._run(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
         return Block(outputs, examples[rows], part, partial(self._mask_of_step, orders, start))
 
     def culprit(self, example: Tensor, mask: Tensor) -> str | None:
@@ -198,16 +211,26 @@ class Rows:
 
     def lowered(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
         """Outputs of a run in the precision of these rows, in float32 where that is lower."""
+        if isinstance(self.runner, Cut):
+            given = laid_out(given, self.precision)
         outputs: Tensor = in_precision(run, self.device, self.precision)(*given)
         return outputs
 
+    def _run(self, run: Callable[..., Tensor], state: State, masks_or_sums: Tensor) -> Tensor:
+        """As `lowered`; by a recording, where these operations have one."""
+        given, bytes_ = (state, masks_or_sums), len(masks_or_sums) * self.row_bytes
+        outputs: Tensor = self._recordings.run(partial(self.lowered, run), given, run.__name__, bytes_)
+        return outputs
+
     def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
-        """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...)."""
+        """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...).
+
+        ``start`` (n,) is where they leave from; None = nobody of it stays.
+        """
         walks, steps = orders.shape
         nobody = parts[:, -1]  # of those who leave
-        if steps < (self.n_players if start is None else int(start.sum())):  # somebody stays
-            everyone = torch.ones(self.n_players, device=self.device) if start is None else start
-            staying = _with_base(everyone.repeat(walks, 1).scatter_(1, orders, 0.0))
+        if start is not None:
+            staying = _with_base(start.repeat(walks, 1).scatter_(1, orders, 0.0))
             nobody = torch.matmul(staying[:, None].to(parts), parts.flatten(2)).view(nobody.shape)
         every = torch.arange(walks, device=self.device)
         if nobody[0].numel() <= SCANNED:
@@ -218,9 +241,8 @@ class Rows:
             torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
         return sums
 
-    def _mask_of_step(self, orders: Tensor, start: Tensor | None, row: int) -> Tensor:
-        everyone = torch.ones(self.n_players, device=self.device) if start is None else start
-        return everyone.index_fill(0, orders[row % len(orders), : row // len(orders)], 0.0)
+    def _mask_of_step(self, orders: Tensor, start: Tensor, row: int) -> Tensor:
+        return start.index_fill(0, orders[row % len(orders), : row // len(orders)], 0.0)
 
     # -- memory ---------------------------------------------------------------------------------------------------
 

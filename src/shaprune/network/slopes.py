@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shaprune.errors import GameError, InputError
+from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
-from shaprune.network.judging import Judge
+from shaprune.network.judging import Judge, Look, inspected
 from shaprune.network.rows import Block
 from shaprune.network.spill import out_of_memory
 from shaprune.network.state import State
+from shaprune.network.worths import built_in
 from shaprune.values.game import Coalitions, Examples, Worths
 
 OTHERWISE = "use a worth that has them, such as 'fidelity' or 'cross_entropy', or method='permutation'"
@@ -32,6 +35,8 @@ class Slopes:
 
     def __init__(self, judge: Judge) -> None:
         self.judge, self.rows = judge, judge.rows
+        self.row_bytes = self.rows.row_bytes
+        self._recordings = self.rows.new_recordings()
         with borrowed(self.rows.subject.model), torch.no_grad():
             self.row_bytes = self._kept_bytes()
         if self.row_bytes > self.rows.max_memory:
@@ -47,40 +52,41 @@ class Slopes:
             GameError: see `Judge`.
         """
         rows = self.rows
-        found = np.zeros((len(coalitions), rows.n_players + 1))
         with borrowed(rows.subject.model), torch.no_grad():
-            masks = torch.from_numpy(coalitions).to(rows.device, torch.float32)
-            if examples is not None:
-                which = torch.from_numpy(np.ascontiguousarray(examples, dtype=np.int64)).to(rows.device)
-                for part, answer in self._blocks(masks, which):
-                    found[part] = answer.cpu().numpy()
-                return found
-            every = torch.arange(rows.n_examples, device=rows.device)
-            for row, mask in zip(found, masks, strict=True):
-                for _, answer in self._blocks(mask.expand(len(every), -1), every):
-                    row += answer.sum(0, dtype=torch.float64).cpu().numpy()
-            return found / rows.n_examples
+            masks = to_device(torch.from_numpy(coalitions), rows.device).float()
+            which = None if examples is None else to_device(torch.from_numpy(examples.astype(np.int64)), rows.device)
+            return inspected(partial(self._answers, masks, which)).cpu().numpy()
 
-    def _blocks(self, masks: Tensor, examples: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _answers(self, masks: Tensor, examples: Tensor | None, look: Look) -> Tensor:
+        """(R, n + 1) float64 on the device."""
+        found = masks.new_zeros((len(masks), self.rows.n_players + 1), dtype=torch.float64)
+        if examples is not None:
+            for part, answer in self._blocks(masks, examples, look):
+                found[part] = answer
+            return found
+        every = torch.arange(self.rows.n_examples, device=self.rows.device)
+        for row, mask in zip(found, masks, strict=True):
+            for _, answer in self._blocks(mask.expand(len(every), -1), every, look):
+                row += answer.sum(0, dtype=torch.float64)
+        return found / self.rows.n_examples
+
+    def _blocks(self, masks: Tensor, examples: Tensor, look: Look) -> Iterator[tuple[slice, Tensor]]:
         """Parts of the rows with their answers, (B, n + 1)."""
 
         def run(part: slice) -> tuple[slice, Tensor]:
-            return part, self._differentiated(self.rows.state(examples[part]), masks[part], examples[part])
+            return part, self._differentiated(self.rows.state(examples[part]), masks[part], examples[part], look)
 
         self.rows.fill()
         as_many = self.rows.batch(self.rows.row_bytes) * self.row_bytes  # as without derivatives, where there is room
         yield from self.rows.spread(run, self.rows.split(len(masks), self.row_bytes, as_many), self.row_bytes)
 
-    def _differentiated(self, state: State, masks: Tensor, examples: Tensor) -> Tensor:
-        leaf = masks.clone().requires_grad_()
+    def _differentiated(self, state: State, masks: Tensor, examples: Tensor, look: Look) -> Tensor:
+        given = state, masks, examples
         try:
-            with torch.enable_grad():
-                outputs = self.rows.lowered(self.rows.runner.run, state, leaf)
-                block = Block(outputs, examples, slice(0, len(masks)), masks.__getitem__)
-                worths = self.judge.each(block, shared=False)
-                slopes = None
-                if worths.requires_grad:
-                    (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
+            if built_in(self.judge.worth):
+                found = self._recordings.run(self._there_and_back, given, "", len(masks) * self.row_bytes)
+            else:
+                found = self._there_and_back(*given)
         except RuntimeError as error:
             if isinstance(error, GameError) or out_of_memory(error):
                 raise
@@ -88,11 +94,25 @@ class Slopes:
             raise InputError(
                 f"what lies behind the masks of {self.judge.of} has no derivatives ({reason}); use method='permutation'"
             ) from error
+        outputs, worths, slopes = found
+        look(self.judge, Block(outputs, examples, slice(0, len(masks)), masks.__getitem__), worths)
+        return torch.cat([worths[:, None], slopes], 1)
+
+    def _there_and_back(self, state: State, masks: Tensor, examples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of rows, their worths, and how these change with the masks (B, n)."""
+        with torch.enable_grad():
+            leaf = masks.clone().requires_grad_()
+            outputs = self.rows.lowered(self.rows.runner.run, state, leaf)
+            block = Block(outputs, examples, slice(0, len(masks)), masks.__getitem__)
+            worths = self.judge.each(block, shared=False)
+            slopes = None
+            if worths.requires_grad:
+                (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
         if slopes is None:
             raise InputError(
                 f"worth {self.judge.worth.name!r} has no derivatives by the masks of {self.judge.of}; {OTHERWISE}"
             )
-        return torch.cat([worths.detach()[:, None], slopes], 1)
+        return outputs.detach(), worths.detach(), slopes
 
     def _kept_bytes(self) -> int:
         """Memory per row with all that a pass forward keeps for the pass back."""
@@ -105,7 +125,8 @@ class Slopes:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._differentiated(state, torch.ones(len(examples), rows.n_players, device=rows.device), examples)
+            every = torch.ones(len(examples), rows.n_players, device=rows.device)
+            self._differentiated(state, every, examples, Judge.check)
         model = rows.subject.model
         for weight in (*model.parameters(), *model.buffers()):
             found.pop(weight.untyped_storage().data_ptr(), None)

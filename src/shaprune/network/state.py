@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from shaprune.network.batches import transform
+from shaprune.network.batches import to_device, transform
 from shaprune.network.trace import Env
 
 State = Any  # inputs of the model, or a dict of values at the cut
@@ -32,4 +32,4 @@ def batch_first(value: Any, rows: int) -> bool:
 
 def gather(state: State, rows: Tensor) -> State:
     """Rows of a state, on the device of ``rows``; an example may be taken several times."""
-    return transform(state, lambda t: t.index_select(0, rows.to(t.device)).to(rows.device) if t.ndim else t)
+    return transform(state, lambda t: to_device(t.index_select(0, rows.to(t.device)), rows.device) if t.ndim else t)

@@ -23,7 +23,7 @@ from shaprune.network.cut import Cut, Whole
 from shaprune.network.masks import Edge, Site
 from shaprune.network.replay import Replay
 from shaprune.network.spill import MAX_MEMORY, PARTS, joined
-from shaprune.network.state import State, unfix
+from shaprune.network.state import State, gather, unfix
 from shaprune.network.trace import Trace, UntraceableError, live_bytes, traced
 
 BATCH = 256  # examples per plain forward pass
@@ -91,7 +91,7 @@ class Subject:
 
     def rows(self, rows: Tensor) -> Any:
         """The inputs of some examples."""
-        return transform(self.inputs, lambda t: t.index_select(0, rows.to(t.device)).to(self.device) if t.ndim else t)
+        return gather(self.inputs, rows.to(self.device))
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
