@@ -14,7 +14,7 @@
   and 2 GiB: the highest anonymous memory of a process beyond what it has with the network and torch loaded. Files of
   mapped activations are not in it; the system takes them back when it needs to.
 
-All threads of the machine.
+All threads of the machine. With ``--device cuda`` the networks run on a GPU, and the memory is not looked at.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import error, mnist, resnet56, trained, write
+from common import CPU, error, mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
@@ -50,27 +50,28 @@ MANY = 12_000  # images
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bound", type=float, help="only score under this bound (GiB), and print the peak")
-    bound = parser.parse_args().bound
-    if bound is not None:
-        print(json.dumps(bounded(bound)))
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
+    chosen = parser.parse_args()
+    if chosen.bound is not None:
+        print(json.dumps(bounded(chosen.bound)))
         return
     started = time.perf_counter()
     results: dict[str, Any] = {"memory": {}}
-    for gib in BOUNDS:
+    for gib in BOUNDS if chosen.device == CPU else ():
         ran = subprocess.run(
             [sys.executable, __file__, "--bound", str(gib)], check=True, capture_output=True, text=True
         )
         results["memory"][f"{gib} GiB"] = json.loads(ran.stdout)
     print(results, file=sys.stderr, flush=True)
-    results |= {"LeNet-5": lenet5()}
-    write("speed", results, started)
-    results |= {"ResNet-56": resnet()}
-    write("speed", results, started)
+    results |= {"LeNet-5": lenet5(chosen.device)}
+    write("speed", results, started, chosen.device)
+    results |= {"ResNet-56": resnet(chosen.device)}
+    write("speed", results, started, chosen.device)
 
 
-def lenet5() -> dict[str, Any]:
+def lenet5(device: torch.device) -> dict[str, Any]:
     data = mnist()
-    model = trained("lenet5", data)
+    model = trained("lenet5", data).to(device)
     players = sp.find_players(model, data.test.inputs[:2])
     batches = data.held_out.take(IMAGES).batches()
     clock = time.perf_counter()
@@ -105,8 +106,9 @@ def lenet5() -> dict[str, Any]:
     return found
 
 
-def resnet() -> dict[str, Any]:
+def resnet(device: torch.device) -> dict[str, Any]:
     model, data = resnet56()
+    model.to(device)
     players = sp.find_players(model, data.test.inputs[:2])
     batches = data.held_out.take(IMAGES).batches()
     found: dict[str, Any] = {"players": players.n}

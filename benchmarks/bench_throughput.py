@@ -8,28 +8,30 @@ behind the mask. What lies behind the mask of a model that torch.fx takes apart 
 MiniLM it is written down here (their own layers, run on values that are computed once), and compared with the model.
 VGG-16 and ViT-S have random weights; MiniLM is left out where its package is missing.
 
-Networks are named on the command line (none = all); the results of the others are kept.
+Networks are named on the command line (none = all); the results of the others are kept. With ``--device cuda`` all runs
+on a GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, mnist, resnet56, trained, write
+from common import CPU, ROOT, mnist, resnet56, settled, trained, write
 from torch import Tensor, nn
 
 import shaprune as sp
 from shaprune.bench.models import build_model
-from shaprune.network.batches import Inputs, call, length
+from shaprune.network.batches import Inputs, call, length, tensors, transform
 from shaprune.network.cut import Cut
 from shaprune.network.state import gather, unfix
 
@@ -57,7 +59,12 @@ class Case:
     behind: Behind | None = None
 
 
-def main(names: Sequence[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("networks", nargs="*", help="none = all")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
+    chosen = parser.parse_args()
+    names, device = chosen.networks, chosen.device
     started = time.perf_counter()
     results: dict[str, Any] = json.loads(RESULTS.read_text())["results"]["networks"] if names else {}
     for name in names or CASES:
@@ -65,9 +72,9 @@ def main(names: Sequence[str]) -> None:
         if case is None:
             print(f"{name} is left out: its package is missing", file=sys.stderr)
             continue
-        results[name] = measured(case)
+        results[name] = measured(replace(case, model=case.model.to(device), inputs=moved(case.inputs, device)))
         print(name, results[name], file=sys.stderr, flush=True)
-        write("throughput", {"rounds": ROUNDS, "networks": results}, started)
+        write("throughput", {"rounds": ROUNDS, "networks": results}, started, device)
 
 
 def measured(case: Case) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def measured(case: Case) -> dict[str, Any]:
         every = torch.arange(batch) % length(case.inputs)
         ask = asked(game, case)
         ask()  # fills the cache of what lies in front of the mask
-        inputs = gather(case.inputs, every)
+        inputs = gather(case.inputs, every.to(game.judge.rows.device))
         steps = [ask, partial(forward, case.model, inputs), behind(game, case, inputs, batch)]
         rates = [[rate(step) for step in steps] for _ in range(ROUNDS + 1)][1:]
         coalitions, plain, suffix = np.array(rates).T
@@ -122,6 +129,7 @@ def behind(game: sp.NetworkGame, case: Case, inputs: Inputs, batch: int) -> Call
     def step() -> int:
         with torch.no_grad():
             plain()
+        settled(game.judge.rows.device)
         return batch
 
     return step
@@ -134,7 +142,12 @@ def traced(cut: Cut, state: Any) -> None:
 def forward(model: nn.Module, inputs: Inputs) -> int:
     with torch.no_grad():
         call(model, inputs)
+    settled(tensors(inputs)[0].device)
     return length(inputs)
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    return transform(inputs, lambda tensor: tensor.to(device))
 
 
 def rate(step: Callable[[], int]) -> float:
@@ -280,4 +293,4 @@ CASES: dict[str, Callable[[], Case | None]] = {
 }
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -99,8 +99,19 @@ def error(value: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
 
 
-def write(name: str, results: dict[str, Any], started: float, *, seed: int = SEED) -> None:
-    """Write ``benchmarks/results/<name>.json`` and print it."""
+CPU = torch.device("cpu")
+
+
+def settled(device: torch.device) -> None:
+    """Wait until a GPU is done with what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def write(name: str, results: dict[str, Any], started: float, device: torch.device = CPU, *, seed: int = SEED) -> None:
+    """Write ``benchmarks/results/<name>.json`` (of a GPU: ``<name>-cuda.json``) and print it."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    name = name if gpu is None else f"{name}-{device.type}"
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     document = {
         "benchmark": name,
@@ -112,7 +123,8 @@ def write(name: str, results: dict[str, Any], started: float, *, seed: int = SEE
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "system": platform.system(),
-        },
+        }
+        | ({} if gpu is None else {"gpu": gpu}),
         "versions": {
             "python": platform.python_version(),
             **{p: version(p) for p in ("shaprune", "torch", "torch-pruning", "numpy")},
