@@ -173,16 +173,30 @@ def test_recordings_hold_no_more_than_their_share_of_the_memory(recorder: OnCpu)
     def twice(x: Tensor) -> Tensor:
         return 2 * x
 
+    made = []
     for size, bytes_ in ((1, 60), (2, 60), (3, 40), (4, 1000)):
+        before = recorder.again
         for _ in range(2 * AFTER):
             assert recordings.run(twice, [torch.ones(size)], "twice", bytes_).tolist() == [2.0] * size
-    assert recorder.recorded == 2  # of 60 and of 40 bytes
+        made.append(recorder.again > before + AFTER - 1)
+    assert made == [True, False, True, False]
+    assert recorder.recorded == 2
 
 
 def test_a_result_is_not_overwritten_by_the_next_one(recorder: OnCpu) -> None:
     recordings = Recordings(recorder, 100)
     found = [recordings.run(torch.neg, [torch.full((2,), float(i))], "neg", 1) for i in range(3 * AFTER)]
     assert [f.tolist() for f in found] == [[-i, -i] for i in map(float, range(3 * AFTER))]
+    assert recorder.again > AFTER
+
+
+def test_a_function_may_write_to_what_it_is_given(recorder: OnCpu) -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return x.mul_(2).sum(1)
+
+    recordings = Recordings(recorder, 100)
+    for i in range(3 * AFTER):
+        assert recordings.run(doubled, [torch.full((2, 3), float(i))], "doubled", 1).tolist() == [6.0 * i, 6.0 * i]
     assert recorder.again > AFTER
 
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import shaprune as sp
 from shaprune.errors import ShapruneWarning
 from shaprune.network.batches import call, length, transform
+from shaprune.network.criteria import rank
 from shaprune.network.reading import Reading
 from shaprune.network.replay import Replay
 from shaprune.network.subject import Subject
@@ -502,6 +503,22 @@ def test_a_model_that_takes_many_examples_in_parts_is_run_whole_from_then_on(who
         replayed(np.ones((1, 8), dtype=bool), who)
     assert replayed.whole_because is not None
     assert_same_worths([replayed, plain])
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "apoz", "activation_mean"])
+def test_criteria_run_a_model_whole_that_takes_many_examples_in_parts(criterion: str) -> None:
+    x, targets = vectors(12), torch.arange(12) % 5
+    in_parts, at_once = (seeded(lambda size=size: Chunked(size)) for size in (10, 999))
+    found = []
+    for model in (at_once, in_parts):
+        players = sp.find_players(model, x[:2], include="up")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            values = rank(model, players, Subject(model, [(x, targets)]), criterion)
+        assert [str(w.message) for w in said if "called more often" in str(w.message)] == [str(w.message) for w in said]
+        assert len(said) == (model is in_parts)
+        found.append(values["up"].value)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-7)
 
 
 class Sparing(Chunked):

@@ -78,9 +78,10 @@ def _observed(subject: Subject, players: Players, of: Callable[[Tensor], Tensor]
     with borrowed(subject.model), torch.no_grad():
         runner = subject.runner(edges)
         for rows in torch.arange(subject.n_examples, device=subject.outputs.device).split(BATCH):
+            runner, state = subject.ready(runner, rows)
             for edge in edges:
                 edge.seen.clear()
-            runner.run(subject.prepared(runner, rows), torch.ones(len(rows), players.n, device=rows.device))
+            runner.run(state, torch.ones(len(rows), players.n, device=rows.device))
             means = _mean([(e, of(x)) for e in edges for x in e.seen], len(rows), players.n)
             parts.append(means.double().cpu().numpy())
     return np.concatenate(parts)

@@ -127,7 +127,7 @@ def differentiated(
             runner = subject.runner(gates)
         for batch in torch.arange(subject.n_examples, device=reference.device).split(rows):
             with torch.no_grad():
-                state = subject.prepared(runner, batch)
+                runner, state = subject.ready(runner, batch)
             with torch.enable_grad():
                 masks[:] = [
                     torch.ones(len(batch), len(g), device=batch.device).requires_grad_() for g in players.groups

@@ -59,7 +59,7 @@ class CudaGraphs:
             with torch.cuda.stream(aside):  # libraries get ready in the first run, which must not be recorded
                 run()
             ours.wait_stream(aside)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=aside):
                 output = run()
         return output, graph.replay
 
@@ -109,13 +109,13 @@ class Recordings:
         """``function(*given)``.
 
         Args:
-            function: gives a structure of tensors; it depends on nothing but the tensors that it is given and those
-                that are held, and changes nothing.
+            function: gives a structure of tensors; it depends on nothing but the tensors that it is given, which it may
+                write to, and those that are held.
             given: structures of tensors; what else is in them is always the same for one ``name``.
             name: of the function.
             bytes_: that it takes while it runs.
         """
-        if self.recorder is None or bytes_ > self.room:
+        if self.recorder is None:
             return function(*given)
         flat = tensors(list(given))
         key = name, *((tuple(t.shape), t.stride(), t.dtype) for t in flat)
@@ -123,7 +123,7 @@ class Recordings:
         if kept is not None:
             return kept.run(flat)
         self._uses[key] += 1
-        if self._uses[key] == AFTER:
+        if self._uses[key] == AFTER and bytes_ <= self.room:
             found = self._tried(self.recorder, function, given)
             if found is not None:
                 self._kept[key] = found
@@ -132,9 +132,10 @@ class Recordings:
 
     def _tried(self, recorder: Recorder, function: Callable[..., Any], given: Sequence[Any]) -> Recording | None:
         """A recording, if it gives the same and is faster."""
-        seconds = _seconds(recorder, lambda: function(*given))
-        places, others = transform(list(given), torch.clone), transform(list(given), _turned)
+        spare, places = (transform(list(given), torch.clone) for _ in range(2))
+        others = transform(list(given), _turned)
         flat = tensors(others)
+        seconds = _seconds(recorder, lambda: function(*spare))
         try:
             recording = Recording(tensors(places), *recorder.record(lambda: function(*places)), self.held)
             again = tensors(recording.run(flat))
@@ -146,8 +147,8 @@ class Recordings:
 
 
 def _turned(tensor: Tensor) -> Tensor:
-    """Every row in the place of another."""
-    return tensor.roll(1, 0) if tensor.ndim else tensor
+    """A copy with every row in the place of another."""
+    return tensor.roll(1, 0) if tensor.ndim else tensor.clone()
 
 
 def _seconds(recorder: Recorder, run: Callable[[], Any]) -> float:

@@ -157,6 +157,16 @@ class Subject:
         """What ``runner`` needs of some examples."""
         return runner.prepare(rows if isinstance(runner, Replay) else self.rows(rows))
 
+    def ready(self, runner: Cut | Replay | Whole, rows: Tensor) -> tuple[Cut | Replay | Whole, State]:
+        """As `prepared`, with the runner to use: the whole model where it cannot be replayed on these examples."""
+        try:
+            return runner, self.prepared(runner, rows)
+        except DivergedError as error:
+            assert isinstance(runner, Replay)
+            self.say_whole(str(error))
+            whole = Whole(self.model, runner.sites, self.forward, str(error))
+            return whole, self.prepared(whole, rows)
+
     def _cut(self, sites: Sequence[Site]) -> Cut | str:
         """The part of the trace behind the masks, or why it cannot be had."""
         edges = [site for site in sites if isinstance(site, Edge)]
