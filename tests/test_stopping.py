@@ -23,6 +23,7 @@ from shaprune.values.stopping import (
     Rule,
     cut_settled,
     evaluations,
+    evaluations_per_player,
     median_error_below,
     rank_stable,
     relative_error_below,
@@ -122,6 +123,21 @@ def test_a_rule_on_evaluations_stops_at_the_first_look_at_or_above() -> None:
         values = estimate(_game(), stop=evaluations(limit))
         assert values.n_evaluations == looks[1]
         assert values.stopped_by == f"evaluations({limit})"
+
+
+def test_a_rule_on_evaluations_per_player_counts_them_by_the_size_of_the_game() -> None:
+    game = _game()
+    looks: list[int] = []
+    estimate(game, stop=lambda values: looks.append(values.n_evaluations) or ("third" if len(looks) == 3 else None))
+    limit = looks[1] // game.n_players  # met at the second look; at the first, what was paid is less
+    assert looks[0] < limit * game.n_players
+    values = estimate(game, stop=evaluations_per_player(limit))
+    assert values.n_evaluations == looks[1]
+    assert values.stopped_by == f"evaluations_per_player({limit})"
+    for players in (2, 20):
+        check = evaluations_per_player(10).begin(players)
+        assert check.reason(_values([1.0] * players, 0.1, 10 * players - 1)) is None
+        assert check.reason(_values([1.0] * players, 0.1, 10 * players)) == "evaluations_per_player(10)"
 
 
 def test_a_rule_on_seconds_stops_at_the_first_look_after_them(clock: Clock) -> None:
@@ -248,6 +264,7 @@ def test_every_part_of_a_combination_sees_every_look() -> None:
         (lambda: stderr_below(0.1) & stderr_below(0.2), "the standard error"),
         (lambda: seconds(1) | seconds(2), "seconds"),
         (lambda: evaluations(5) | (seconds(1) & evaluations(6)), "evaluations"),
+        (lambda: evaluations(5) | evaluations_per_player(6), "evaluations"),
         (lambda: cut_settled(1) & cut_settled(2), "the cut"),
         (lambda: rank_stable() | rank_stable(0.5), "the ranking"),
         (lambda: relative_error_below(0.1) & relative_error_below(0.2), "the relative error"),
