@@ -18,7 +18,7 @@ This is two-level Monte Carlo (Giles 2015) with a first-order expansion, as prun
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -228,7 +228,7 @@ class _Work:
         more = max(reach - done, 0)
         if self.task.check is None or reach >= prices.whole(want[0]):
             to_walks = room - more * prices.price  # with a rule, what a sweep needs is saved up for it
-        self._ask(chain(self._walks(to_walks // prices.walk_price), self._once(more)))
+        self._ask(_joined(chain(self._walks(to_walks // prices.walk_price), self._once(more))))
 
     def _ask(self, pieces: Iterable[_Piece]) -> None:
         """Ask and add; the game may draw later pieces before it answers."""
@@ -329,6 +329,31 @@ def _parts(count: int, cells: int) -> Iterator[int]:
     size = max(1, CELLS // cells)
     for start in range(0, count, size):
         yield min(size, count - start)
+
+
+def _joined(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    """The same, small ones in one question, after each of which the cores wait for the last of its rows."""
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        if waiting and sum(len(p.rows) for p in (*waiting, piece)) * (piece.rows.shape[1] + 1) > CELLS:
+            yield _one_of(waiting)
+            waiting = []
+        waiting.append(piece)
+    if waiting:
+        yield _one_of(waiting)
+
+
+def _one_of(pieces: Sequence[_Piece]) -> _Piece:
+    """Several pieces as one."""
+    rows = np.concatenate([piece.rows for piece in pieces])
+    given = [piece.examples for piece in pieces if piece.examples is not None]
+
+    def add(answer: Array) -> None:
+        ends = np.cumsum([len(piece.rows) for piece in pieces])
+        for piece, part in zip(pieces, np.split(answer, ends[:-1]), strict=True):
+            piece.add(part)
+
+    return _Piece(rows, np.concatenate(given) if given else None, add)
 
 
 def _over_pairs(samples: Array) -> Array:
