@@ -105,7 +105,7 @@ class Rows:
             )
 
     def new_recordings(self) -> Recordings:
-        """None yet, of what runs on batches of these rows; recorded is only what are nothing but torch's operations."""
+        """A place for recordings of what runs on batches of these rows; it stays empty where more than torch runs."""
         plain = isinstance(self.runner, Cut) and not self.runner.listened
         model = self.subject.model
         weights = [t.detach() for t in (*model.parameters(), *model.buffers())]
