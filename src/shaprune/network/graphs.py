@@ -42,7 +42,7 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 
 class CudaGraphs:
-    """Records by `torch.cuda.graph`. Not tried by our own tests: no machine that runs them has a GPU."""
+    """Records by `torch.cuda.graph`. Its test has never run: no machine so far had a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -50,10 +50,8 @@ class CudaGraphs:
     def record(self, run: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         ours = torch.cuda.current_stream(self.device)
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.stream(ours),
-        ):  # after a failure, torch stays on another
+        # a capture that fails leaves torch on its stream; this brings it back to ours
+        with torch.cuda.device(self.device), torch.cuda.stream(ours):
             aside = torch.cuda.Stream(self.device)
             aside.wait_stream(ours)
             with torch.cuda.stream(aside):  # libraries get ready in the first run, which must not be recorded

@@ -142,7 +142,7 @@ def inspected(attempt: Callable[[Look], T]) -> T:
 
     try:
         found = attempt(note)
-    except Exception:
+    except Exception:  # raised again, unless what is not finite explains it
         if not sound():
             attempt(Judge.check)
         raise

@@ -228,7 +228,8 @@ class _Work:
         more = max(reach - done, 0)
         if self.task.check is None or reach >= prices.whole(want[0]):
             to_walks = room - more * prices.price  # with a rule, what a sweep needs is saved up for it
-        self._ask(_joined(chain(self._walks(to_walks // prices.walk_price), self._once(more))))
+        pieces = chain(self._walks(to_walks // prices.walk_price), self._once(more))
+        self._ask(pieces if self.task.check is None else _joined(pieces))  # a budget is spent in few large questions
 
     def _ask(self, pieces: Iterable[_Piece]) -> None:
         """Ask and add; the game may draw later pieces before it answers."""
@@ -332,7 +333,7 @@ def _parts(count: int, cells: int) -> Iterator[int]:
 
 
 def _joined(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
-    """The same, small ones in one question, after each of which the cores wait for the last of its rows."""
+    """The same, small ones together: at the end of every question the cores wait for the last of its rows."""
     waiting: list[_Piece] = []
     for piece in pieces:
         if waiting and sum(len(p.rows) for p in (*waiting, piece)) * (piece.rows.shape[1] + 1) > CELLS:
