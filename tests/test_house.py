@@ -23,7 +23,7 @@ _DECIDING = _DATA | {"atomic", "documents", "budget", "limits", "knapsack", "sen
 _PLANS = _DECIDING | {"lanes", "allocation", "planning", "scores", "frontiers", "swaps"}
 _CORE = (
     _PLANS
-    | {"network", "run", "backwards", "scoring", "costing", "pruning", "files", "measure", "recovery"}
+    | {"network", "run", "backwards", "scoring", "scoring_notes", "costing", "pruning", "files", "measure", "recovery"}
     | {"sensing", "search", "deciding", "rescoring"}
 )
 ALLOWED: dict[str, set[str]] = {
@@ -48,7 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     "frontiers": _DECIDING | {"planning"},
     "swaps": _DECIDING | {"lanes", "planning"},
     "descent": _DECIDING | {"lanes", "planning"},
-    "scoring": _PLANS | {"network", "pruning", "backwards", "run"},
+    "scoring_notes": _PLANS | {"network", "run"},
+    "scoring": _PLANS | {"network", "pruning", "backwards", "run", "scoring_notes"},
     "costing": _PLANS | {"network"},
     "backwards": _PLANS | {"network", "pruning"},
     "pruning": _PLANS | {"network"},

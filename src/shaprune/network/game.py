@@ -58,7 +58,9 @@ class NetworkGame(Game):
             ``"bfloat16-channels-last"``, see `shaprune.network.precision`.
 
     Attributes:
-        separable: False for set worths and `Evaluate`: ``examples`` is then refused.
+        separable: whether single examples have worths; not for set worths, `Evaluate`, and networks in which the
+            examples of a batch meet: ``examples`` is then refused.
+        inseparable_because: why they have none, or None where they do.
         repeatable: True for worths of ours on networks that torch.fx takes apart.
         labels: (N,) class of each example where targets are one whole number per example.
 
@@ -99,6 +101,7 @@ class NetworkGame(Game):
                 raise InputError(
                     f"Evaluate runs the model itself; use torch.autocast there, not precision={precision!r}"
                 )
+            self.inseparable_because: str | None = "worth 'evaluate' is one number over all examples"
             self.separable = False
             return
         if data is None:
@@ -152,12 +155,22 @@ class NetworkGame(Game):
         assert reference is not None
         rows = Rows(subject, self.sites, max_memory, self.precision) if rows is None else rows
         self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
-        self.separable = not isinstance(chosen, SetWorth)
+        self.inseparable_because = None
+        if isinstance(chosen, SetWorth):
+            self.inseparable_because = f"worth {chosen.name!r} is one number over all examples"
+        elif subject.meet:
+            self.inseparable_because = "the examples of a batch meet in this model"
+        self.separable = self.inseparable_because is None
         self._known_slopes: Slopes | None = None
         self.repeatable = built_in(chosen) and isinstance(rows.runner, Cut)
         if isinstance(chosen, SetWorth):
             with borrowed(self.model), torch.no_grad():
                 self.judge.check_dense()
+
+    @property
+    def refuted(self) -> tuple[str, ...]:
+        """Fast ways to run rows that are not used, because they answer otherwise than the plain masked network."""
+        return () if self.whole_model is not None else tuple(self.judge.rows.refuted)
 
     @property
     def runner(self) -> Cut | Replay | Whole:
@@ -168,6 +181,24 @@ class NetworkGame(Game):
     def whole_because(self) -> str | None:
         """Why the whole model is run for every coalition, or None where only the part behind the mask is."""
         return None if self.whole_model is not None else self.runner.because
+
+    def why_flat(self) -> str:
+        """Name the likely cause where all values are the same: what removing every player changes."""
+        both = np.stack([np.ones(self.n_players, bool), np.zeros(self.n_players, bool)])
+        try:
+            dense, none = self(both)
+        except GameError as error:
+            return f"without any of its players there is no worth ({error})"
+        asked = None if self.whole_model is not None else self.judge.rows.asked
+        gone = None if asked is None else asked.without_anyone()
+        if dense == none and gone is not None and torch.equal(*gone):
+            return (
+                "the output that is judged stays the same without all of these players; they may reach another output "
+                "only (choose it by forward=...), or nothing behind them uses what they give"
+            )
+        if dense == none:
+            return f"the worth is {dense:g} with and without all of these players; take another worth or data"
+        return "each of these players is worth the same"
 
     @property
     def fingerprint(self) -> str:
@@ -211,9 +242,8 @@ class NetworkGame(Game):
         return self._slopes().of(self.checked_rows(coalitions, examples), examples)
 
     def _slopes(self) -> Slopes:
-        if self.whole_model is not None or not self.separable:
-            name = "evaluate" if self.whole_model is not None else self.judge.worth.name
-            raise InputError(f"worth {name!r} is one number over all examples and has no derivatives here; {OTHERWISE}")
+        if self.inseparable_because is not None:
+            raise InputError(f"{self.inseparable_because}, so that there are no derivatives here; {OTHERWISE}")
         if self._known_slopes is None:
             self._known_slopes = Slopes(self.judge)
         return self._known_slopes
@@ -251,11 +281,8 @@ class NetworkGame(Game):
         return start
 
     def _check_separable(self, examples: Examples | None) -> None:
-        if examples is not None and not self.separable:
-            name = "evaluate" if self.whole_model is not None else self.judge.worth.name
-            raise InputError(
-                f"worth {name!r} is one number over all examples and has none for single ones; ask with examples=None"
-            )
+        if examples is not None and self.inseparable_because is not None:
+            raise InputError(f"{self.inseparable_because}, and has none for single ones; ask with examples=None")
 
     def _evaluate(self, kept: NDArray[np.bool_]) -> float:
         assert self.whole_model is not None

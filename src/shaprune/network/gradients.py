@@ -116,16 +116,17 @@ def differentiated(
         rows: examples per batch.
 
     Raises:
-        InputError: the worth has no gradient.
+        InputError: the worth has no gradient, or the examples of a batch meet.
     """
+    subject.check_apart("a criterion")
     reference = reference_of(subject, worth)
     masks: list[Tensor] = []
     gates = [_Gate.before(edge, players, masks) for edge in edges]
     parts = []
     with borrowed(subject.model):
         with torch.no_grad():
-            runner = subject.runner(gates)
-        for batch in torch.arange(subject.n_examples, device=reference.device).split(rows):
+            runner, _ = subject.runner(gates, subject.question(gates))
+        for batch in torch.arange(subject.n_examples, device=reference.device).split(rows if runner.rows_apart else 1):
             with torch.no_grad():
                 runner, state = subject.ready(runner, batch)
             with torch.enable_grad():

@@ -15,7 +15,8 @@ from torch import Tensor
 from shaprune.errors import GameError
 from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
-from shaprune.network.rows import Block, Rows
+from shaprune.network.row_batches import Block
+from shaprune.network.rows import Rows
 from shaprune.network.subject import BATCH
 from shaprune.network.trace import live_bytes
 from shaprune.network.worths import SetWorth, Worth, built_in, rows_worth, set_worth

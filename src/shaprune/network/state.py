@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from shaprune.network.batches import to_device, transform
+from shaprune.network.batches import tensors, to_device, transform
 from shaprune.network.trace import Env
 
 State = Any  # inputs of the model, or a dict of values at the cut
@@ -26,8 +26,9 @@ def unfix(state: dict[fx.Node, Any]) -> Env:
 
 
 def batch_first(value: Any, rows: int) -> bool:
-    """Whether a value holds one entry per row."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+    """Whether a value, a tensor or a structure of tensors, holds one entry per row."""
+    found = tensors(value)
+    return bool(found) and all(t.ndim > 0 and len(t) == rows for t in found)
 
 
 def gather(state: State, rows: Tensor) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shaprune.network.batches import Inputs, call, tensors
+from shaprune.network.kinds import kind_of
 
 Env = dict[fx.Node, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
@@ -21,8 +23,29 @@ class UntraceableError(Exception):
     """Why a model cannot be taken apart; it is then run whole."""
 
 
+class _Tracer(fx.Tracer):
+    """Takes a network apart down to its layers, of whatever class they are.
+
+    Args:
+        opened: whether modules of torch that contain layers, such as `nn.TransformerEncoderLayer`, are taken apart.
+    """
+
+    def __init__(self, opened: bool) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if kind_of(m) is not None:
+            return True
+        leaf: bool = super().is_leaf_module(m, module_qualified_name)
+        return leaf and not (self.opened and any(kind_of(inner) is not None for inner in m.modules()))
+
+
 class Trace:
     """The operations of a model in order, sharing its layers: weights changed in the model are changed here.
+
+    Every layer of a known kind is one operation, also where its class is the user's own, and is given its input by
+    position.
 
     Args:
         model: a module in eval mode.
@@ -32,14 +55,12 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        try:
-            self.graph = fx.Tracer().trace(model)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UntraceableError(reason) from error
+        self.graph = _graph(model)
         self.model = model
         self.nodes: list[fx.Node] = list(self.graph.nodes)
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        for node in self.nodes:
+            _pass_by_position(node, self.layer(node))
 
     def feed(self, inputs: Inputs) -> Env:
         """Bind inputs to the placeholders: a dict by name, a tuple by position, a tensor to the first."""
@@ -85,6 +106,32 @@ class Trace:
                 env[node] = self.run_node(node, env)
         ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, inputs))
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _graph(model: nn.Module) -> fx.Graph:
+    """Trace a model, with torch's compound modules taken apart where that is possible.
+
+    Raises:
+        UntraceableError: torch.fx cannot follow the model's Python code.
+    """
+    failure: Exception | None = None
+    for opened in (True, False):
+        try:
+            return _Tracer(opened).trace(model)
+        except Exception as error:
+            failure = error
+    reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    raise UntraceableError(reason) from failure
+
+
+def _pass_by_position(node: fx.Node, layer: nn.Module | None) -> None:
+    """Move the input of a layer that is called by keyword to the front of its arguments."""
+    if layer is None or node.args or not node.kwargs:
+        return
+    first = next(iter(inspect.signature(layer.forward).parameters), None)
+    if first in node.kwargs:
+        node.args = (node.kwargs[first],)
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != first}
 
 
 def traced(model: nn.Module, inputs: Inputs) -> Trace:

@@ -59,6 +59,12 @@ class Values:
         """Number of players."""
         return len(self.value)
 
+    @property
+    def flat(self) -> bool:
+        """Whether all values are 0, or all the same, with standard error 0: they tell no player from another."""
+        exact = bool((self.stderr == 0).all())
+        return exact and (not self.value.any() or (self.n > 1 and bool(np.ptp(self.value) == 0)))
+
     def ranking(self) -> NDArray[np.int64]:
         """Players from the least to the most valuable; ties in player order."""
         return np.argsort(self.value, kind="stable")
