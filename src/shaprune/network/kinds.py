@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, length
+from shaprune.network.given import input_of
 from shaprune.network.layers import Kind, Layer
 
 _CONV = nn.modules.conv._ConvNd
@@ -122,17 +123,18 @@ def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
     activations: dict[str, float] = defaultdict(float)
     rows = length(inputs)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         widths = widths_of(module)
         assert widths is not None
         counted = output.numel() / widths[1]
         if not isinstance(module, nn.Unflatten):  # a view
             activations[names[module]] += counted * output.element_size() / rows
         if getattr(module, "transposed", False):
-            counted = args[0].numel() / widths[0]
+            x = input_of(args, kwargs)
+            counted = 0 if x is None else x.numel() / widths[0]
         positions[names[module]] += counted / rows
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if kind_of(m) is not None]
+    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in model.modules() if kind_of(m) is not None]
     try:
         with torch.no_grad():
             call(model, inputs)

@@ -22,6 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.examples import pair_of
+from shaprune.network.given import input_of
 from shaprune.network.kinds import PRODUCERS, channel_axis, kind_of
 from shaprune.network.layers import Layer
 
@@ -49,7 +51,7 @@ class Marking:
 
     Args:
         copy: a private copy in eval mode; between runs it is as it was.
-        inputs: example inputs; the first example is run, twice in one batch.
+        inputs: example inputs, of which two are run.
         layers: the layers that run, by name.
         max_seconds: when to give up.
         max_memory: bytes that the clean outputs may take.
@@ -65,7 +67,7 @@ class Marking:
         self, copy: nn.Module, inputs: Inputs, layers: Mapping[str, Layer], max_seconds: float, max_memory: int
     ) -> None:
         self.model, self.max_seconds, self.started = copy, max_seconds, time.monotonic()
-        self.inputs = transform(inputs, lambda t: t[:1].expand(2, *t.shape[1:]).clone() if t.ndim else t.clone())
+        self.inputs = pair_of(copy, inputs)
         self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
         self.sources = [Source(name, layers[name].n_out) for name in makers] + list(_outside(copy))
@@ -99,13 +101,13 @@ class Marking:
         names = {module: name for name, module in self.model.named_modules()}
         found: list[str] = []
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            before, after = _marked_share(args), _marked_share(output)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before, after = _marked_share((args, kwargs)), _marked_share(output)
             if before and after > 1.5 * before and not found:
                 found.append(f"{names[module]} ({type(module).__name__})")
 
         leaves = [m for m in names if next(m.children(), None) is None and kind_of(m) not in PRODUCERS]
-        handles = [m.register_forward_hook(hook) for m in leaves]
+        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in leaves]
         try:
             self.run({source: np.arange(self.sources[source].width) == 0})
         finally:
@@ -178,8 +180,9 @@ class Marking:
     @contextmanager
     def _watched(self, seen: dict[str, Channels]) -> Iterator[None]:
         def hook_of(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                x = args[0]
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                x = input_of(args, kwargs)
+                assert x is not None
                 axis = channel_axis(module, x.ndim)
                 others = [d for d in range(x.ndim) if d != axis]
                 sums = x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32)) if others else x  # keeps a NaN
@@ -188,7 +191,8 @@ class Marking:
 
             return hook
 
-        handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in self.readers.items()]
+        readers = self.readers.items()
+        handles = [module.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, module in readers]
         try:
             yield
         finally:

@@ -10,13 +10,14 @@ from math import gcd
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, concatenate, tensors, transform
+from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.borrow import copied
 from shaprune.network.broken import place_of
 from shaprune.network.coupling import Candidate
+from shaprune.network.examples import pair_of
 from shaprune.network.layers import Layer
 from shaprune.network.masks import masked
 from shaprune.network.players import Member, Players, Skipped, number_groups
@@ -104,13 +105,13 @@ def _by_kind(candidate: Candidate) -> list[Candidate]:
 
 
 def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
-    """Mask and remove two random coalitions, one per row; return what differs, None where they agree.
+    """Mask and remove two random coalitions, each in the whole batch; return what differs, None where they agree.
 
-    In double precision, where rounding cannot hide an operation that mixes channels only a little.
+    One coalition for all rows does not ask which axis the batch is, nor whether rows meet each other. In double
+    precision, where rounding cannot hide an operation that mixes channels only a little.
     """
     coalitions = _drawn(players, np.random.default_rng(0))
-    pair = transform(inputs, lambda t: t[:2] if t.ndim and len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
-    model, limit = copy, 1e-5
+    model, pair, limit = copy, pair_of(copy, inputs), 1e-5
     try:
         doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
         precise = copied(copy).double()
@@ -156,16 +157,30 @@ def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
 def _compare(
     model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
 ) -> str | None:
+    """What differs between masking and removing each coalition, on the whole pair."""
     device = tensors(pair)[0].device
-    mask = torch.from_numpy(coalitions).to(device, torch.float32)
-    with torch.no_grad():
-        with masked(model, sites_of(players, players.groups, device), mask):
-            by_mask = call(model, transform(pair, torch.clone))
-        by_removal = []
-        for row, kept in enumerate(coalitions):
-            small = cut(copied(model), players, kept)
-            by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1].clone() if t.ndim else t)))  # noqa: B023
-    for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
+    sites = sites_of(players, players.groups, device)
+    for kept in coalitions:
+        mask = torch.from_numpy(kept[None]).to(device, torch.float32)
+        with torch.no_grad():
+            with masked(model, sites, mask):
+                by_mask = tensors(call(model, transform(pair, torch.clone)))
+            by_removal = tensors(call(cut(copied(model), players, kept), transform(pair, torch.clone)))
+        reason = _difference(by_mask, by_removal, limit)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _difference(by_mask: Sequence[Tensor], by_removal: Sequence[Tensor], limit: float) -> str | None:
+    """How the tensors of two outputs, in order, lie apart; None where they agree."""
+    if len(by_mask) != len(by_removal):
+        return f"without it the network returns {len(by_removal)} tensors, and {len(by_mask)} with its channels at zero"
+    for masks, cuts in zip(by_mask, by_removal, strict=True):
+        if masks.shape != cuts.shape:
+            return f"an output of shape {tuple(masks.shape)} has the shape {tuple(cuts.shape)} without it"
+        if not masks.isfinite().all() or not cuts.isfinite().all():
+            return "without it an output is NaN or infinite"
         error = relative_difference(masks, cuts)
         if not error < limit_for(masks.dtype, limit):
             return f"masking and removing disagree (relative difference {error:.1e})"
