@@ -104,6 +104,8 @@ def candidates(
 
 def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:
     """Why a layer (``owned`` = 0), or the rest of one, is in no group."""
+    if layer.n_out == 1:
+        return "it has one channel"
     if layer.kind == "depthwise" and any((name, "both", channel) in of_input for channel in range(layer.n_in)):
         return "its channels are those of the network's input, which stay"
     if owned:
@@ -173,12 +175,15 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
     """Sets of channels that can only leave together."""
     joined = _Joined()
     shared: dict[_Node, list[_Node]] = defaultdict(list)  # channel of a norm -> who reaches it together with others
+    couples = [source.width > 1 for source in sources]  # one channel alone can never leave: nothing leaves with it
     for i, channels, reader, positions in links.pairs:
+        if not couples[i]:
+            continue
         role = _reading(layers[reader])
         for a, b in zip(channels.tolist(), positions.tolist(), strict=True):
             joined.join(_making(sources[i], a), (reader, role, b))
     for i, blocks, reached in links.mixed:
-        if not sources[i].is_layer and i in links.spread:
+        if not couples[i] or (not sources[i].is_layer and i in links.spread):
             continue  # an axis that is no channel axis (positions, entries of a table)
         for block, where in zip(blocks, reached, strict=True):
             first = _making(sources[i], int(block[0]))
@@ -291,11 +296,7 @@ def _refusal(
         return "a parameter would be cut along two axes"
     if not any(role == "in" for _, role in sides):
         return "its output reaches no other layer"
-    if len(parts) > 1:
-        return None
-    if layers[sides[0][0]].n_out == 1:
-        return "it has one channel"
-    return _TOGETHER
+    return None if len(parts) > 1 else _TOGETHER
 
 
 def _mixing(marking: Marking, sides: list[_Side], layers: dict[str, Layer]) -> str:

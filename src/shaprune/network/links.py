@@ -10,7 +10,7 @@ channels takes some 2 log2(P n) runs, plus a few per layer whose outputs are add
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -187,18 +187,45 @@ def _ask_whether_spread(
     """Find layers whose first channel, and whose last, reaches all positions of some reader (behind a LayerNorm, say).
 
     Then all channels hang together there, and where they go beside it does not matter. An axis of a parameter must do
-    so in all readers: it is then no channel axis.
+    so in all readers: it is then no channel axis. Of a table that is longer than the example, the first and the last
+    entry that are read are asked.
     """
     everywhere = {i: set(unsure[i]) for i in together}  # readers that every channel asked so far reaches as a whole
-    for channel in (0, -1):
-        asked = {i: np.arange(marking.sources[i].width) for i, readers in everywhere.items() if readers}
-        run = marking.run({i: numbers == numbers[channel] for i, numbers in asked.items()}) if asked else {}
-        for i in asked:
+    for last in (False, True):
+        asked = {i: unsure[i] for i, readers in everywhere.items() if readers}
+        for i, run in _end(marking, asked, last=last).items():
             left = {r for r in everywhere[i] if (run[r] | ~unsure[i][r]).all()}
             everywhere[i] = left if marking.sources[i].is_layer or left == set(unsure[i]) else set()
     for i in (i for i, readers in everywhere.items() if readers):
         links.spread.add(i)
         links.mixed.append((i, [np.arange(marking.sources[i].width)], [_positions(unsure[i], unsure[i])]))
+
+
+def _end(
+    marking: Marking, unsure: Mapping[int, Mapping[str, Channels]], *, last: bool
+) -> dict[int, dict[str, Channels]]:
+    """What the first channel of each source reaches, or the ``last``: of those that reach anything at all.
+
+    Where the very first reaches nothing, halves of the others are asked, all sources in the same runs.
+    """
+    width = {i: marking.sources[i].width for i in unsure}
+
+    def ask(ranges: Mapping[int, tuple[int, int]]) -> dict[int, dict[str, Channels]]:
+        numbers = {i: np.arange(width[i])[:: -1 if last else 1] for i in ranges}
+        run = marking.run({i: (numbers[i] >= low) & (numbers[i] <= high) for i, (low, high) in ranges.items()})
+        return dict.fromkeys(ranges, run)
+
+    def reaches(i: int, run: Mapping[str, Channels]) -> bool:
+        return any((run[reader] & where).any() for reader, where in unsure[i].items())
+
+    found = ask(dict.fromkeys(unsure, (0, 0))) if unsure else {}
+    between = {i: (1, width[i] - 1) for i, run in found.items() if not reaches(i, run)}
+    late = list(between)
+    while halves := {i: (low, (low + high) // 2) for i, (low, high) in between.items() if low < high}:
+        for i, run in ask(halves).items():
+            middle, high = halves[i][1], between[i][1]
+            between[i] = (between[i][0], middle) if reaches(i, run) else (middle + 1, high)
+    return found | (ask({i: between[i] for i in late}) if late else {})
 
 
 def _positions(run: dict[str, Channels], where: dict[str, Channels]) -> set[Position]:

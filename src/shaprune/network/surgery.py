@@ -35,10 +35,6 @@ _CUTTERS = {
     ("prelu", "both"): tp.prune_prelu_out_channels,
     ("embedding", "out"): tp.prune_embedding_out_channels,
 }
-_NORM_CUTTERS = {
-    nn.modules.batchnorm._BatchNorm: tp.prune_batchnorm_out_channels,
-    nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
-}
 # What modules that reshape into heads call their numbers: all are divided as the heads are.
 _COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
 _WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
@@ -160,12 +156,32 @@ def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[
         return _cut_group_norm
     if isinstance(module, nn.Unflatten):
         return _cut_unflatten
-    cutter: Callable[[Any, list[int]], Any]
     if layer.kind == "norm":
-        cutter = next(cutter for base, cutter in _NORM_CUTTERS.items() if isinstance(module, base))
-    else:
-        cutter = _CUTTERS[layer.kind, role]
+        return _cut_norm
+    if getattr(module, "transposed", False) and layer.groups > 1:
+        return _cut_transposed_conv_out if role == "out" else _cut_transposed_conv_in
+    cutter: Callable[[Any, list[int]], Any] = _CUTTERS[layer.kind, role]
     return cutter
+
+
+def _cut_norm(module: Any, channels: Sequence[int]) -> None:
+    """Channels of a batch or instance norm leave, with their running statistics."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _keep(module, name, 0, channels)
+    module.num_features -= len(channels)
+
+
+def _cut_transposed_conv_out(module: Any, channels: Sequence[int]) -> None:
+    """One slot of every group leaves: the weight is (inputs, slots, ...)."""
+    slots = module.out_channels // module.groups
+    _keep(module, "weight", 1, sorted({channel % slots for channel in channels}))
+    _keep(module, "bias", 0, channels)
+    module.out_channels -= len(channels)
+
+
+def _cut_transposed_conv_in(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 0, channels)
+    module.in_channels -= len(channels)
 
 
 def _cut_group_norm(module: nn.GroupNorm, channels: Sequence[int]) -> None:
