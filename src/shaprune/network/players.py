@@ -189,6 +189,18 @@ class Players:
         left = {name: min(widths) for name, widths in self.widths(kept).items()}
         return {name: (n, self.layers[name].least) for name, n in left.items() if n < self.layers[name].least}
 
+    def needed(self) -> dict[int, str]:
+        """Players that can never leave: without one of them alone a layer could not run; each with that layer."""
+        found: dict[int, str] = {}
+        for group in self.groups:
+            for member in group.members:
+                layer = self.layers[member.module]
+                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
+                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
+                for i in group.indices[np.minimum(n_in, n_out) < layer.least].tolist():
+                    found.setdefault(i, member.module)
+        return found
+
     def cost(self, kept: NDArray[np.bool_]) -> tuple[int, float]:
         """Parameters and multiply-adds per example of the network in which the players ``kept`` stay."""
         params, macs = self.model_params, self.model_macs

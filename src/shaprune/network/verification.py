@@ -50,6 +50,32 @@ def verified(
     Of a single candidate, players that take channels from the same layers are tried together: behind a padded shortcut
     those that run through all of the network can leave, and those that the padding adds cannot.
     """
+    free, stuck = _free(found, layers)
+    good, bad = _halved(copy, inputs, free, layers, costs)
+    return good, [*stuck, *bad]
+
+
+def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Candidate], list[Refused]]:
+    """Split candidates into players that can leave alone, and those without which a layer could not run."""
+    free: list[Candidate] = []
+    stuck: list[Refused] = []
+    for candidate in found:
+        needed = players_of([candidate], layers, (0, 0.0, 0, 0.0)).needed()
+        by_layer: dict[str | None, list[int]] = defaultdict(list)
+        for i in range(len(candidate.members[0].channels)):
+            by_layer[needed.get(i)].append(i)
+        for name, these in by_layer.items():
+            if name is None:
+                free.append(_only(candidate, these))
+            else:
+                stuck.append((_only(candidate, these), f"without it too little would be left of layer {name!r}"))
+    return free, stuck
+
+
+def _halved(
+    copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: Totals
+) -> tuple[list[Candidate], list[Refused]]:
+    """What `verified` does with players that can leave alone."""
     if not found:
         return [], []
     reason = disagreement(copy, inputs, players_of(found, layers, costs))
@@ -61,7 +87,7 @@ def verified(
         good = [kind for kind, why in tried if why is None and len(kinds) > 1]
         return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
     middle = len(found) // 2
-    left, right = (verified(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
+    left, right = (_halved(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
 
     def joined(base: list[Candidate], more: list[Candidate]) -> tuple[list[Candidate], list[Refused]]:
         """Those of ``more`` that also agree together with ``base``, and those that do not."""
@@ -91,17 +117,20 @@ def _by_kind(candidate: Candidate) -> list[Candidate]:
     kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for player in range(len(candidate.members[0].channels)):
         kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
-    found = []
-    for widths, players in kinds.items():
-        members = tuple(
-            Member(m.module, m.role, tuple(m.channels[p] for p in players))
-            for m, width in zip(candidate.members, widths, strict=True)
-            if width
-        )
-        first = next(m for m in members if m.role == "out")
-        ordered = (first, *(m for m in members if m is not first))
-        found.append(replace(candidate, name=first.module, members=ordered))
-    return found
+    return [_only(candidate, players) for players in kinds.values()]
+
+
+def _only(candidate: Candidate, players: Sequence[int]) -> Candidate:
+    """Some of a candidate's players, with the members in which they have channels."""
+    if len(players) == len(candidate.members[0].channels):
+        return candidate
+    members = [Member(m.module, m.role, tuple(m.channels[p] for p in players)) for m in candidate.members]
+    owning = [m for m in members if m.widths.any()]
+    first = next((m for m in owning if m.role == candidate.members[0].role), None)
+    if first is None:
+        return replace(candidate, members=tuple(owning))
+    name = first.module if first.role == "out" else candidate.name
+    return replace(candidate, name=name, members=(first, *(m for m in owning if m is not first)))
 
 
 def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
@@ -128,10 +157,10 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
 
 
 def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """(2, n) random coalitions: of every group each player leaves in one of them, where enough stay for layers to run.
+    """(rows, n) random coalitions, two or a few more: every player leaves in one, and enough stay for layers to run.
 
-    How many stay shares no divisor with how many there are, so that neither broadcasting nor a whole number of groups
-    (of a norm, a convolution) hides what does not fit.
+    How many of a group stay shares no divisor with how many there are, so that neither broadcasting nor a whole number
+    of groups (of a norm, a convolution) hides what does not fit.
     """
     coalitions = np.ones((2, players.n), dtype=bool)
     for group in players.groups:
@@ -141,17 +170,26 @@ def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
         first, second = rng.permutation(2)
         coalitions[first, order[:some]] = False
         coalitions[second, order[some:]] = False
-    for row in coalitions:
-        while short := players.too_narrow(row):
-            owning = [
-                i
-                for group in players.groups
-                for member in group.members
-                for i, own in zip(group.indices, member.channels, strict=True)
-                if member.module in short and own and not row[i]
-            ]
-            row[rng.choice(owning)] = True
-    return coalitions
+    rows = [_widened(players, row, rng) for row in coalitions]
+    while (left := np.logical_and.reduce(rows)).any():  # players that were put back in all rows so far
+        row = _widened(players, ~left, rng)
+        rows.append(np.arange(players.n) != left.argmax() if row.all() else row)  # each can leave alone
+    return np.array([row for row in rows if not row.all()])
+
+
+def _widened(players: Players, kept: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """``kept`` with players put back at random until every layer can run."""
+    row = kept.copy()
+    while short := players.too_narrow(row):
+        owning = [
+            i
+            for group in players.groups
+            for member in group.members
+            for i, own in zip(group.indices, member.channels, strict=True)
+            if member.module in short and own and not row[i]
+        ]
+        row[rng.choice(owning)] = True
+    return row
 
 
 def _compare(
