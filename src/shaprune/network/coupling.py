@@ -85,7 +85,7 @@ def candidates(
         candidate = _candidate(sides, parts, read)
         reason = _refusal(copy, sides, parts, layers, shared, to_output)
         if reason == _TOGETHER:
-            reason = _mixing(marking, sides, layers)
+            reason = _mixing(marking, sides[0][0])
         if reason is None:
             found.append(candidate)
         skipped += candidate.skipped(layers, reason) if reason is not None else []
@@ -104,13 +104,13 @@ def candidates(
 
 def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:
     """Why a layer (``owned`` = 0), or the rest of one, is in no group."""
-    if layer.n_out == 1:
-        return "it has one channel"
     if layer.kind == "depthwise" and any((name, "both", channel) in of_input for channel in range(layer.n_in)):
         return "its channels are those of the network's input, which stay"
     if owned:
         return "they reach no other layer"
-    return "it feeds the network's output" if name in to_output else "its output reaches no other layer"
+    if name in to_output:
+        return "it feeds the network's output"
+    return "it has one channel" if layer.n_out == 1 else "its output reaches no other layer"
 
 
 def _functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
@@ -201,15 +201,21 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
             for channel in range(layer.n_in):
                 joined.join((name, "both", channel - channel % size), (name, "both", channel))
         if layer.kind == "conv" and layer.groups > 1:
-            sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
-            for role, width in sides:
-                slots = width // layer.groups
-                for channel in range(slots, width):
-                    joined.join((name, role, channel % slots), (name, role, channel))
+            _join_groups(joined, name, layer)
     for norm_channel, nodes in shared.items():
         if len({joined.find(node) for node in nodes}) == 1:  # a norm that all heads share stays whole
             joined.join(nodes[0], norm_channel)
     return joined.sets()
+
+
+def _join_groups(joined: _Joined, name: str, layer: Layer) -> None:
+    """Couple what leaves a convolution in groups at once: a channel of every group, or a group as a whole."""
+    sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
+    for role, width in sides:
+        slots = width // layer.groups
+        for channel in range(width):
+            whole: _Node = (name, "in", channel // slots * (layer.n_in // layer.groups))
+            joined.join(whole if layer.by_group else (name, role, channel % slots), (name, role, channel))
 
 
 def _making(source: Source, channel: int) -> _Node:
@@ -299,13 +305,9 @@ def _refusal(
     return None if len(parts) > 1 else _TOGETHER
 
 
-def _mixing(marking: Marking, sides: list[_Side], layers: dict[str, Layer]) -> str:
+def _mixing(marking: Marking, producer: str) -> str:
     """Why all channels of a group's first producer hang together."""
-    for name, role in sides:
-        layer = layers[name]
-        if layer.kind == "conv" and layer.groups == (layer.n_in if role == "in" else layer.n_out) > 1:
-            return f"{_TOGETHER}: {name} is a convolution with {layer.groups} groups of one channel, which stay alike"
-    mixer = marking.mixer([s.name for s in marking.sources].index(sides[0][0]))
+    mixer = marking.mixer([s.name for s in marking.sources].index(producer))
     what = f"{mixer} mixes channels, so a mask is not a removal" if mixer else "the network's code mixes them"
     return f"{_TOGETHER}: {what}"
 

@@ -61,9 +61,9 @@ class Layer:
 
     def params(self, n_in: int, n_out: int) -> int:
         """Parameters when ``n_in`` and ``n_out`` channels are left."""
-        if self.kind in PER_CHANNEL or self.kind in WHOLE or self.kind == "depthwise":
+        if self.kind in PER_CHANNEL or self.kind in WHOLE:
             return self.kernel * n_out + (n_out if self.bias else 0)
-        return self.kernel * (n_in // self.groups) * n_out + (n_out if self.bias else 0)
+        return self.kernel * self._fan_in(n_in) * n_out + (n_out if self.bias else 0)
 
     def macs(self, n_in: int, n_out: int) -> float:
         """Multiply-adds per example when ``n_in`` and ``n_out`` channels are left."""
@@ -71,8 +71,19 @@ class Layer:
             return 0.0
         if self.kind in WHOLE:
             return self.positions * n_out
-        fan_in = 1 if self.kind == "depthwise" else n_in // self.groups
-        return self.positions * self.kernel * fan_in * n_out
+        return self.positions * self.kernel * self._fan_in(n_in) * n_out
+
+    @property
+    def by_group(self) -> bool:
+        """Whether whole groups of a convolution leave, because each of them has one channel on one side."""
+        return self.groups > 1 and self.groups in (self.n_in, self.n_out)
+
+    def groups_left(self, n_out: int) -> int:
+        """Groups when ``n_out`` channels are left."""
+        return n_out * self.groups // self.n_out if self.by_group else self.groups
+
+    def _fan_in(self, n_in: int) -> int:
+        return (self.n_in if self.by_group else n_in) // self.groups
 
     def bytes(self, n_in: int, n_out: int) -> float:
         """Bytes of parameters and buffers when ``n_in`` and ``n_out`` channels are left."""

@@ -8,8 +8,9 @@ channels marked, so that a mark ends at the next such layer. Who reads marks is 
 
 from __future__ import annotations
 
+import copy as copying
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ class Marking:
 
     Attributes:
         sources: what can be marked.
+        passed: layers that are run, so that marks pass them.
 
     Raises:
         InputError: the bounds are passed.
@@ -73,6 +75,7 @@ class Marking:
         self.sources = [Source(name, layers[name].n_out) for name in makers] + list(_outside(copy))
         self._clean = self._record(makers, max_memory)
         self._index = {name: i for i, name in enumerate(makers)}
+        self.passed: frozenset[str] = frozenset()
 
     def run(self, marked: Mapping[int, Channels], *, inputs: bool = False) -> dict[str, Channels]:
         """Which input channels of each layer are reached from marked channels.
@@ -96,8 +99,48 @@ class Marking:
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
         return seen
 
+    def past(self, layers: frozenset[str]) -> Marking:
+        """The same, with marks that pass these layers."""
+        other = copying.copy(self)
+        other.passed = layers
+        return other
+
+    def is_maker(self, layer: str) -> bool:
+        """Whether marks end at this layer, where it is not passed."""
+        return layer in self._index
+
+    def entries(
+        self, marked: Mapping[int, Channels], readers: Collection[str], *, behind: bool = False
+    ) -> dict[str, list[Tensor]]:
+        """Which entries of each layer's input, or of its output (``behind``), are reached: a tensor per call."""
+        found: dict[str, list[Tensor]] = {name: [] for name in readers}
+
+        def hook_of(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Tensor) -> None:
+                x = output[0] if output else input_of(args, kwargs)
+                found[name] += [torch.isnan(x)] if x is not None else []
+
+            return hook
+
+        modules = {name: self.readers[name] for name in readers}
+        handles = [
+            m.register_forward_hook(hook_of(name), with_kwargs=True)
+            if behind
+            else m.register_forward_pre_hook(hook_of(name), with_kwargs=True)
+            for name, m in modules.items()
+        ]
+        try:
+            self.run(marked)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
     def mixer(self, source: int) -> str | None:
-        """The first module that spreads one channel's mark over others; None where no module alone does."""
+        """The first module that spreads a channel's mark over others; None where no module alone does.
+
+        The first channel is asked, the last, and one between: halves of a layer's channels may go different ways.
+        """
         names = {module: name for name, module in self.model.named_modules()}
         found: list[str] = []
 
@@ -109,7 +152,11 @@ class Marking:
         leaves = [m for m in names if next(m.children(), None) is None and kind_of(m) not in PRODUCERS]
         handles = [m.register_forward_hook(hook, with_kwargs=True) for m in leaves]
         try:
-            self.run({source: np.arange(self.sources[source].width) == 0})
+            width = self.sources[source].width
+            for channel in dict.fromkeys((0, width - 1, width // 2)):
+                self.run({source: np.arange(width) == channel})
+                if found:
+                    break
         finally:
             for handle in handles:
                 handle.remove()
@@ -146,13 +193,13 @@ class Marking:
     @contextmanager
     def _patched(self, marked: Mapping[int, Channels]) -> Iterator[None]:
         """Layers hand out their clean outputs with marks; parameters carry theirs."""
-        patched: list[nn.Module] = []
+        patched: list[tuple[nn.Module, Any]] = []
         kept: list[tuple[Tensor, Tensor]] = []
         try:
             for name, i in self._index.items():
                 module = self.model.get_submodule(name)
+                patched.append((module, vars(module).get("forward")))
                 module.forward = self._answer(module, name, marked.get(i))
-                patched.append(module)
             for i, channels in marked.items():
                 source = self.sources[i]
                 if source.axis is not None and channels.any():
@@ -161,16 +208,20 @@ class Marking:
                     tensor.data = _with_marks(tensor.data, source.axis, channels)
             yield
         finally:
-            for module in patched:
-                del module.forward
+            for module, own in patched:
+                if own is None:
+                    del module.forward
+                else:
+                    module.forward = own
             for tensor, data in reversed(kept):
                 tensor.data = data
 
     def _answer(self, module: nn.Module, name: str, channels: Channels | None) -> Any:
         outputs = iter(self._clean[name])
+        run = module.forward if name in self.passed else None
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            output = next(outputs)
+            output: Tensor = next(outputs) if run is None else run(*args, **kwargs)
             if channels is None or not channels.any():
                 return output.clone()
             return _with_marks(output, channel_axis(module, output.ndim), channels)

@@ -158,6 +158,8 @@ def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[
         return _cut_unflatten
     if layer.kind == "norm":
         return _cut_norm
+    if layer.kind == "conv" and layer.by_group:
+        return _cut_groups_out if role == "out" else _cut_groups_in
     if getattr(module, "transposed", False) and layer.groups > 1:
         return _cut_transposed_conv_out if role == "out" else _cut_transposed_conv_in
     cutter: Callable[[Any, list[int]], Any] = _CUTTERS[layer.kind, role]
@@ -169,6 +171,22 @@ def _cut_norm(module: Any, channels: Sequence[int]) -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         _keep(module, name, 0, channels)
     module.num_features -= len(channels)
+
+
+def _cut_groups_out(module: Any, channels: Sequence[int]) -> None:
+    """Whole groups of a convolution leave; `_cut_groups_in` takes their inputs."""
+    if not module.transposed:
+        _keep(module, "weight", 0, channels)
+    _keep(module, "bias", 0, channels)
+    left = module.out_channels - len(channels)
+    module.groups = module.groups * left // module.out_channels
+    module.out_channels = left
+
+
+def _cut_groups_in(module: Any, channels: Sequence[int]) -> None:
+    if module.transposed:
+        _keep(module, "weight", 0, channels)
+    module.in_channels -= len(channels)
 
 
 def _cut_transposed_conv_out(module: Any, channels: Sequence[int]) -> None:
