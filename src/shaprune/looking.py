@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from shaprune.errors import InputError, nearest
 from shaprune.network.batches import main_output
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.given import Arguments, input_of, with_input
 from shaprune.network.masks import masked
 from shaprune.network.players import Group, Players
 from shaprune.network.sites import sites_of
@@ -163,8 +164,13 @@ def _check(images: Tensor, channels: int, share: float) -> None:
 def _listening(model: nn.Module, name: str, keep: Any, *, before: bool) -> Iterator[None]:
     """Give what a layer reads (``before``) or gives out to ``keep``, which may answer with a replacement."""
     layer = model.get_submodule(name)
+
+    def read(module: nn.Module, args: Any, kwargs: Any) -> Arguments | None:
+        x = keep(input_of(args, kwargs))
+        return None if x is None else with_input(args, kwargs, x)
+
     handle = (
-        layer.register_forward_pre_hook(lambda module, args: keep(args[0]))
+        layer.register_forward_pre_hook(read, with_kwargs=True)
         if before
         else layer.register_forward_hook(lambda module, args, output: keep(output))
     )

@@ -19,11 +19,13 @@ def running_notes(games: Mapping[str, NetworkGame], stop: Rule | Reason | None, 
     for reason, names in _by_text(because).items():
         of = "" if len(names) == len(games) else f" of {', '.join(names)}"
         notes.append(f"the whole model was run for every coalition{of}: {reason}")
-    refuted = ((name, what) for name, game in games.items() for what in game.refuted)
-    notes += [f"{', '.join(names)}: {what}" for what, names in _by_text(refuted).items()]
-    for why in dict.fromkeys(game.inseparable_because for game in games.values()):
-        if why is not None:
-            notes.append(f"{why}: one order of leaving for all examples, not one for each")
+    refuted = [(name, what, why) for name, game in games.items() for what, why in game.refuted]
+    for what, names in _by_text((name, what) for name, what, _ in refuted).items():
+        why = next(why for _, other, why in refuted if other == what)
+        notes.append(f"{', '.join(names)}: {what}, because it answers otherwise than the plain masked network ({why})")
+    for together in dict.fromkeys(game.inseparable_because for game in games.values()):
+        if together is not None:
+            notes.append(f"{together}: one order of leaving for all examples, not one for each")
     if manner.run is not None and isinstance(stop, Rule) and "seconds" in stop.kinds:
         notes.append(
             "the stopping rule looks at the clock: a run that is resumed may end elsewhere than one that is not"

@@ -168,8 +168,8 @@ class NetworkGame(Game):
                 self.judge.check_dense()
 
     @property
-    def refuted(self) -> tuple[str, ...]:
-        """Fast ways to run rows that are not used, because they answer otherwise than the plain masked network."""
+    def refuted(self) -> tuple[tuple[str, str], ...]:
+        """Fast ways to run rows that are not used, and how they answer otherwise than the plain masked network."""
         return () if self.whole_model is not None else tuple(self.judge.rows.refuted)
 
     @property
@@ -190,8 +190,7 @@ class NetworkGame(Game):
         except GameError as error:
             return f"without any of its players there is no worth ({error})"
         asked = None if self.whole_model is not None else self.judge.rows.asked
-        gone = None if asked is None else asked.without_anyone()
-        if dense == none and gone is not None and torch.equal(*gone):
+        if dense == none and asked is not None and asked.moves_outputs() is False:
             return (
                 "the output that is judged stays the same without all of these players; they may reach another output "
                 "only (choose it by forward=...), or nothing behind them uses what they give"

@@ -62,8 +62,8 @@ def links_of(marking: Marking) -> Links:
 def _that_may_pass(marking: Marking, past: frozenset[str], sources: Sequence[int], links: Links) -> list[int]:
     """Those sources that may pass these layers; others hang together.
 
-    Of two axes, the channels of one can leave: those of the layer that runs first. A layer that they pass stays where it
-    passes them, and a parameter passes what some layer passes.
+    Of two axes, the channels of one can leave: those of the layer that runs first. A layer that they pass stays where
+    it passes them, and a parameter passes what some layer passes.
     """
     layers = [
         i for i in sources if marking.sources[i].is_layer and not (past and marking.sources[i].name in links.passed)

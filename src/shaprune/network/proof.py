@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shaprune.network.agreement import limit_for
+from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.cut import Whole
 from shaprune.network.masks import Site
 
@@ -39,10 +39,12 @@ class Question:
     outputs: Tensor
     dense: Tensor
 
-    def without_anyone(self) -> tuple[Tensor, Tensor] | None:
-        """The plain and the dense outputs of an example without all players; None where the network cannot run so."""
-        rows = torch.nonzero(~self.masks.any(1)).flatten()
-        return (self.outputs[rows[:1]], self.dense[rows[:1]]) if len(rows) else None
+    def moves_outputs(self) -> bool | None:
+        """Whether the outputs change, beyond rounding, as all players leave; None where the network cannot run so."""
+        rows = torch.nonzero(~self.masks.any(1)).flatten()[:1]
+        if not len(rows):
+            return None
+        return relative_difference(self.outputs[rows], self.dense[rows]) > _ROUNDING * limit_for(self.dense.dtype, NEAR)
 
     def refuted(self, outputs: Tensor, near: float = NEAR, rows: slice = slice(None)) -> str | None:
         """Return how ``outputs`` of some of the rows differ from the plain ones; None where they agree.

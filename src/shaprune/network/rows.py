@@ -59,7 +59,7 @@ class Rows:
         self._cache: State | None = None
         self.batches = RowBatches(max_memory, self.device, self._divisible)
         self._side_by_side = True
-        self.refuted: list[str] = []  # fast ways that are not used, and why
+        self.refuted: list[tuple[str, str]] = []  # fast ways that are not used, and why
         with borrowed(subject.model), torch.no_grad():
             self.asked = None if subject.meet else subject.question(sites)
             self._begin()
@@ -116,8 +116,8 @@ class Rows:
 
     def refuse(self, what: str, why: str) -> None:
         """Note, and warn, that a fast way is not used."""
-        self.refuted.append(f"{what}: {why}")
-        warnings.warn(self.refuted[-1], ShapruneWarning, stacklevel=2)
+        self.refuted.append((what, why))
+        warnings.warn(f"{what}: {why}", ShapruneWarning, stacklevel=2)
 
     def _added(self, first: FirstLinear, asked: Question) -> Tensor:
         """Outputs of the question's rows, from contributions to the first linear layer."""
