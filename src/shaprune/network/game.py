@@ -33,7 +33,7 @@ from shaprune.network.slopes import OTHERWISE, Slopes
 from shaprune.network.spill import MAX_MEMORY as MAX_MEMORY
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
-from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, check_targets, judge_of
+from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, judge_of, reference_for
 from shaprune.values.game import Coalitions, Examples, Game, Orders, Start, Worths, describe
 
 
@@ -147,11 +147,9 @@ class NetworkGame(Game):
 
     def _judge_by(self, worth: AnyWorth, rows: Rows | None, max_memory: int) -> None:
         chosen, subject = judge_of(worth), self.subject
-        check_targets(chosen, subject.targets, subject.outputs)
-        reference = subject.outputs if chosen.reference == "dense" else subject.targets
-        assert reference is not None
+        reference, factor = reference_for(chosen, subject.targets, subject.outputs)
         rows = Rows(subject, self.sites, max_memory, self.precision) if rows is None else rows
-        self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
+        self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]), factor)
         self.separable = not isinstance(chosen, SetWorth)
         self._known_slopes: Slopes | None = None
         self.repeatable = built_in(chosen) and isinstance(rows.runner, Cut)

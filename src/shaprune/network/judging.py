@@ -36,18 +36,21 @@ class Judge:
         worth: per row, or of all examples together.
         reference: (N, ...) targets or dense outputs.
         of: names of the groups that play, for messages.
+        factor: of a row worth, see `reference_for`.
     """
 
     rows: Rows
     worth: Worth | SetWorth
     reference: Tensor
     of: str
+    factor: float = 1.0
 
     def each(self, block: Block, shared: bool) -> Tensor:
         """Worth of each row of a block, (B,), by a row worth; whether it is finite is for `inspected` to see."""
         assert isinstance(self.worth, Worth)
         outputs = block.outputs.clone() if shared and not built_in(self.worth) else block.outputs
-        return rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
+        worths = rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
+        return worths if self.factor == 1.0 else worths * self.factor
 
     def kept(self, block: Block) -> Tensor:
         """What a set worth keeps of each row of a block, (B, ...)."""
