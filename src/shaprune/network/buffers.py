@@ -22,7 +22,7 @@ _copies: WeakKeyDictionary[nn.Module, dict[str, _Copy]] = WeakKeyDictionary()
 
 @contextmanager
 def kept_buffers(model: nn.Module, but: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
-    """Put back, on any exit, the buffers of ``model`` that were written to or replaced, ``but`` those of some modules."""
+    """Put back, on any exit, buffers of ``model`` that were written to or replaced, ``but`` those of some modules."""
     owners = [module for module in model.modules() if module._buffers and not isinstance(module, but)]
     before = [(module, dict(module._buffers), _copied(module)) for module in owners]
     try:

@@ -104,8 +104,8 @@ def _check_like(first: Inputs, inputs: Inputs, number: int) -> None:
         elif isinstance(value, Tensor) or isinstance(before, Tensor) or not _same(before, value):
             raise InputError(
                 f"input {name} is {_told(before)} in the first batch and {_told(value)} in batch {number + 1}; what is "
-                "no tensor must be the same in all batches: give it as a tensor with one entry per example, or score such "
-                "batches one by one"
+                "no tensor must be the same in all batches: give it as a tensor with one entry per example, or score "
+                "such batches one by one"
             )
 
 
@@ -120,9 +120,7 @@ def _check_sizes(name: str, before: Tensor, tensor: Tensor, number: int) -> None
     if tensor.is_floating_point():
         hint = "bring all examples to one size (resize, crop or pad)"
     else:
-        hint = (
-            f"pad all to one length: tokenizer(..., padding='max_length', max_length={longest}), or the longest of all"
-        )
+        hint = f"pad all to one length, by tokenizer(..., padding='max_length', max_length={longest}), or more"
     raise InputError(f"the batches do not fit together: {name} has shape {sizes}; {hint}")
 
 

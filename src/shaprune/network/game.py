@@ -26,6 +26,7 @@ from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
 from shaprune.network.precision import RowPrecision
+from shaprune.network.reached import check_reached
 from shaprune.network.replay import Replay
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
@@ -106,6 +107,7 @@ class NetworkGame(Game):
         subject = data if isinstance(data, Subject) else Subject(model, data, forward, max_memory=max_memory)
         if subject.model is not model:
             raise InputError("the Subject given as data belongs to another model; make one of this model")
+        check_reached(subject, players, self.groups)
         self.subject, judged_by = restricted(subject, worth)
         self.n_examples = self.subject.n_examples
         self.labels = self.subject.labels
@@ -193,6 +195,11 @@ class NetworkGame(Game):
         if self.whole_model is not None:
             return super().walk(orders, examples, start)
         return walks([self.judge], orders, examples, self.checked_start(orders, examples, start))[0]
+
+    def rounding(self, worth: float) -> float:
+        """Rounding error of a worth of this size, see `Judge.rounding`."""
+        least = super().rounding(worth)
+        return least if self.whole_model is not None else max(least, self.judge.rounding(worth))
 
     @property
     def derivative_price(self) -> int:

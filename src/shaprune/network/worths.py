@@ -31,6 +31,7 @@ from shaprune.network.targets import (
     number_targets,
 )
 
+_FEW = 4096  # outputs of a row up to which differences are taken in float64
 RowWorth = Callable[[Tensor, Tensor], Tensor]
 Reference = Literal["targets", "dense"]
 Needs = Literal["anything", "classes", "logits", "numbers"]  # what `reference_for` looks at
@@ -98,7 +99,7 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def fidelity(outputs: Tensor, dense: Tensor) -> Tensor:
     """Minus the squared distance to the dense network's outputs; needs no labels."""
-    return -(outputs - dense).float().square().reshape(len(outputs), -1).sum(1)
+    return -_difference(outputs, dense).square().reshape(len(outputs), -1).sum(1)
 
 
 def kl(outputs: Tensor, dense: Tensor) -> Tensor:
@@ -109,12 +110,12 @@ def kl(outputs: Tensor, dense: Tensor) -> Tensor:
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Minus the mean squared error over a row's outputs."""
-    return _per_row(-(outputs - targets.view_as(outputs)).square())
+    return _per_row(-_difference(outputs, targets.view_as(outputs)).square())
 
 
 def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Minus the mean absolute error over a row's outputs."""
-    return _per_row(-(outputs - targets.view_as(outputs)).abs())
+    return _per_row(-_difference(outputs, targets.view_as(outputs)).abs())
 
 
 def _log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -135,6 +136,12 @@ def _minus_perplexity(rows: Tensor, targets: Tensor) -> Tensor:
     """Minus exp(mean negative log-likelihood) over all predictions, from `_row_likelihood`."""
     total, number = rows.sum(0)
     return torch.neg((-total / number).exp())
+
+
+def _difference(outputs: Tensor, reference: Tensor) -> Tensor:
+    """The difference, in float64 where that costs next to nothing: a large worth keeps what coalitions differ by."""
+    wide = outputs.device.type != "mps" and outputs[:1].numel() <= _FEW
+    return outputs.double() - reference if wide else (outputs - reference).float()
 
 
 def _per_row(values: Tensor) -> Tensor:
@@ -254,8 +261,13 @@ def rows_worth(worth: Worth, outputs: Tensor, reference: Tensor) -> Tensor:
         result = worth.function(outputs, reference)
     if not isinstance(result, Tensor) or result.shape != (len(outputs),):
         shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        single = isinstance(result, (int, float)) or (isinstance(result, Tensor) and result.numel() == 1)
+        hint = (
+            "; leave the mean out, or wrap a function of all examples in sp.SetWorth(name, function)" if single else ""
+        )
         raise GameError(
-            f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},)"
+            f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},), one "
+            f"number per row{hint}"
         )
     return result
 

@@ -14,7 +14,7 @@ from shaprune.errors import InputError, check_choice
 from shaprune.network.batches import Forward, length, run, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
-from shaprune.network.collecting import collect
+from shaprune.network.collecting import check_data, collect
 from shaprune.network.precision import check_runs
 from shaprune.planning import Plan
 from shaprune.recovery.batchnorm import recalibrate
@@ -133,6 +133,7 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, name: str, fo
     Raises:
         InputError: the network does not run on it; ``name`` is what the user calls these batches.
     """
+    check_data(batches, name)
     if batches is None or iter(batches) is batches:
         return
     device = device_of(model)
