@@ -277,8 +277,8 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
     ]
     if misses:
         raise BudgetError(
-            f"the budget cannot be met: {'; '.join(misses)}{_percent(limits)}; raise it, loosen the limits ({within}), or "
-            "find more players (another unit, fewer excluded layers)",
+            f"the budget cannot be met: {'; '.join(misses)}{_percent(limits)}; raise it, loosen the limits ({within}), "
+            "or find more players (another unit, fewer excluded layers)",
             least,
         )
 

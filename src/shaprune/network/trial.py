@@ -55,8 +55,8 @@ def check_runs(copy: nn.Module, inputs: Inputs) -> None:
         same = len(first) == len(second) and all(map(torch.equal, first, second))
         if not same and changed:
             raise InputError(
-                f"the model is not deterministic in eval mode: it writes to its buffer {changed[0]!r} as it runs, and two "
-                "runs on the same inputs differ; freeze it (observers: torch.ao.quantization.disable_observer)"
+                f"the model is not deterministic in eval mode: it writes to its buffer {changed[0]!r} as it runs, and "
+                "two runs on the same inputs differ; freeze it (observers: torch.ao.quantization.disable_observer)"
             )
         if not same:
             raise InputError(

@@ -261,13 +261,11 @@ def rows_worth(worth: Worth, outputs: Tensor, reference: Tensor) -> Tensor:
         result = worth.function(outputs, reference)
     if not isinstance(result, Tensor) or result.shape != (len(outputs),):
         shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        single = isinstance(result, (int, float)) or (isinstance(result, Tensor) and result.numel() == 1)
-        hint = (
-            "; leave the mean out, or wrap a function of all examples in sp.SetWorth(name, function)" if single else ""
-        )
+        single = not isinstance(result, Tensor) or result.numel() == 1
+        hint = "; leave the mean out, or wrap it in sp.SetWorth(name, function) over all examples" if single else ""
         raise GameError(
-            f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},), one "
-            f"number per row{hint}"
+            f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},), "
+            f"one number per row{hint}"
         )
     return result
 

@@ -32,8 +32,8 @@ def rounded(values: Values, error: float, worth: float) -> Values:
     digits = max(0, int(-log10(error / largest))) if largest else 0
     left = f"{digits} digit{'' if digits == 1 else 's'} of the values (the largest is {largest:.2g})"
     warnings.warn(
-        f"worths of about {worth:.2g} are rounded to {error:.1g}, which leaves {left}: subtract what is the same for all "
-        "coalitions from the worth (an offset in outputs and targets), or compute it in float64",
+        f"worths of about {worth:.2g} are rounded to {error:.1g}, which leaves {left}: subtract what is the same for "
+        "all coalitions from the worth (an offset in outputs and targets), or compute it in float64",
         ShapruneWarning,
         stacklevel=3,
     )
