@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from shaprune.atomic import new_file
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, concatenate, length, tensors, transform
+from shaprune.network.batches import Inputs, call, concatenate, example_of, length, tensors, transform
 from shaprune.network.borrow import borrowed, copied, kept_globals
 
 TOLERANCE = 1e-4  # relative, float32: another runtime sums in another order
@@ -78,7 +78,7 @@ def export(
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     if path.suffix == ".onnx":
         _need("onnx", "onnxscript")
-    inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+    inputs, _ = example_of(model, example_inputs)
     batches = [inputs] if fixed_batch else [_rows(inputs, 2), _rows(inputs, 3)]  # one row would be taken as fixed
     with new_file(path) as beside:
         with kept_globals(), _quiet(), torch.no_grad():

@@ -31,7 +31,10 @@ SCHEMA = 1
 ALLOCATIONS = ("global", "value", "uniform", "shapley-layers", "curves")
 
 
-@dataclass(frozen=True, eq=False)
+MOST_PERCENT = 100  # a limit up to which a percentage may have been meant
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """Who stays.
 
@@ -62,6 +65,10 @@ class Plan:
         if row.dtype != bool and not np.isin(row, (0, 1)).all():
             raise InputError("kept must hold booleans, one per player (True = stays)")
         return Plan(players, row.astype(bool))
+
+    def __repr__(self) -> str:
+        stay = f"{int(self.kept.sum()):,} of {self.players.n:,} players stay"
+        return f"Plan({stay}, allocation={self.allocation!r}, budget={self.budget!r})"
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -270,10 +277,16 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
     ]
     if misses:
         raise BudgetError(
-            f"the budget cannot be met: {'; '.join(misses)}; raise it, loosen the limits ({within}), or find more "
-            "players (another unit, fewer excluded layers)",
+            f"the budget cannot be met: {'; '.join(misses)}{_percent(limits)}; raise it, loosen the limits ({within}), "
+            "or find more players (another unit, fewer excluded layers)",
             least,
         )
+
+
+def _percent(limits: Mapping[str, float]) -> str:
+    """A hint where a limit may have been meant as a percentage."""
+    low = next((name for name, limit in limits.items() if limit <= MOST_PERCENT and name != "players"), None)
+    return "" if low is None else f" (a share is written {low}={limits[low] / 100:g})"
 
 
 def values_of(players: Players, scores: Mapping[str, Values]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.compounds import compound_macs
 from shaprune.network.coupling import Candidate
 from shaprune.network.kinds import kind_of, stored_tensors
 from shaprune.network.layers import Layer
@@ -119,6 +120,7 @@ def find_blocks(
         paths.setdefault(module, []).append(name)
     parts = list(_parts(copy))
     calls = _watch(copy, inputs, parts)
+    compounds = compound_macs(copy, inputs)
     found: list[Candidate] = []
     skipped: list[Skipped] = []
     blocks: dict[str, Layer] = {}
@@ -135,6 +137,7 @@ def find_blocks(
             skipped.append(Skipped(name, 0, reason))
             continue
         macs = sum(x.macs(x.n_in, x.n_out) for key, x in layers.items() if _within(key, [name]))
+        macs += sum(x for key, x in compounds.items() if _within(key, [name]))
         params = sum(p.numel() for p in part.parameters())
         blocks[name] = Layer(
             "block",

@@ -5,24 +5,28 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
 from shaprune.errors import InputError
+from shaprune.network.buffers import kept_buffers
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend ``model`` in eval mode; training flags, random states and global flags are put back on any exit.
+def borrowed(model: nn.Module, *, buffers: bool = True) -> Iterator[nn.Module]:
+    """Borrow ``model`` in eval mode; training flags, random states, global flags and buffers are put back on any exit.
 
-    Weights and buffers are not copied: whoever borrows must not write to them. Buffers cannot drift because batch-norm
-    does not update in eval mode.
+    Weights are not copied: they must not be written to.
+
+    Args:
+        model: the network.
+        buffers: False where they are to change, as in a training.
     """
     flags = {module: module.training for module in model.modules()}
-    with kept_globals():
+    with kept_globals(), kept_buffers(model) if buffers else nullcontext():
         model.eval()
         try:
             yield model

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
-from shaprune.errors import InputError, nearest
+from shaprune.errors import InputError, ShapruneWarning, nearest
 from shaprune.network import blocks
 from shaprune.network.acceptable import check_model
-from shaprune.network.batches import Inputs, transform
+from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.blocks import find_blocks, not_inside, outermost
 from shaprune.network.borrow import borrowed, copied
+from shaprune.network.compounds import compound_macs
 from shaprune.network.coupling import Candidate, candidates
 from shaprune.network.experts import find_experts
 from shaprune.network.huggingface import config_of
@@ -83,15 +84,21 @@ def find_players(
     is_wanted = wanted(units) if kind is None else lambda members, layers: True
     check_model(model)
     with borrowed(copied(model)) as copy:
-        inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
-        inputs = transform(inputs, torch.clone)  # a model may write to what it is given
+        inputs, labels = example_of(copy, example_inputs)
+        if labels is not None:
+            warnings.warn(
+                f"example_inputs hold {labels!r}, with which the model may compute a loss over the batch: taken out",
+                ShapruneWarning,
+                stacklevel=2,
+            )
+        inputs = copied_inputs(inputs)  # a model may write to what it is given
         check_runs(copy, inputs)
         if kind is None:
             found, skipped, layers = candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)
-            costs = _model_cost(copy, layers)
+            costs = _model_cost(copy, inputs, layers)
         else:
             ran = measure(copy, inputs)
-            costs = _model_cost(copy, ran)
+            costs = _model_cost(copy, inputs, ran)
             found, skipped, layers = _FINDERS[kind](copy, inputs, ran)
         chosen, left_out = _choose(copy, found, _filters(include), _filters(exclude))
         left_out += [(c, f"it is no {unit!r}") for c in chosen if not is_wanted(c.members, layers)]
@@ -128,8 +135,9 @@ def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> lis
     return candidate.skipped(layers, reason) if channels else [Skipped(candidate.name, 0, reason)]
 
 
-def _model_cost(copy: nn.Module, layers: dict[str, Layer]) -> Totals:
+def _model_cost(copy: nn.Module, inputs: Inputs, layers: dict[str, Layer]) -> Totals:
     macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
+    macs += sum(compound_macs(copy, inputs).values())
     outputs = sum(layer.activations(layer.n_out) for layer in layers.values())
     return sum(p.numel() for p in copy.parameters()), macs, stored_bytes(copy), outputs
 

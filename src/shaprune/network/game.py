@@ -26,6 +26,7 @@ from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
 from shaprune.network.precision import RowPrecision
+from shaprune.network.reached import check_reached
 from shaprune.network.replay import Replay
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
@@ -33,7 +34,7 @@ from shaprune.network.slopes import OTHERWISE, Slopes
 from shaprune.network.spill import MAX_MEMORY as MAX_MEMORY
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
-from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, check_targets, judge_of
+from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, judge_of, reference_for
 from shaprune.values.game import Coalitions, Examples, Game, Orders, Start, Worths, describe
 
 
@@ -109,6 +110,7 @@ class NetworkGame(Game):
         subject = data if isinstance(data, Subject) else Subject(model, data, forward, max_memory=max_memory)
         if subject.model is not model:
             raise InputError("the Subject given as data belongs to another model; make one of this model")
+        check_reached(subject, players, self.groups)
         self.subject, judged_by = restricted(subject, worth)
         self.n_examples = self.subject.n_examples
         self.labels = self.subject.labels
@@ -150,11 +152,9 @@ class NetworkGame(Game):
 
     def _judge_by(self, worth: AnyWorth, rows: Rows | None, max_memory: int) -> None:
         chosen, subject = judge_of(worth), self.subject
-        check_targets(chosen, subject.targets, subject.outputs)
-        reference = subject.outputs if chosen.reference == "dense" else subject.targets
-        assert reference is not None
+        reference, factor = reference_for(chosen, subject.targets, subject.outputs)
         rows = Rows(subject, self.sites, max_memory, self.precision) if rows is None else rows
-        self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
+        self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]), factor)
         self.inseparable_because = None
         if isinstance(chosen, SetWorth):
             self.inseparable_because = f"worth {chosen.name!r} is one number over all examples"
@@ -225,6 +225,11 @@ class NetworkGame(Game):
         if self.whole_model is not None:
             return super().walk(orders, examples, start)
         return walks([self.judge], orders, examples, self.checked_start(orders, examples, start))[0]
+
+    def rounding(self, worth: float) -> float:
+        """Rounding error of a worth of this size, see `Judge.rounding`."""
+        least = super().rounding(worth)
+        return least if self.whole_model is not None else max(least, self.judge.rounding(worth))
 
     @property
     def derivative_price(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shaprune.network.batches import Inputs, call, length
+from shaprune.network.batches import Inputs, length, run
 from shaprune.network.given import input_of
 from shaprune.network.layers import Kind, Layer
 
@@ -137,7 +137,7 @@ def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in model.modules() if kind_of(m) is not None]
     try:
         with torch.no_grad():
-            call(model, inputs)
+            run(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

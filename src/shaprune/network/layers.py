@@ -1,7 +1,8 @@
 """What a layer costs at a given width: parameters, multiply-adds, bytes, exactly as counted after surgery.
 
-Multiply-adds are those of convolutions and linear layers, per example, as in the papers' tables; a norm, a bias, an
-embedding and an activation count none, nor do the products inside attention. Pure data, no torch.
+Multiply-adds are those of convolutions and linear layers, per example, as in the papers' tables, and of the weight
+matrices of recurrent layers and torch's attention (see `shaprune.network.compounds`); a norm, a bias, an embedding and
+an activation count none, nor do the products between activations inside attention. Pure data, no torch.
 """
 
 from __future__ import annotations

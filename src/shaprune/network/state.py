@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -13,11 +12,13 @@ from shaprune.network.trace import Env
 State = Any  # inputs of the model, or a dict of values at the cut
 
 
-@dataclass(frozen=True, eq=False)
 class Fixed:
-    """A value at the cut that is the same for every example."""
+    """A value at the cut that is the same for every example; no part of it is taken for one of an example."""
 
-    value: Any
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def unfix(state: dict[fx.Node, Any]) -> Env:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Forward, call, length, main_output, transform
+from shaprune.network.batches import Forward, call, length, main_output, named_leaves, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.calls import DivergedError
 from shaprune.network.collecting import collect
@@ -49,6 +49,7 @@ class Subject:
         inputs: all inputs, batch first, on the device unless they are too many; targets: (N,) or None.
         outputs: (N, ...) what the dense network answers.
         n_examples: N.
+        output_names: what the network answers, see `named_leaves`; `main_output` chooses one of these.
         device: of the model.
         known: values at the last cut that was computed for all examples, where they are small enough to be kept.
         untraced_because: why torch.fx does not take the model apart, or None where it does.
@@ -115,6 +116,7 @@ class Subject:
             "inputs",
             "targets",
             "outputs",
+            "output_names",
             "n_examples",
             "max_bytes",
             "device",
@@ -294,7 +296,9 @@ class Subject:
 
     def _run(self, rows: Tensor) -> Tensor:
         try:
-            outputs = main_output(self.forward(self.model, self.rows(rows)))
+            answer = self.forward(self.model, self.rows(rows))
+            self.output_names = tuple(named_leaves(answer))
+            outputs = main_output(answer)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, InputError):
                 raise

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from shaprune.network.batches import Inputs, call, tensors
+from shaprune.network.batches import Inputs, call, copied_inputs, tensors
 from shaprune.network.kinds import kind_of
 
 Env = dict[fx.Node, Any]
@@ -100,11 +100,11 @@ class Trace:
 
     def reproduces(self, inputs: Inputs) -> bool:
         """Whether running the operations gives what the model itself gives."""
-        env = self.feed(inputs)
+        env = self.feed(copied_inputs(inputs))
         for node in self.nodes:
             if node not in env:
                 env[node] = self.run_node(node, env)
-        ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, inputs))
+        ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, copied_inputs(inputs)))
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, call, length, main_output, transform
+from shaprune.network.batches import Forward, call, copied_inputs, length, main_output
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.precision import Precision, check_runs, in_precision
 from shaprune.recovery.objective import LOSSES, Augment, Loss, Shuffled, augmented, mean_loss, prepare
@@ -89,10 +89,10 @@ def fit(
     def validate() -> float:
         assert checks is not None
         with borrowed(model), torch.no_grad():
-            losses = [(length(b[0]), float(objective(transform(b, lambda t: t.to(where))))) for b in checks]
+            losses = [(length(b[0]), float(objective(copied_inputs(b, where)))) for b in checks]
         return sum(n * value for n, value in losses) / sum(n for n, _ in losses)
 
-    with borrowed(model):
+    with borrowed(model, buffers=False):
         model.train()
         torch.manual_seed(seed)
         try:

@@ -93,6 +93,10 @@ class Game(ABC):
         """Evaluations that one coalition with its derivatives is counted as, see `derivatives`."""
         return self.n_players + 1
 
+    def rounding(self, worth: float) -> float:
+        """Rounding error of a worth of this size; here that of float64."""
+        return float(np.finfo(np.float64).eps) / 2 * abs(worth)
+
     @abstractmethod
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         """Return the worth of each row.
@@ -212,6 +216,9 @@ class GameWrapper(Game):
     @property
     def derivative_price(self) -> int:
         return self.game.derivative_price
+
+    def rounding(self, worth: float) -> float:
+        return self.game.rounding(worth)
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         worths = self.game(coalitions, examples)
