@@ -407,24 +407,15 @@ def test_where_the_examples_of_a_batch_meet_coalitions_are_asked_on_whole_batche
 # -- values that say nothing -----------------------------------------------------------------------------------------
 
 
-class Aside(nn.Module):
-    """What its players give reaches the second output only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.other = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.other(x), self.b(torch.relu(self.a(x)))
-
-
 def test_values_that_are_all_zero_are_questioned_with_the_likely_cause() -> None:
     torch.manual_seed(0)
     x = torch.randn(N, 4)
-    model = Aside().eval()
-    with pytest.warns(ShapruneWarning, match="all values of a are 0 with standard error 0: the output that is judged"):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3)).eval()
+    model[0].bias.data -= 100  # dead
+    with pytest.warns(ShapruneWarning, match="all values of 0 are 0 with standard error 0: the output that is judged"):
         scores = sp.score(model, sp.find_players(model, x), [(x, None)], "fidelity", progress=False)
-    assert any("reach another output" in note for note in scores.notes)
+    assert any("units that are always zero?" in note for note in scores.notes)
+    assert not scores["2"].flat
     constant = lambda outputs, targets: outputs[:, 0] * 0 + 1  # noqa: E731
     plain, images, players = made()
     with pytest.warns(ShapruneWarning, match="all values of a, b, c are 0 .*: the worth is 1 with and without"):

@@ -192,8 +192,8 @@ class NetworkGame(Game):
         asked = None if self.whole_model is not None else self.judge.rows.asked
         if dense == none and asked is not None and asked.moves_outputs() is False:
             return (
-                "the output that is judged stays the same without all of these players; they may reach another output "
-                "only (choose it by forward=...), or nothing behind them uses what they give"
+                "the output that is judged stays the same without all of these players: nothing behind them uses what "
+                "they give (units that are always zero?), or they reach another output only (choose it by forward=...)"
             )
         if dense == none:
             return f"the worth is {dense:g} with and without all of these players; take another worth or data"

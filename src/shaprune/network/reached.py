@@ -59,7 +59,7 @@ def _moved(subject: Subject, sites: Sequence[Site]) -> tuple[str, list[str]]:
     rows = torch.arange(min(_FEW, subject.n_examples), device=subject.device)
     with borrowed(subject.model), torch.no_grad():
         dense = subject.forward(subject.model, subject.rows(rows))
-        with masked(subject.model, sites, torch.zeros(len(rows), sites[0].n_players, device=subject.device)):
+        with masked(subject.model, sites, torch.zeros(1, sites[0].n_players, device=subject.device)):
             without = subject.forward(subject.model, subject.rows(rows))
     ours, theirs = _tensors(dense), _tensors(without)
     looked_at = main_output(dense)
