@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, main_output, tensors, transform
+from shaprune.network.batches import Forward, Inputs, main_output
 from shaprune.network.firstlinear import first_linear
 from shaprune.network.masks import Edge, Site, masked
-from shaprune.network.state import Fixed, State, batch_first, gather, unfix
+from shaprune.network.state import Fixed, State, gather, unfix
 from shaprune.network.trace import Env, Segment, Trace, UntraceableError, first_not_finite, hooked, live_bytes
 
 
@@ -118,20 +117,17 @@ class Cut:
         self._prefixes: dict[frozenset[fx.Node], Segment] = {}
         self.suffix = Segment(trace, [n for n in trace.nodes if n in rest])
         self.first_linear = first_linear(trace, consumers, self.edges, self.suffix)
-        self._moving: set[fx.Node] | None = None  # inlets with one entry per example
 
     def prepare(self, inputs: Inputs, known: State = None) -> State:
         """Values at the cut for a batch of inputs; what does not depend on the example is kept as it is.
 
         ``known`` are values at another cut for the same inputs: what lies before them is not computed again.
         """
-        if self._moving is None:
-            one, three = (self._at_cut(transform(inputs, partial(_first, rows=rows))) for rows in (1, 3))
-            self._moving = {n for n in self.inlets if batch_first(one[n], 1) and batch_first(three[n], 3)}
-            apart = [n for n in self.inlets if n not in self._moving]
-            self.several_rows = any(_lengths(one[n]) != _lengths(three[n]) for n in apart)
+        lengths = self.trace.lengths(inputs)
+        moving = {n for n in self.inlets if lengths[n].batch_first}
+        self.several_rows = any(lengths[n].grows for n in self.inlets if n not in moving)
         values = self._at_cut(inputs, known)
-        return {n: values[n] if n in self._moving else Fixed(values[n]) for n in self.inlets}
+        return {n: values[n] if n in moving else Fixed(values[n]) for n in self.inlets}
 
     def _at_cut(self, inputs: Inputs, known: State = None) -> Env:
         env = self.trace.feed(inputs) | unfix(known or {})
@@ -201,16 +197,6 @@ class Cut:
             return args if edge is None else (edge.apply(args[0], mask), *args[1:])
 
         return intercept
-
-
-def _first(tensor: Tensor, rows: int) -> Tensor:
-    """The first example, ``rows`` times."""
-    return tensor[:1].expand(rows, *tensor.shape[1:]).clone() if tensor.ndim else tensor
-
-
-def _lengths(value: Any) -> list[int]:
-    """How many rows each tensor of a structure has."""
-    return [len(t) for t in tensors(value) if t.ndim]
 
 
 def _descendants(trace: Trace, sources: Sequence[fx.Node]) -> set[fx.Node]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from shaprune.network.batches import tensors, to_device, transform
+from shaprune.network.batches import to_device, transform
 from shaprune.network.trace import Env
 
 State = Any  # inputs of the model, or a dict of values at the cut
@@ -24,12 +24,6 @@ class Fixed:
 def unfix(state: dict[fx.Node, Any]) -> Env:
     """A state as an environment to run operations in."""
     return {n: v.value if isinstance(v, Fixed) else v for n, v in state.items()}
-
-
-def batch_first(value: Any, rows: int) -> bool:
-    """Whether a value, a tensor or a structure of tensors, holds one entry per row."""
-    found = tensors(value)
-    return bool(found) and all(t.ndim > 0 and len(t) == rows for t in found)
 
 
 def gather(state: State, rows: Tensor) -> State:

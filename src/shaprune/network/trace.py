@@ -5,18 +5,26 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from shaprune.network.batches import Inputs, call, copied_inputs, tensors
+from shaprune.network.batches import Inputs, call, copied_inputs, tensors, transform
 from shaprune.network.kinds import kind_of
 
 Env = dict[fx.Node, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
+
+
+class Length(NamedTuple):
+    """How a value grows with the number of examples: ``batch_first``: one entry each; ``grows``: in any way."""
+
+    batch_first: bool
+    grows: bool
 
 
 class UntraceableError(Exception):
@@ -58,9 +66,33 @@ class Trace:
         self.graph = _graph(model)
         self.model = model
         self.nodes: list[fx.Node] = list(self.graph.nodes)
+        self._lengths: dict[fx.Node, Length] | None = None
         self.modules = dict(model.named_modules(remove_duplicate=False))
         for node in self.nodes:
             _pass_by_position(node, self.layer(node))
+
+    def lengths(self, inputs: Inputs) -> dict[fx.Node, Length]:
+        """How the value of every operation grows with the number of examples; learned once, from the first example."""
+        if self._lengths is None:
+            one, three = (self._lengths_of(transform(inputs, partial(_repeated, rows=rows)), rows) for rows in (1, 3))
+            self._lengths = {
+                node: Length(one[node][1] and three[node][1], one[node][0] != three[node][0]) for node in self.nodes
+            }
+        return self._lengths
+
+    def _lengths_of(self, inputs: Inputs, rows: int) -> dict[fx.Node, tuple[list[int], bool]]:
+        """Of the tensors in every value, their lengths, and whether all have ``rows`` rows."""
+        found = {}
+
+        def watch(node: fx.Node, env: Env) -> None:
+            held = tensors(env[node])
+            found[node] = ([len(t) for t in held if t.ndim], bool(held) and all(t.shape[:1] == (rows,) for t in held))
+
+        env = self.feed(inputs)
+        for node in [*env]:
+            watch(node, env)
+        Segment(self, [node for node in self.nodes if node not in env]).run(env, watch=watch)
+        return found
 
     def feed(self, inputs: Inputs) -> Env:
         """Bind inputs to the placeholders: a dict by name, a tuple by position, a tensor to the first."""
@@ -106,6 +138,11 @@ class Trace:
                 env[node] = self.run_node(node, env)
         ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, copied_inputs(inputs)))
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _repeated(tensor: Tensor, rows: int) -> Tensor:
+    """The first example, ``rows`` times."""
+    return tensor[:1].expand(rows, *tensor.shape[1:]).clone() if tensor.ndim else tensor
 
 
 def _graph(model: nn.Module) -> fx.Graph:
