@@ -16,7 +16,7 @@ from shaprune.network.cut import OneByOne
 from shaprune.network.judging import Judge, Look, inspected
 from shaprune.network.row_batches import Block
 from shaprune.network.spill import out_of_memory
-from shaprune.network.state import State
+from shaprune.network.state import State, gather
 from shaprune.network.worths import built_in
 from shaprune.values.game import Coalitions, Examples, Worths
 
@@ -134,7 +134,7 @@ class Slopes:
         if asked is None or type(rows.runner) is OneByOne:
             return
         examples, masks = asked.examples[:1], asked.masks[:1]
-        state = rows.subject.prepared(rows.runner, examples)
+        state = gather(rows.asked_state(), torch.zeros(1, dtype=torch.int64, device=rows.device))
         ours = self._differentiated(state, masks, examples, Judge.check)[:, 1:]
         self._plain = OneByOne(rows.subject.model, rows.sites, rows.subject.forward)
         plain = self._differentiated(rows.subject.rows(examples), masks, examples, Judge.check)[:, 1:]
