@@ -68,7 +68,8 @@ def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Ca
             if name is None:
                 free.append(_only(candidate, these))
             else:
-                stuck.append((_only(candidate, these), f"without it too little would be left of layer {name!r}"))
+                why = _because(candidate, f"without it too little would be left of layer {name!r}")
+                stuck.append((_only(candidate, these), why))
     return free, stuck
 
 
