@@ -43,6 +43,7 @@ REASONS = (
     "its output reaches no other layer",
     "they reach no other layer",
     "all its channels can only leave together: ",
+    "without it too little would be left of layer ",
 )
 ACTIVATIONS = (torch.relu, torch.tanh, torch.sigmoid, F.silu, F.hardswish, F.leaky_relu)
 

@@ -176,7 +176,11 @@ def _parts(model: nn.Module) -> list[nn.Module]:
     """Children of containers that have weights and are no norm, each once."""
     containers = [m for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList))]
     children = dict.fromkeys(child for container in containers for child in container.children())
-    return [c for c in children if next(c.parameters(), None) is not None and kind_of(c) not in ("norm", "prelu")]
+    return [
+        c
+        for c in children
+        if next(c.parameters(), None) is not None and not (kind_of(c) == "norm" or isinstance(c, nn.PReLU))
+    ]
 
 
 def _watch(

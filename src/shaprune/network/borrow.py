@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ def kept_globals() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = cudnn_flags
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy that shares nothing with ``model``.
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy that shares nothing with ``model``, or only what ``memo`` has in the place of an object (by its id).
 
     Raises:
         InputError: if the model cannot be copied.
@@ -64,7 +65,7 @@ def copied(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(
             f"the model cannot be copied ({error}); detach tensors it has stored, then try again"

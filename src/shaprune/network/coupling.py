@@ -8,24 +8,25 @@ torch-pruning's graph, which this replaces, gets padded shortcuts, parameters ou
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
+from shaprune.errors import InputError
 from shaprune.network.batches import Inputs
-from shaprune.network.kinds import CONSUMERS, PRODUCERS, kind_of, measure, widths_of
+from shaprune.network.kinds import CONSUMERS, UNITS, measured
 from shaprune.network.layers import Layer
 from shaprune.network.links import Links, links_of
-from shaprune.network.marks import Marking, Source
+from shaprune.network.marks import Lost, Marking, Source
 from shaprune.network.players import Member, Role, Skipped
+from shaprune.network.staying import functional, not_followed, why_not_grouped
 
 _TOGETHER = "all its channels can only leave together"
-_LISTED = (nn.RNNBase, nn.MultiheadAttention, ParametrizationList)  # whose own parameters are skipped by other names
-UNITS = (*PRODUCERS, "depthwise")  # kinds whose channels are all accounted for, as players or as skipped
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
 _SIDES: tuple[Role, ...] = ("in", "both")
@@ -69,10 +70,9 @@ def candidates(
     Raises:
         InputError: the bounds are passed.
     """
-    layers = measure(copy, inputs)
-    marking = Marking(copy, inputs, layers, max_seconds, max_memory)
-    links = links_of(marking)
-    layers |= _parameters(copy, marking.sources)
+    ran, odd = measured(copy, inputs)
+    marking, links = _followed(copy, inputs, ran, max_seconds, max_memory)
+    layers = marking.layers | _parameters(copy, marking.sources)
     sets = _coupled(copy, marking.sources, links, layers)
     groups = list(_groups(sets, list(layers)))
     shared = _shared_parameters(copy)
@@ -94,51 +94,34 @@ def candidates(
     for name, layer in layers.items():
         left = layer.n_out - owned[name] if layer.kind in UNITS else 0
         if left:
-            skipped.append(Skipped(name, left, _why_not_grouped(name, layer, owned[name], to_output, read)))
+            skipped.append(Skipped(name, left, why_not_grouped(name, layer, owned[name], to_output, read)))
     grouped = {name for sides, _ in groups for name, _ in sides}
-    skipped += _functional(copy, grouped)
-    for name, module in copy.named_modules():
-        skipped += _uncalled(copy, name, module) if name not in layers else []
-    return found, skipped, layers
+    skipped += functional(copy, grouped)
+    skipped += not_followed(copy, marking, layers, odd)
+    return found, skipped, ran | layers
 
 
-def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:
-    """Why a layer (``owned`` = 0), or the rest of one, is in no group."""
-    if layer.kind == "depthwise" and any((name, "both", channel) in of_input for channel in range(layer.n_in)):
-        return "its channels are those of the network's input, which stay"
-    if owned:
-        return "they reach no other layer"
-    if name in to_output:
-        return "it feeds the network's output"
-    return "it has one channel" if layer.n_out == 1 else "its output reaches no other layer"
-
-
-def _functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
-    """Matrices and kernels of modules that are no layers, where no axis goes with the channels of a layer."""
-    found = []
-    for prefix, module in copy.named_modules():
-        if kind_of(module) is not None or isinstance(module, _LISTED):
-            continue
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
-                found.append(
-                    Skipped(name, 0, "a parameter that code uses without a layer, whose outputs cannot be told")
-                )
-    return found
-
-
-def _uncalled(copy: nn.Module, name: str, module: nn.Module) -> list[Skipped]:
-    """Units of a layer that did not run, or of a recurrent one."""
-    if isinstance(module, nn.RNNBase):
-        units = module.hidden_size * module.num_layers * (1 + module.bidirectional)
-        return [Skipped(name, units, f"the hidden units of nn.{type(module).__name__} cannot be cut")]
-    widths = widths_of(module) if kind_of(module) in UNITS else None
-    if widths is None:
-        return []
-    if isinstance(copy.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
-        reason = "nn.MultiheadAttention uses its weight without calling it, and cannot run with fewer heads"
-        return [Skipped(name, widths[1], reason)]
-    return [Skipped(name, widths[1], "it did not run on the example inputs")]
+def _followed(
+    copy: nn.Module, inputs: Inputs, ran: dict[str, Layer], max_seconds: float, max_memory: int
+) -> tuple[Marking, Links]:
+    """Follow channels; a module in which marks lead another way (a router's experts) is not looked into."""
+    whole: list[str] = []
+    started = time.monotonic()
+    while True:
+        marking = Marking(copy, inputs, ran, max_seconds, max_memory, whole)
+        marking.started = started
+        try:
+            return marking, links_of(marking)
+        except Lost as lost:
+            module = lost.module
+            while module in whole:
+                module = module.rpartition(".")[0]
+            if not module:
+                raise InputError(
+                    f"the channels of this model cannot be followed: where some are NaN it breaks at {lost}; wrap the "
+                    "model so that this part stays outside"
+                ) from lost
+            whole.append(module)
 
 
 def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:

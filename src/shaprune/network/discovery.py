@@ -14,7 +14,7 @@ from shaprune.network import blocks
 from shaprune.network.acceptable import check_model
 from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.blocks import find_blocks, not_inside, outermost
-from shaprune.network.borrow import borrowed, copied
+from shaprune.network.borrow import borrowed, kept_globals
 from shaprune.network.compounds import compound_macs
 from shaprune.network.coupling import Candidate, candidates
 from shaprune.network.experts import find_experts
@@ -23,6 +23,7 @@ from shaprune.network.kinds import measure, stored_bytes
 from shaprune.network.layers import Layer
 from shaprune.network.named import named_units, unite
 from shaprune.network.players import Players, Skipped
+from shaprune.network.sharing import private
 from shaprune.network.trial import check_runs
 from shaprune.network.units import alone, wanted
 from shaprune.network.verification import Totals, disagreement, players_of, verified
@@ -83,15 +84,15 @@ def find_players(
     kind = alone(units)
     is_wanted = wanted(units) if kind is None else lambda members, layers: True
     check_model(model)
-    with borrowed(copied(model)) as copy:
-        inputs, labels = example_of(copy, example_inputs)
-        if labels is not None:
-            warnings.warn(
-                f"example_inputs hold {labels!r}, with which the model may compute a loss over the batch: taken out",
-                ShapruneWarning,
-                stacklevel=2,
-            )
-        inputs = copied_inputs(inputs)  # a model may write to what it is given
+    inputs, labels = example_of(model, example_inputs)
+    if labels is not None:
+        warnings.warn(
+            f"example_inputs hold {labels!r}, with which the model may compute a loss over the batch: taken out",
+            ShapruneWarning,
+            stacklevel=2,
+        )
+    inputs = copied_inputs(inputs)  # a model may write to what it is given
+    with kept_globals(), borrowed(private(model, inputs)) as copy:
         check_runs(copy, inputs)
         if kind is None:
             found, skipped, layers = candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)

@@ -65,11 +65,10 @@ def _that_may_pass(marking: Marking, past: frozenset[str], sources: Sequence[int
     Of two axes, the channels of one can leave: those of the layer that runs first. A layer that they pass stays where
     it passes them, and a parameter passes what some layer passes.
     """
-    layers = [
-        i for i in sources if marking.sources[i].is_layer and not (past and marking.sources[i].name in links.passed)
-    ]
+    named = {i: marking.sources[i].name for i in sources if marking.sources[i].is_layer}
+    layers = {i for i, name in named.items() if not past or name not in links.passed}
     links.passed |= past if layers else frozenset()
-    chosen = [i for i in sources if i in layers or (not marking.sources[i].is_layer and past <= links.passed)]
+    chosen = [i for i in sources if i in layers or (i not in named and past <= links.passed)]
     for i in set(sources).difference(chosen):
         links.spread.add(i)
         links.mixed.append(_whole(marking, i))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy as copying
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.broken import container_of, place_of
 from shaprune.network.examples import pair_of
 from shaprune.network.given import input_of
 from shaprune.network.kinds import PRODUCERS, channel_axis, kind_of
@@ -47,6 +48,18 @@ class Source:
         return self.axis is None
 
 
+class Lost(Exception):
+    """Marks broke the run.
+
+    Attributes:
+        module: name of the innermost module around the break that holds others; empty for the network itself.
+    """
+
+    def __init__(self, module: str, place: str) -> None:
+        super().__init__(place)
+        self.module = module
+
+
 class Marking:
     """Runs a model with marks.
 
@@ -56,8 +69,10 @@ class Marking:
         layers: the layers that run, by name.
         max_seconds: when to give up.
         max_memory: bytes that the clean outputs may take.
+        whole: modules that are not looked into: with a mark anywhere they give marks everywhere.
 
     Attributes:
+        layers: those of ``layers`` that are followed.
         sources: what can be marked.
         passed: layers that are run, so that marks pass them.
 
@@ -66,14 +81,22 @@ class Marking:
     """
 
     def __init__(
-        self, copy: nn.Module, inputs: Inputs, layers: Mapping[str, Layer], max_seconds: float, max_memory: int
+        self,
+        copy: nn.Module,
+        inputs: Inputs,
+        layers: Mapping[str, Layer],
+        max_seconds: float,
+        max_memory: int,
+        whole: Sequence[str] = (),
     ) -> None:
         self.model, self.max_seconds, self.started = copy, max_seconds, time.monotonic()
-        self.inputs = pair_of(copy, inputs)
+        self.inputs, self.whole = pair_of(copy, inputs), tuple(whole)
+        layers = self.layers = {name: layer for name, layer in layers.items() if self.inside(name) is None}
         self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
-        self.sources = [Source(name, layers[name].n_out) for name in makers] + list(_outside(copy))
-        self._clean = self._record(makers, max_memory)
+        self.sources = [Source(name, layers[name].n_out) for name in makers]
+        self.sources += [source for source in _outside(copy) if self.inside(source.name) is None]
+        self._clean = self._record([*makers, *self.whole], max_memory)
         self._index = {name: i for i, name in enumerate(makers)}
         self.passed: frozenset[str] = frozenset()
 
@@ -95,9 +118,20 @@ class Marking:
         seen: dict[str, Channels] = {}
         plain = sdpa_kernel(SDPBackend.MATH)  # fused attention takes maxima that lose a NaN
         with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
-            outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
+            try:
+                outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
+            except Exception as error:
+                raise Lost(container_of(error, self.model), place_of(error)) from error
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
         return seen
+
+    def inside(self, name: str) -> str | None:
+        """Why a layer or parameter is not looked at: it is in a module that is not looked into."""
+        around = next((module for module in self.whole if name.startswith(f"{module}.")), None)
+        if around is None:
+            return None
+        kind = type(self.model.get_submodule(around)).__name__
+        return f"{around} ({kind}) goes another way where channels are missing, so that they cannot be followed inside"
 
     def past(self, layers: frozenset[str]) -> Marking:
         """The same, with marks that pass these layers."""
@@ -162,17 +196,17 @@ class Marking:
                 handle.remove()
         return found[0] if found else None
 
-    def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Tensor]]:
-        clean: dict[str, list[Tensor]] = {name: [] for name in makers}
+    def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Any]]:
+        clean: dict[str, list[Any]] = {name: [] for name in makers}
         room = max_memory
 
         def hook_of(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
                 nonlocal room
-                room -= output.numel() * output.element_size()
+                room -= sum(t.numel() * t.element_size() for t in tensors(output))
                 if room < 0:
                     raise MemoryError
-                clean[name].append(output.detach().clone())
+                clean[name].append(transform(output, lambda t: t.detach().clone()))
 
             return hook
 
@@ -196,10 +230,10 @@ class Marking:
         patched: list[tuple[nn.Module, Any]] = []
         kept: list[tuple[Tensor, Tensor]] = []
         try:
-            for name, i in self._index.items():
+            for name in self._clean:
                 module = self.model.get_submodule(name)
                 patched.append((module, vars(module).get("forward")))
-                module.forward = self._answer(module, name, marked.get(i))
+                module.forward = self._answer(module, name, marked.get(self._index.get(name, -1)))
             for i, channels in marked.items():
                 source = self.sources[i]
                 if source.axis is not None and channels.any():
@@ -220,8 +254,10 @@ class Marking:
         outputs = iter(self._clean[name])
         run = module.forward if name in self.passed else None
 
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            output: Tensor = next(outputs) if run is None else run(*args, **kwargs)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = next(outputs) if run is None else run(*args, **kwargs)
+            if name in self.whole:
+                return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
             if channels is None or not channels.any():
                 return output.clone()
             return _with_marks(output, channel_axis(module, output.ndim), channels)
@@ -238,6 +274,8 @@ class Marking:
                 others = [d for d in range(x.ndim) if d != axis]
                 sums = x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32)) if others else x  # keeps a NaN
                 found = torch.isnan(sums).cpu().numpy()
+                if len(found) != self.layers[name].n_in:
+                    raise ValueError(f"layer {name!r} is given {len(found)} channels")
                 seen[name] = seen[name] | found if name in seen else found
 
             return hook

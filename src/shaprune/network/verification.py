@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, tensors, transform
-from shaprune.network.borrow import copied
 from shaprune.network.broken import place_of
 from shaprune.network.coupling import Candidate
 from shaprune.network.examples import pair_of
 from shaprune.network.layers import Layer
 from shaprune.network.masks import masked
 from shaprune.network.players import Member, Players, Skipped, number_groups
+from shaprune.network.sharing import in_precision, release, sharing
 from shaprune.network.sites import sites_of
 from shaprune.network.surgery import cut
 from shaprune.network.units import are_heads
 
+_SMALL = 1 << 26  # bytes in doubles up to which every model is compared in doubles
 Refused = tuple[Candidate, str]
 Totals = tuple[int, float, int, float]  # parameters, multiply-adds, bytes on disk, bytes of layer outputs
 
@@ -68,7 +69,8 @@ def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Ca
             if name is None:
                 free.append(_only(candidate, these))
             else:
-                stuck.append((_only(candidate, these), f"without it too little would be left of layer {name!r}"))
+                why = _because(candidate, f"without it too little would be left of layer {name!r}")
+                stuck.append((_only(candidate, these), why))
     return free, stuck
 
 
@@ -134,26 +136,84 @@ def _only(candidate: Candidate, players: Sequence[int]) -> Candidate:
 
 
 def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
-    """Mask and remove two random coalitions, each in the whole batch; return what differs, None where they agree.
+    """Mask and remove random coalitions, each in the whole batch; return what differs, None where they agree.
 
-    One coalition for all rows does not ask which axis the batch is, nor whether rows meet each other. In double
-    precision, where rounding cannot hide an operation that mixes channels only a little.
+    One coalition for all rows does not ask which axis the batch is, nor whether rows meet each other. In more than the
+    model's own precision, where rounding cannot hide an operation that mixes channels only a little.
     """
     coalitions = _drawn(players, np.random.default_rng(0))
-    model, pair, limit = copy, pair_of(copy, inputs), 1e-5
+    pair = pair_of(copy, inputs)
+    wider, limit = _precision(copy)
+    dtype: torch.dtype | None = wider
+    precise = transform(pair, lambda t: t.to(wider) if t.is_floating_point() else t)
     try:
-        doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
-        precise = copied(copy).double()
-        with torch.no_grad():
-            call(precise, transform(doubled, torch.clone))
-        model, pair, limit = precise, doubled, 1e-9
-    except Exception:
-        pass  # a model that insists on its own precision is compared in that
-    try:
-        return _compare(model, pair, players, coalitions, limit)
+        by_mask = _by_mask(copy, precise, players, coalitions, dtype)
+        if by_mask is None:  # a model that insists on its own precision is compared in that
+            dtype, limit, precise = None, 1e-5, pair
+            by_mask = _by_mask(copy, pair, players, coalitions, None)
+            assert by_mask is not None
+        for kept, masks in zip(coalitions, by_mask, strict=True):
+            reason = _difference(masks, _by_removal(copy, precise, players, kept, dtype), limit)
+            if reason is not None:
+                return reason
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
         place, said = place_of(error), str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"removal breaks the network{f' at {place}' if place else ''}: {said}"
+    return None
+
+
+def _precision(model: nn.Module) -> tuple[torch.dtype, float]:
+    """In which type a model is compared, and how close: doubles; float32 for a large model of 16 bits.
+
+    The copy then takes at most twice the model's memory; what float32 cannot tell is far below what 16 bits can.
+    """
+    held = [p for p in model.parameters() if p.is_floating_point()]
+    narrow = sum(p.numel() for p in held if p.element_size() < 4)
+    large = 2 * narrow > sum(p.numel() for p in held) and narrow * 8 > _SMALL
+    return (torch.float32, 1e-5) if large else (torch.float64, 1e-9)
+
+
+def _by_mask(
+    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], dtype: torch.dtype | None
+) -> list[list[Tensor]] | None:
+    """What the masked network gives for each coalition; None where it does not run in ``dtype``."""
+    device = tensors(pair)[0].device
+    sites = sites_of(players, players.groups, device)
+    dense = model if dtype is None else in_precision(model, dtype)
+    found = []
+    try:
+        if dtype is not None and not _runs(dense, pair):
+            return None
+        for kept in coalitions:
+            with torch.no_grad(), masked(dense, sites, torch.from_numpy(kept[None]).to(device, torch.float32)):
+                found.append(tensors(call(dense, transform(pair, torch.clone))))
+    finally:
+        if dtype is not None:
+            release(dense)
+    return found
+
+
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        with torch.no_grad():
+            call(model, transform(inputs, torch.clone))
+    except Exception:
+        return False
+    return True
+
+
+def _by_removal(
+    model: nn.Module, pair: Inputs, players: Players, kept: NDArray[np.bool_], dtype: torch.dtype | None
+) -> list[Tensor]:
+    """What the network gives without the players that ``kept`` leaves out."""
+    small = cut(sharing(model), players, kept)
+    if dtype is not None:
+        small = small.to(dtype)
+    try:
+        with torch.no_grad():
+            return tensors(call(small, transform(pair, torch.clone)))
+    finally:
+        release(small)
 
 
 def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -190,24 +250,6 @@ def _widened(players: Players, kept: NDArray[np.bool_], rng: np.random.Generator
         ]
         row[rng.choice(owning)] = True
     return row
-
-
-def _compare(
-    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
-) -> str | None:
-    """What differs between masking and removing each coalition, on the whole pair."""
-    device = tensors(pair)[0].device
-    sites = sites_of(players, players.groups, device)
-    for kept in coalitions:
-        mask = torch.from_numpy(kept[None]).to(device, torch.float32)
-        with torch.no_grad():
-            with masked(model, sites, mask):
-                by_mask = tensors(call(model, transform(pair, torch.clone)))
-            by_removal = tensors(call(cut(copied(model), players, kept), transform(pair, torch.clone)))
-        reason = _difference(by_mask, by_removal, limit)
-        if reason is not None:
-            return reason
-    return None
 
 
 def _difference(by_mask: Sequence[Tensor], by_removal: Sequence[Tensor], limit: float) -> str | None:
