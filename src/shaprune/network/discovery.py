@@ -21,6 +21,7 @@ from shaprune.network.huggingface import config_of
 from shaprune.network.kinds import measure, stored_bytes
 from shaprune.network.layers import Layer
 from shaprune.network.named import named_units, unite
+from shaprune.network.passing import passable
 from shaprune.network.players import Players, Skipped
 from shaprune.network.trial import check_runs
 from shaprune.network.units import alone, wanted
@@ -99,7 +100,8 @@ def find_players(
         if kind == "weight":
             chosen = entered(chosen, layers, named=include is not None)
         elif kind == "block":
-            chosen = outermost(chosen)
+            chosen, not_passed = passable(copy, inputs, outermost(chosen), layers)
+            left_out += not_passed
         accepted, refused = verified(copy, inputs, chosen, layers, costs)
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind == "block":

@@ -119,7 +119,7 @@ def cut(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Modul
                 continue
             module = model.get_submodule(name)
             if role == "skip":
-                pass_by(model, name, layer.returns)
+                pass_by(model, name, layer)
                 continue
             if role == "expert":
                 drop_experts(model, name, channels)
