@@ -17,15 +17,15 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from shaprune.network.batches import Inputs
-from shaprune.network.kinds import CONSUMERS, PRODUCERS, kind_of, measure, widths_of
+from shaprune.network.kinds import CONSUMERS, UNITS, kind_of, measure
 from shaprune.network.layers import Layer
 from shaprune.network.links import Links, links_of
 from shaprune.network.marks import Marking, Source
 from shaprune.network.players import Member, Role, Skipped
+from shaprune.network.uncalled import fused_experts, uncalled
 
 _TOGETHER = "all its channels can only leave together"
 _LISTED = (nn.RNNBase, nn.MultiheadAttention, ParametrizationList)  # whose own parameters are skipped by other names
-UNITS = (*PRODUCERS, "depthwise")  # kinds whose channels are all accounted for, as players or as skipped
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
 _SIDES: tuple[Role, ...] = ("in", "both")
@@ -97,9 +97,7 @@ def candidates(
             skipped.append(Skipped(name, left, _why_not_grouped(name, layer, owned[name], to_output, read)))
     grouped = {name for sides, _ in groups for name, _ in sides}
     skipped += _functional(copy, grouped)
-    for name, module in copy.named_modules():
-        skipped += _uncalled(copy, name, module) if name not in layers else []
-    return found, skipped, layers
+    return found, skipped + uncalled(copy, inputs, layers), layers
 
 
 def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:
@@ -119,24 +117,9 @@ def _functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
             continue
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
-                found.append(
-                    Skipped(name, 0, "a parameter that code uses without a layer, whose outputs cannot be told")
-                )
+                reason = "a parameter that code uses without a layer, whose outputs cannot be told"
+                found.append(Skipped(name, 0, fused_experts(prefix, module) or reason))
     return found
-
-
-def _uncalled(copy: nn.Module, name: str, module: nn.Module) -> list[Skipped]:
-    """Units of a layer that did not run, or of a recurrent one."""
-    if isinstance(module, nn.RNNBase):
-        units = module.hidden_size * module.num_layers * (1 + module.bidirectional)
-        return [Skipped(name, units, f"the hidden units of nn.{type(module).__name__} cannot be cut")]
-    widths = widths_of(module) if kind_of(module) in UNITS else None
-    if widths is None:
-        return []
-    if isinstance(copy.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
-        reason = "nn.MultiheadAttention uses its weight without calling it, and cannot run with fewer heads"
-        return [Skipped(name, widths[1], reason)]
-    return [Skipped(name, widths[1], "it did not run on the example inputs")]
 
 
 def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:

@@ -34,7 +34,7 @@ _Finder = Callable[[nn.Module, Inputs, Mapping[str, Layer]], tuple[list[Candidat
 _FINDERS: dict[str, _Finder] = {"block": find_blocks, "expert": find_experts, "weight": find_weights}
 _NOTHING = {
     "block": "it has no nn.Sequential or nn.ModuleList whose parts have weights",
-    "expert": "it has no nn.ModuleList of experts beside an nn.Linear router",
+    "expert": "it has no nn.ModuleList or nn.ModuleDict of experts beside an nn.Linear router",
 }
 
 
@@ -58,7 +58,8 @@ def find_players(
       of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys);
     - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
       blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
-    - ``"expert"``: the experts in an `nn.ModuleList` beside an `nn.Linear` router; one group per mixture;
+    - ``"expert"``: the experts in an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router (or a module
+      with one, called router or gate); one group per mixture;
     - ``"weight"``: the single weights of linear layers and convolutions, one group per layer, player k being entry k of
       the flat weight. They are set to zero, nothing gets smaller, and their costs are 0: plan with
       ``Budget(players=...)``, and name the layers by ``include``;

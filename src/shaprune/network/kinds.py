@@ -30,6 +30,7 @@ _STORED = {  # what safetensors calls types, in the order in which it writes the
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+UNITS: tuple[Kind, ...] = (*PRODUCERS, "depthwise")  # whose channels are all accounted for, as players or as skipped
 CONSUMERS: tuple[Kind, ...] = ("conv", "linear")  # at their inputs stand the masks
 
 
@@ -116,13 +117,17 @@ def _layer_of(module: nn.Module, positions: float) -> Layer:
 
 
 def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
-    """Run once and record the cost of every layer, in order of execution."""
+    """Run once and record the cost of every layer, in order of execution; what returns no bare tensor is no layer."""
     names = {module: name for name, module in model.named_modules()}
     positions: dict[str, float] = defaultdict(float)
     activations: dict[str, float] = defaultdict(float)
     rows = length(inputs)
+    odd: set[str] = set()
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            odd.add(names[module])
+            return
         widths = widths_of(module)
         assert widths is not None
         counted = output.numel() / widths[1]
@@ -139,7 +144,8 @@ def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in positions.items()}
+    ran = {name: n for name, n in positions.items() if name not in odd}
+    return {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in ran.items()}
 
 
 def stored_tensors(model: nn.Module) -> int:

@@ -67,6 +67,7 @@ class Marking:
         self.model, self.max_seconds, self.started = copy, max_seconds, time.monotonic()
         self.inputs = transform(inputs, lambda t: t[:1].expand(2, *t.shape[1:]).clone() if t.ndim else t.clone())
         self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
+        self._silent = {name: np.zeros(layers[name].n_in, dtype=bool) for name in self.readers}  # of experts, say
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
         self.sources = [Source(name, layers[name].n_out) for name in makers] + list(_outside(copy))
         self._clean = self._record(makers, max_memory)
@@ -92,7 +93,7 @@ class Marking:
         with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
             outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
-        return seen
+        return {**self._silent, **seen}
 
     def mixer(self, source: int) -> str | None:
         """The first module that spreads one channel's mark over others; None where no module alone does."""
@@ -168,7 +169,10 @@ class Marking:
         outputs = iter(self._clean[name])
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            output = next(outputs)
+            output = next(outputs, None)
+            x = args[0] if args else next(iter(kwargs.values()))
+            if output is None or (x.ndim == output.ndim > 1 and len(x) != len(output)):
+                output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
             if channels is None or not channels.any():
                 return output.clone()
             return _with_marks(output, channel_axis(module, output.ndim), channels)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.blocks import Passed, pass_by
-from shaprune.network.experts import drop_experts
+from shaprune.network.experts import Listed, drop_experts
 from shaprune.network.kinds import is_transposed_linear, widths_of
 from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players, Role
@@ -83,7 +83,7 @@ def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
     if layer.kind == "block":
         return 1, 0 if isinstance(module, Passed) else 1
     if layer.kind == "expert":
-        return layer.n_in, len(module) if isinstance(module, nn.ModuleList) else 0
+        return layer.n_in, len(module) if isinstance(module, Listed) else 0
     if layer.kind == "weight":
         weight = getattr(module, "weight", None)
         return layer.n_in, weight.numel() if isinstance(weight, Tensor) else 0

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,9 +115,8 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     try:
         doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
         precise = copied(copy).double()
-        with torch.no_grad():
-            call(precise, transform(doubled, torch.clone))
-        model, pair, limit = precise, doubled, 1e-9
+        if _all_double(precise, doubled):
+            model, pair, limit = precise, doubled, 1e-9
     except Exception:
         pass  # a model that insists on its own precision is compared in that
     try:
@@ -124,6 +124,23 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
         place, said = place_of(error), str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"removal breaks the network{f' at {place}' if place else ''}: {said}"
+
+
+def _all_double(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether no module of a network in double precision returns anything narrower."""
+    types: set[torch.dtype] = set()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        types.update(t.dtype for t in tensors(output) if t.is_floating_point())
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            call(model, transform(inputs, torch.clone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return types <= {torch.float64}
 
 
 def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
