@@ -21,6 +21,7 @@ from shaprune.network.huggingface import config_of
 from shaprune.network.kinds import measure, stored_bytes
 from shaprune.network.layers import Layer
 from shaprune.network.named import named_units, unite
+from shaprune.network.numbers import numbered
 from shaprune.network.passing import passable
 from shaprune.network.players import Players, Skipped
 from shaprune.network.trial import check_runs
@@ -104,6 +105,12 @@ def find_players(
             chosen, not_passed = passable(copy, inputs, outermost(chosen), layers)
             left_out += not_passed
         accepted, refused = verified(copy, inputs, chosen, layers, costs)
+        found_numbers, refused = numbered(copy, inputs, refused, layers, costs) if kind is None else ({}, refused)
+        if found_numbers:
+            layers |= found_numbers
+            named = dict(refused)
+            accepted, refused = verified(copy, inputs, [c for c in chosen if c not in named], layers, costs)
+            refused += named.items()
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind == "block":
             skipped = not_inside(skipped, accepted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy as shallow
 from math import prod
 from typing import Any
 
@@ -40,8 +41,8 @@ _NORM_CUTTERS = {
     nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
 }
 # What modules that reshape into heads call their numbers: all are divided as the heads are.
-_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
-_WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
+WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
 
 Removal = tuple[str, Role, list[int]]  # module, side, channels of the dense layer
 
@@ -141,14 +142,33 @@ def _tell_heads(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> 
     shares = {  # the layers that make heads stand side by side, and all lose the same share
         name.rpartition(".")[0]: (left[name][1], layer.n_out)
         for name, layer in players.layers.items()
-        if layer.heads == "out"
+        if layer.heads == "out" and layer.numbers is None
     }
     for owner, (width, dense) in shares.items():
         module = model.get_submodule(owner)
-        for name in (*_COUNTS, *_WIDTHS):
+        for name in (*COUNTS, *WIDTHS):
             value = getattr(module, name, None)
-            if isinstance(value, int) and value * width % dense == 0 and (name in _COUNTS or value in read):
+            if isinstance(value, int) and value * width % dense == 0 and (name in COUNTS or value in read):
                 setattr(module, name, value * width // dense)
+    for name, layer in players.layers.items():
+        for path in layer.numbers or ():
+            _divide(model, path, left[name][1], layer.n_out)
+
+
+def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
+    """Give an attribute of a module, or of a module's own copy of an object, its share."""
+    owner, _, name = path.rpartition(".")
+    try:
+        holder: Any = model.get_submodule(owner)
+    except AttributeError:
+        outer, _, key = owner.rpartition(".")
+        module = model.get_submodule(outer)
+        holder = shallow(getattr(module, key))  # a configuration, which other layers read, too
+        setattr(module, key, holder)
+    value = getattr(holder, name)
+    if value * left % dense:
+        raise SurgeryError(f"{path} = {value} cannot be divided as {left} of {dense} channels; keep others")
+    setattr(holder, name, value * left // dense)
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
