@@ -171,8 +171,9 @@ class Marking:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             output = next(outputs, None)
             x = args[0] if args else next(iter(kwargs.values()))
-            if output is None or (x.ndim == output.ndim > 1 and len(x) != len(output)):
-                output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
+            many = isinstance(x, Tensor) and output is not None and x.ndim == output.ndim > 1
+            if output is None or (many and len(x) != len(output)):  # marked routers share tokens out in another way
+                output = type(module).forward(module, torch.zeros_like(x))
             if channels is None or not channels.any():
                 return output.clone()
             return _with_marks(output, channel_axis(module, output.ndim), channels)
