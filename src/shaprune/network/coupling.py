@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -22,6 +22,7 @@ from shaprune.network.layers import Layer
 from shaprune.network.links import Links, links_of
 from shaprune.network.marks import Marking, Source
 from shaprune.network.players import Member, Role, Skipped
+from shaprune.network.shared import STAYS, apart
 from shaprune.network.uncalled import fused_experts, uncalled
 
 _TOGETHER = "all its channels can only leave together"
@@ -85,6 +86,17 @@ def candidates(
         candidate = _candidate(sides, parts, read)
         reason = _refusal(copy, sides, parts, layers, shared, to_output)
         if reason == _TOGETHER:
+            sets_apart = apart(marking.sources, links, layers, sides)
+            finer = [
+                _candidate(*group, read)
+                for group in _groups(sets_apart, list(layers))
+                if _refusal(copy, *group, layers, shared, to_output) is None
+            ]
+            found += finer
+            if finer:
+                skipped += _without(candidate, finer, layers)
+                owned.update({made.name: made.channels for made in candidate.skipped(layers, "")})
+                continue
             reason = _mixing(marking, sides, layers)
         if reason is None:
             found.append(candidate)
@@ -98,6 +110,15 @@ def candidates(
     grouped = {name for sides, _ in groups for name, _ in sides}
     skipped += _functional(copy, grouped)
     return found, skipped + uncalled(copy, inputs, layers), layers
+
+
+def _without(candidate: Candidate, finer: list[Candidate], layers: dict[str, Layer]) -> list[Skipped]:
+    """What stays of a candidate when parts of it are candidates."""
+    leave: Counter[str] = Counter()
+    for made in (made for part in finer for made in part.skipped(layers, "")):
+        leave[made.name] += made.channels
+    stay = candidate.skipped(layers, STAYS.format(repr(finer[0].name)))
+    return [replace(s, channels=s.channels - leave[s.name]) for s in stay if s.channels > leave[s.name]]
 
 
 def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:

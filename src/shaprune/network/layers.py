@@ -37,8 +37,9 @@ class Layer:
         axis: the axis of a parameter along which it is cut.
         least: channels (experts) that must stay for the network to run.
         heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
-        numbers: attributes, by their path from the network, that are divided as its outputs are; None for those of
-            known names around heads. A plain object on the path is copied for its module.
+        numbers: attributes, by their path from the network, that are divided as its outputs (or its inputs, by
+            ``divided``) are; None for those of known names around heads. A plain object on the path is copied for its
+            module.
         returns: entries of the tuple that a block returns; None for a bare tensor.
         passes: for each of these entries but the first, the input (position or keyword) that it is; None for another.
         itemsize: bytes of one parameter.
@@ -58,6 +59,7 @@ class Layer:
     least: int = 1
     heads: Literal["out", "in"] | None = None
     numbers: tuple[str, ...] | None = None
+    divided: Literal["out", "in"] = "out"
     returns: int | None = None
     passes: tuple[int | str | None, ...] = ()
     itemsize: int = 4

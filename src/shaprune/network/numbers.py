@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from shaprune.network.agreement import relative_difference
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.coupling import Candidate
 from shaprune.network.kinds import kind_of
@@ -174,7 +173,7 @@ def _matters(copy: nn.Module, inputs: Inputs, number: _Number) -> bool:
                 after = tensors(call(copy, pair))
         except Exception:
             return True
-    return any(relative_difference(a, b) > 0 for a, b in zip(before, after, strict=False))
+    return len(before) != len(after) or not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def _combinations(
@@ -184,11 +183,14 @@ def _combinations(
     base = set(known)
     sets = [set(c) for k in range(len(numbers) + 1) for c in combinations(numbers, k)] if len(numbers) < 12 else [base]
     sets.sort(key=lambda c: ({n.sort for n in c} != sorts or not sorts, len(c ^ base)))
-    return [[n for n in numbers if n in chosen] for chosen in sets if chosen != base][:_TRIALS]
+    return [[n for n in numbers if n in chosen] for chosen in sets if chosen][:_TRIALS]
 
 
 def _with(candidate: Candidate, layers: dict[str, Layer], chosen: Sequence[_Number]) -> dict[str, Layer]:
-    """The layers that make the players, of which the first has the numbers."""
-    made = list(dict.fromkeys(m.module for m in candidate.members if m.role == "out"))
-    paths = tuple(n.path for n in chosen)
-    return {name: replace(layers[name], numbers=paths if name == made[0] else ()) for name in made}
+    """The layers of the group, of which one that it owns as a whole has the numbers."""
+    sides = [m for m in candidate.members if m.role in ("out", "in")]
+    widths = {"out": lambda layer: layer.n_out, "in": lambda layer: layer.n_in}
+    whole = next((m for m in sides if int(m.widths.sum()) == widths[m.role](layers[m.module])), sides[0])
+    found = {m.module: replace(layers[m.module], numbers=()) for m in sides}
+    side: Literal["out", "in"] = "out" if whole.role == "out" else "in"
+    return found | {whole.module: replace(layers[whole.module], numbers=tuple(n.path for n in chosen), divided=side)}

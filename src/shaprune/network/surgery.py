@@ -151,8 +151,9 @@ def _tell_heads(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> 
             if isinstance(value, int) and value * width % dense == 0 and (name in COUNTS or value in read):
                 setattr(module, name, value * width // dense)
     for name, layer in players.layers.items():
+        n_in, n_out = left[name]
         for path in layer.numbers or ():
-            _divide(model, path, left[name][1], layer.n_out)
+            _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
 
 
 def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
