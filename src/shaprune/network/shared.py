@@ -33,17 +33,18 @@ def apart(
         layers: all layers, by name.
         sides: the layers of the group, and on which side they are in it.
     """
-    reached: dict[tuple[Node, ...], set[Position]] = defaultdict(set)
+    reached: dict[Node, set[Position]] = defaultdict(set)
     for i, blocks, where in links.mixed:
         for block, positions in zip(blocks, where, strict=True):
-            reached[tuple((sources[i].name, "out", int(c)) for c in block)] |= positions
+            for channel in block.tolist():
+                reached[sources[i].name, "out", channel] |= positions
     for i, channels, reader, at in links.pairs:
         for channel, position in zip(channels.tolist(), at.tolist(), strict=True):
-            reached[((sources[i].name, "out", channel),)].add((reader, position))
+            reached[sources[i].name, "out", channel].add((reader, position))
     parts: dict[frozenset[Position], set[Node]] = defaultdict(set)
-    for nodes, positions in reached.items():
-        if nodes[0][:2] in sides and layers[nodes[0][0]].kind in UNITS:
-            parts[frozenset(positions)].update(nodes)
+    for node, positions in reached.items():
+        if node[:2] in sides and layers[node[0]].kind in UNITS:
+            parts[frozenset(positions)].add(node)
     everywhere = frozenset[Position]().union(*parts)
     sizes = {positions: (len(positions), len(nodes)) for positions, nodes in parts.items()}
     ways = [[p for p in parts if sizes[p] == size] for size in set(sizes.values())]
