@@ -102,14 +102,15 @@ def test_a_layer_that_gives_no_tensor_of_its_width_is_skipped() -> None:
     assert found["4"] == "it is a Heads that gives a tensor of shape (2, 2, 2), with no axis of 4 channels"
 
 
-def test_a_module_in_which_marks_go_another_way_is_not_looked_into() -> None:
+def test_of_experts_those_are_followed_that_the_first_example_goes_to() -> None:
     x = torch.cat([torch.tensor([1.0, -1.0, 2.0])[:, None], torch.randn(3, 3)], 1)
     players = sp.find_players(routed(), x)
     found = reasons(players)
-    assert made(players) == {"two": 8}
+    assert made(players) == {"mixture.experts.e0.up": 7, "two": 8}  # of the expert that the first example goes to
     check_removal(routed, players, x)
     assert found["mixture.router"] == "it is a Router that gives a tuple, not one tensor"
-    assert any("mixture (Mixture) goes another way" in why for name, why in found.items() if "experts" in name)
+    assert found["mixture.experts.e1.up"].startswith("it does not run on the first of the example inputs")
+    assert found["mixture.experts.e2.up"] == "it did not run on the example inputs"
 
 
 def test_a_network_in_which_marks_break_is_refused_with_the_place() -> None:

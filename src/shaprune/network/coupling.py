@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -24,8 +24,10 @@ from shaprune.network.layers import Layer
 from shaprune.network.links import Links, links_of
 from shaprune.network.marks import Lost, Marking, Source
 from shaprune.network.players import Member, Role, Skipped
+from shaprune.network.shared import STAYS, apart
 from shaprune.network.staying import functional, not_followed, why_not_grouped
 
+_NOT_RUN = "it does not run on the first of the example inputs, on which channels are followed"
 _TOGETHER = "all its channels can only leave together"
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
@@ -85,6 +87,17 @@ def candidates(
         candidate = _candidate(sides, parts, read)
         reason = _refusal(copy, sides, parts, layers, shared, to_output)
         if reason == _TOGETHER:
+            sets_apart = apart(marking.sources, links, layers, sides)
+            finer = [
+                _candidate(*group, read)
+                for group in _groups(sets_apart, list(layers))
+                if _refusal(copy, *group, layers, shared, to_output) is None
+            ]
+            found += finer
+            if finer:
+                skipped += _without(candidate, finer, layers)
+                owned.update({made.name: made.channels for made in candidate.skipped(layers, "")})
+                continue
             reason = _mixing(marking, sides[0][0])
         if reason is None:
             found.append(candidate)
@@ -94,7 +107,8 @@ def candidates(
     for name, layer in layers.items():
         left = layer.n_out - owned[name] if layer.kind in UNITS else 0
         if left:
-            skipped.append(Skipped(name, left, why_not_grouped(name, layer, owned[name], to_output, read)))
+            reason = _NOT_RUN if marking.is_silent(name) else why_not_grouped(name, layer, owned[name], to_output, read)
+            skipped.append(Skipped(name, left, reason))
     grouped = {name for sides, _ in groups for name, _ in sides}
     skipped += functional(copy, grouped)
     skipped += not_followed(copy, marking, layers, odd)
@@ -122,6 +136,15 @@ def _followed(
                     "model so that this part stays outside"
                 ) from lost
             whole.append(module)
+
+
+def _without(candidate: Candidate, finer: list[Candidate], layers: dict[str, Layer]) -> list[Skipped]:
+    """What stays of a candidate when parts of it are candidates."""
+    leave: Counter[str] = Counter()
+    for made in (made for part in finer for made in part.skipped(layers, "")):
+        leave[made.name] += made.channels
+    stay = candidate.skipped(layers, STAYS.format(repr(finer[0].name)))
+    return [replace(s, channels=s.channels - leave[s.name]) for s in stay if s.channels > leave[s.name]]
 
 
 def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:

@@ -22,6 +22,8 @@ from shaprune.network.huggingface import config_of
 from shaprune.network.kinds import measure, stored_bytes
 from shaprune.network.layers import Layer
 from shaprune.network.named import named_units, unite
+from shaprune.network.numbers import numbered
+from shaprune.network.passing import passable
 from shaprune.network.players import Players, Skipped
 from shaprune.network.sharing import private
 from shaprune.network.trial import check_runs
@@ -35,7 +37,7 @@ _Finder = Callable[[nn.Module, Inputs, Mapping[str, Layer]], tuple[list[Candidat
 _FINDERS: dict[str, _Finder] = {"block": find_blocks, "expert": find_experts, "weight": find_weights}
 _NOTHING = {
     "block": "it has no nn.Sequential or nn.ModuleList whose parts have weights",
-    "expert": "it has no nn.ModuleList of experts beside an nn.Linear router",
+    "expert": "it has no nn.ModuleList or nn.ModuleDict of experts beside an nn.Linear router",
 }
 
 
@@ -59,7 +61,8 @@ def find_players(
       of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys);
     - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
       blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
-    - ``"expert"``: the experts in an `nn.ModuleList` beside an `nn.Linear` router; one group per mixture;
+    - ``"expert"``: the experts in an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router (or a module
+      with one, called router or gate); one group per mixture;
     - ``"weight"``: the single weights of linear layers and convolutions, one group per layer, player k being entry k of
       the flat weight. They are set to zero, nothing gets smaller, and their costs are 0: plan with
       ``Budget(players=...)``, and name the layers by ``include``;
@@ -107,8 +110,15 @@ def find_players(
         if kind == "weight":
             chosen = entered(chosen, layers, named=include is not None)
         elif kind == "block":
-            chosen = outermost(chosen)
+            chosen, not_passed = passable(copy, inputs, outermost(chosen), layers)
+            left_out += not_passed
         accepted, refused = verified(copy, inputs, chosen, layers, costs)
+        found_numbers, refused = numbered(copy, inputs, refused, layers, costs) if kind is None else ({}, refused)
+        if found_numbers:
+            layers |= found_numbers
+            named = dict(refused)
+            accepted, refused = verified(copy, inputs, [c for c in chosen if c not in named], layers, costs)
+            refused += named.items()
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind == "block":
             skipped = not_inside(skipped, accepted)

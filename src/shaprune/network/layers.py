@@ -38,7 +38,11 @@ class Layer:
         axis: the axis of a parameter along which it is cut.
         least: channels (experts) that must stay for the network to run.
         heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
+        numbers: attributes, by their path from the network, that are divided as its outputs (or its inputs, by
+            ``divided``) are; None for those of known names around heads. A plain object on the path is copied for its
+            module.
         returns: entries of the tuple that a block returns; None for a bare tensor.
+        passes: for each of these entries but the first, the input (position or keyword) that it is; None for another.
         itemsize: bytes of one parameter.
         buffers: bytes of buffers per output channel (running statistics), of a block, or of one expert.
         activation: bytes of its output per channel and example, over all times it runs; of a block or of one expert all
@@ -55,10 +59,17 @@ class Layer:
     axis: int = 0
     least: int = 1
     heads: Literal["out", "in"] | None = None
+    numbers: tuple[str, ...] | None = None
+    divided: Literal["out", "in"] = "out"
     returns: int | None = None
+    passes: tuple[int | str | None, ...] = ()
     itemsize: int = 4
     buffers: float = 0
     activation: float = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", tuple(self.passes))  # a list, where it comes from JSON
+        object.__setattr__(self, "numbers", None if self.numbers is None else tuple(self.numbers))
 
     def params(self, n_in: int, n_out: int) -> int:
         """Parameters when ``n_in`` and ``n_out`` channels are left."""

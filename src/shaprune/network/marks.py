@@ -93,6 +93,7 @@ class Marking:
         self.inputs, self.whole = pair_of(copy, inputs), tuple(whole)
         layers = self.layers = {name: layer for name, layer in layers.items() if self.inside(name) is None}
         self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
+        self._silent = {name: np.zeros(layers[name].n_in, dtype=bool) for name in self.readers}  # of experts, say
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
         self.sources = [Source(name, layers[name].n_out) for name in makers]
         self.sources += [source for source in _outside(copy) if self.inside(source.name) is None]
@@ -123,7 +124,7 @@ class Marking:
             except Exception as error:
                 raise Lost(container_of(error, self.model), place_of(error)) from error
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
-        return seen
+        return {**self._silent, **seen}
 
     def inside(self, name: str) -> str | None:
         """Why a layer or parameter is not looked at: it is in a module that is not looked into."""
@@ -132,6 +133,10 @@ class Marking:
             return None
         kind = type(self.model.get_submodule(around)).__name__
         return f"{around} ({kind}) goes another way where channels are missing, so that they cannot be followed inside"
+
+    def is_silent(self, layer: str) -> bool:
+        """Whether a layer that makes channels is not called on the example that is followed."""
+        return layer in self._index and not self._clean[layer]
 
     def past(self, layers: frozenset[str]) -> Marking:
         """The same, with marks that pass these layers."""
@@ -255,9 +260,12 @@ class Marking:
         run = module.forward if name in self.passed else None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            output = next(outputs) if run is None else run(*args, **kwargs)
+            output: Any = next(outputs, None) if run is None else run(*args, **kwargs)
             if name in self.whole:
                 return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
+            x = input_of(args, kwargs)
+            if x is not None and (output is None or (x.ndim == output.ndim > 1 and len(x) != len(output))):
+                output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
             if channels is None or not channels.any():
                 return output.clone()
             return _with_marks(output, channel_axis(module, output.ndim), channels)

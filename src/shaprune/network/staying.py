@@ -37,10 +37,20 @@ def functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
             continue
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
-                found.append(
-                    Skipped(name, 0, "a parameter that code uses without a layer, whose outputs cannot be told")
-                )
+                reason = "a parameter that code uses without a layer, whose outputs cannot be told"
+                found.append(Skipped(name, 0, fused_experts(prefix, module) or reason))
     return found
+
+
+def fused_experts(name: str, module: nn.Module) -> str | None:
+    """Why experts stay whose weights are one tensor (experts, rows, columns); None where there is none."""
+    if "expert" not in f"{name.rpartition('.')[2]} {type(module).__name__}".lower():
+        return None
+    shapes = [tuple(p.shape) for p in module.parameters(recurse=False) if p.ndim == 3]
+    if not shapes:
+        return None
+    size = " x ".join(str(n) for n in shapes[0])
+    return f"its experts are fused parameters ({size}), one tensor for all; only experts that are modules can leave"
 
 
 def not_followed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy as shallow
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.blocks import Passed, pass_by
-from shaprune.network.experts import drop_experts
+from shaprune.network.experts import Listed, drop_experts
 from shaprune.network.kinds import is_transposed_linear, widths_of
 from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players, Role
@@ -36,8 +37,8 @@ _CUTTERS = {
     ("embedding", "out"): tp.prune_embedding_out_channels,
 }
 # What modules that reshape into heads call their numbers: all are divided as the heads are.
-_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
-_WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
+WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
 
 Removal = tuple[str, Role, list[int]]  # module, side, channels of the dense layer
 
@@ -79,7 +80,7 @@ def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
     if layer.kind == "block":
         return 1, 0 if isinstance(module, Passed) else 1
     if layer.kind == "expert":
-        return layer.n_in, len(module) if isinstance(module, nn.ModuleList) else 0
+        return layer.n_in, len(module) if isinstance(module, Listed) else 0
     if layer.kind == "weight":
         weight = getattr(module, "weight", None)
         return layer.n_in, weight.numel() if isinstance(weight, Tensor) else 0
@@ -115,7 +116,7 @@ def cut(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Modul
                 continue
             module = model.get_submodule(name)
             if role == "skip":
-                pass_by(model, name, layer.returns)
+                pass_by(model, name, layer)
                 continue
             if role == "expert":
                 drop_experts(model, name, channels)
@@ -137,14 +138,34 @@ def _tell_heads(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> 
     shares = {  # the layers that make heads stand side by side, and all lose the same share
         name.rpartition(".")[0]: (left[name][1], layer.n_out)
         for name, layer in players.layers.items()
-        if layer.heads == "out"
+        if layer.heads == "out" and layer.numbers is None
     }
     for owner, (width, dense) in shares.items():
         module = model.get_submodule(owner)
-        for name in (*_COUNTS, *_WIDTHS):
+        for name in (*COUNTS, *WIDTHS):
             value = getattr(module, name, None)
-            if isinstance(value, int) and value * width % dense == 0 and (name in _COUNTS or value in read):
+            if isinstance(value, int) and value * width % dense == 0 and (name in COUNTS or value in read):
                 setattr(module, name, value * width // dense)
+    for name, layer in players.layers.items():
+        n_in, n_out = left[name]
+        for path in layer.numbers or ():
+            _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+
+
+def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
+    """Give an attribute of a module, or of a module's own copy of an object, its share."""
+    owner, _, name = path.rpartition(".")
+    try:
+        holder: Any = model.get_submodule(owner)
+    except AttributeError:
+        outer, _, key = owner.rpartition(".")
+        module = model.get_submodule(outer)
+        holder = shallow(getattr(module, key))  # a configuration, which other layers read, too
+        setattr(module, key, holder)
+    value = getattr(holder, name)
+    if value * left % dense:
+        raise SurgeryError(f"{path} = {value} cannot be divided as {left} of {dense} channels; keep others")
+    setattr(holder, name, value * left // dense)
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,7 +183,7 @@ def _by_mask(
     dense = model if dtype is None else in_precision(model, dtype)
     found = []
     try:
-        if dtype is not None and not _runs(dense, pair):
+        if dtype is not None and not _runs(dense, pair, dtype):
             return None
         for kept in coalitions:
             with torch.no_grad(), masked(dense, sites, torch.from_numpy(kept[None]).to(device, torch.float32)):
@@ -193,13 +194,23 @@ def _by_mask(
     return found
 
 
-def _runs(model: nn.Module, inputs: Inputs) -> bool:
+def _runs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> bool:
+    """Whether a network runs in this type, and none of its modules returns anything narrower."""
+    sizes: set[int] = set()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        sizes.update(t.element_size() for t in tensors(output) if t.is_floating_point())
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
     try:
         with torch.no_grad():
             call(model, transform(inputs, torch.clone))
     except Exception:
         return False
-    return True
+    finally:
+        for handle in handles:
+            handle.remove()
+    return min(sizes, default=dtype.itemsize) >= dtype.itemsize
 
 
 def _by_removal(
