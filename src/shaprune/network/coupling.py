@@ -99,6 +99,8 @@ def candidates(
                 owned.update({made.name: made.channels for made in candidate.skipped(layers, "")})
                 continue
             reason = _mixing(marking, sides[0][0])
+        if reason is not None and marking.is_silent(sides[0][0]):
+            reason = _NOT_RUN
         if reason is None:
             found.append(candidate)
         skipped += candidate.skipped(layers, reason) if reason is not None else []
