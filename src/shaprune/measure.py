@@ -9,17 +9,20 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from timeit import Timer
 from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
+from torch.utils import benchmark
 
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.batches import Inputs, call, length, main_output, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of, kept_globals
+from shaprune.network.quiet import quiet
+from shaprune.network.threads import torch_threads
 from shaprune.speed import advice, is_faster
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -109,13 +112,12 @@ def latency(
     for name, model in models.items():
         inputs = _on(device_of(model), example_inputs)
         timed = model if compiled is None else _compiled(name, model, inputs, compiled)
-        timers[name] = Timer(
-            "call(model, inputs)", globals={"call": call, "model": timed, "inputs": inputs}, num_threads=used
-        )
+        given = {"call": call, "model": timed, "inputs": inputs}
+        timers[name] = Timer("call(model, inputs)", timer=benchmark.timer, globals=given)  # a clock that awaits a GPU
     for round_ in range(-1, rounds):  # round -1 warms up and sets the number of repeats
         for name in models if round_ % 2 else reversed(list(models)):
-            with borrowed(models[name]), torch.no_grad():
-                taken = timers[name].timeit(repeats.get(name, 1)).median
+            with borrowed(models[name]), torch.no_grad(), torch_threads(used):
+                taken = _timed(timers[name], repeats.get(name, 1))
             if round_ < 0:
                 repeats[name] = max(1, min(1000, math.ceil(_SECONDS_PER_ROUND / max(taken, 1e-6))))
             else:
@@ -128,11 +130,16 @@ def latency(
     return result
 
 
+def _timed(timer: Timer, repeats: int) -> float:
+    """Seconds per run, after a few that warm up."""
+    timer.timeit(max(repeats // 100, 2))
+    return timer.timeit(repeats) / repeats
+
+
 def _compiled(name: str, model: nn.Module, inputs: Inputs, backend: str) -> nn.Module:
     """What `torch.compile` makes of a copy of the model, run once."""
     try:
-        with kept_globals(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's, about itself
+        with kept_globals(), torch.no_grad(), quiet():  # the compiler's warnings are about itself
             result: Any = torch.compile(copied(model).eval(), backend=backend)
             call(result, inputs)
     except Exception as error:  # compilers fail in many ways
@@ -176,13 +183,13 @@ def count(model: nn.Module, example_inputs: Inputs) -> tuple[int, int]:
                 macs += output.numel() * per_pair * (module.in_channels // module.groups)
 
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, *_CONVOLUTIONS))]
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        with borrowed(model), torch.no_grad():
+    with borrowed(model), torch.no_grad():
+        handles = [layer.register_forward_hook(hook) for layer in layers]
+        try:
             call(model, _on(device_of(model), example_inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     return sum(p.numel() for p in model.parameters()), macs // n_examples
 
 

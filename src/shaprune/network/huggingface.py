@@ -9,7 +9,6 @@ transformers itself is not imported.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from shaprune.errors import SurgeryError
 from shaprune.network.borrow import kept_globals
 from shaprune.network.config import Config, Field
 from shaprune.network.players import Group, Players
+from shaprune.network.quiet import quiet
 from shaprune.network.surgery import cut
 
 _HIDDEN = ("inner", "intermediate", "ffn", "d_ff")  # in names of fields that may be None, for a multiple of the width
@@ -112,8 +112,7 @@ class _Pretrained:
         if key not in self.known:
             config = copy.deepcopy(self.module.config)
             _set(config, values)
-            with warnings.catch_warnings(), kept_globals(), torch.device("meta"):
-                warnings.simplefilter("ignore")
+            with quiet(), kept_globals(), torch.device("meta"):
                 try:  # as from_pretrained does, which reads a config.json
                     self.known[key] = _shapes(type(self.module)(type(config).from_dict(config.to_dict())))
                 except Exception as error:  # of any kind: the validators' or the constructor's own

@@ -15,6 +15,7 @@ from torch import Tensor
 from shaprune.errors import GameError
 from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
+from shaprune.network.cut import Cut
 from shaprune.network.rows import Block, Rows
 from shaprune.network.subject import BATCH
 from shaprune.network.trace import live_bytes
@@ -156,7 +157,7 @@ def answers(judges: Sequence[Judge], coalitions: Coalitions, examples: Examples 
         GameError: see `Judge`.
     """
     rows = judges[0].rows
-    with borrowed(rows.subject.model), torch.no_grad():
+    with borrowed(rows.subject.model, draws=_draws(judges)), torch.no_grad():
         masks = to_device(torch.from_numpy(coalitions), rows.device).float()
         if examples is None:
             return _over_all(judges, masks)
@@ -173,11 +174,18 @@ def walks(judges: Sequence[Judge], orders: Orders, examples: Examples | None, st
         coalitions = chain(orders, rows.n_players, start).reshape(-1, rows.n_players)
         who = None if examples is None else np.repeat(examples, shape[1])
         return [worths.reshape(shape) for worths in answers(judges, coalitions, who)]
-    with borrowed(rows.subject.model), torch.no_grad():
+    with borrowed(rows.subject.model, draws=_draws(judges)), torch.no_grad():
         present = None if start is None else to_device(torch.from_numpy(start), rows.device).float()
         given = _indices(orders, rows.device), _indices(examples, rows.device), present
         blocks = partial(rows.walks, first, *given)
         return [worths.cpu().numpy() for worths in _judged(judges, blocks, shape, _put_walks)]
+
+
+def _draws(judges: Sequence[Judge]) -> bool:
+    """Whether code of the user's runs, which may draw random numbers."""
+    runner = judges[0].rows.runner
+    ours = isinstance(runner, Cut) and not runner.listened
+    return not (ours and all(built_in(judge.worth) for judge in judges))
 
 
 def _over_all(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:

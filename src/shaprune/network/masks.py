@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError
 from shaprune.network.players import Group, Players, check_channels
+from shaprune.network.turns import turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +130,11 @@ def each_row(kept: Tensor, rows: int, module: str) -> Tensor:
 def masked(model: nn.Module, sites: Sequence[Site], mask: Tensor) -> Iterator[None]:
     """Run ``model`` under ``mask``, (rows, n) or (1, n) for all rows alike; the hooks are removed on any exit."""
     handles: list[RemovableHandle] = []
-    try:
-        for site in sites:
-            handles += site.attach(model, mask)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with turn(model):
+        try:
+            for site in sites:
+                handles += site.attach(model, mask)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shaprune.network.batches import Inputs, call, tensors
+from shaprune.network.tracing import graph_of
 
 Env = dict[fx.Node, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
@@ -33,7 +34,7 @@ class Trace:
 
     def __init__(self, model: nn.Module) -> None:
         try:
-            self.graph = fx.Tracer().trace(model)
+            self.graph = graph_of(model)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UntraceableError(reason) from error
