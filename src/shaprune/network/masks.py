@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,14 @@ class Site(ABC):
 
     def columns(self, mask: Tensor) -> Tensor:
         """(rows, entries) of a mask (rows, n): which entries are kept."""
+        if self.all_owned:
+            return mask[:, self.owners]
         return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[:, self.owners]
+
+    @cached_property
+    def all_owned(self) -> bool:
+        """Whether every entry belongs to a player."""
+        return bool((self.owners < self.n_players).all())
 
     @abstractmethod
     def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:

@@ -22,10 +22,11 @@ from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import tensors
 from shaprune.network.borrow import borrowed
 from shaprune.network.calls import DivergedError
+from shaprune.network.coalitions import Masks
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.graphs import Recordings, recorder_for
-from shaprune.network.grid import Grid, grid_of
+from shaprune.network.grid import Grid
 from shaprune.network.masks import Site
 from shaprune.network.precision import RowPrecision, check_runs, in_precision, laid_out
 from shaprune.network.replay import Replay
@@ -39,6 +40,7 @@ T = TypeVar("T")
 ROWS_SET = 1 << 23  # bytes of one batch of rows on a CPU, where the bound allows more; larger ones leave the caches
 CALLED_SET = 1 << 27  # the same where a model's own code is called, which costs about a millisecond each time
 WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
+MASKS = 20  # bytes that a row's mask takes per player, with what it is made from and what the layers read of it
 SMALL = 32  # rows of a batch below which operations are too short to be worth their calls
 SCANNED = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
 
@@ -116,24 +118,24 @@ class Rows:
         """A few examples, on which things are tried."""
         return torch.arange(min(4, self.n_examples), device=self.device)
 
-    def pairs(self, masks: Tensor, examples: Tensor) -> Generator[Block, None, None]:
+    def pairs(self, masks: Masks, examples: Tensor) -> Generator[Block, None, None]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
             outputs = self._run(self.runner.run, self.state(examples[part]), masks[part])
-            return Block(outputs, examples[part], part, masks[part].__getitem__)
+            return Block(outputs, examples[part], part, partial(_one_of, masks, part.start))
 
         self.fill()
         yield from self.spread(run, self.split(len(masks), self.row_bytes), self.row_bytes)
 
-    def everyone(self, masks: Tensor) -> Generator[Block, None, None]:
+    def everyone(self, masks: Masks) -> Generator[Block, None, None]:
         """Every coalition, masks (R, n), on every example."""
         if not len(masks):
             return
         self.fill()
         first = self.runner.first_linear if len(masks) > 1 else None  # contributions pay off from the second on
         per_batch = self.batch(self.row_bytes)
-        grid = None if first is None else grid_of(masks, per_batch)
+        grid = None if first is None else masks.grid(per_batch)
         unit = 1 if grid is None else len(grid.low)
         blocks = -(-len(masks) // max(per_batch, unit))
         width = -(-len(masks) // blocks // unit) * unit  # blocks of equal size, at most per_batch
@@ -143,7 +145,7 @@ class Rows:
             yield from self._over(masks, examples, first, grid, parts)
 
     def _over(
-        self, masks: Tensor, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
+        self, masks: Masks, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
     ) -> Iterator[Block]:
         """Coalitions, part by part, on some examples."""
         state = self.state(examples)
@@ -152,13 +154,13 @@ class Rows:
         for part in parts:
             yield from self.halving(run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples))
 
-    def _fewer(self, masks: Tensor, examples: Tensor, part: slice) -> Iterator[Block]:
+    def _fewer(self, masks: Masks, examples: Tensor, part: slice) -> Iterator[Block]:
         """Coalitions on one half of the examples, and then on the other."""
         for half in examples.chunk(2):
             yield from self._over(masks, half, None, None, [part])
 
     def _crossed(
-        self, masks: Tensor, examples: Tensor, state: State, sums: Callable[[slice], Tensor] | None, part: slice
+        self, masks: Masks, examples: Tensor, state: State, sums: Callable[[slice], Tensor] | None, part: slice
     ) -> Block:
         """Some of the coalitions on some examples; ``sums`` gives what the first linear layer answers."""
         block, first = masks[part], self.runner.first_linear
@@ -169,7 +171,7 @@ class Rows:
             outputs = self._run(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
         return Block(outputs, examples[rows], part, partial(_cyclic, block))
 
-    def _sums_of(self, parts: Tensor, masks: Tensor, grid: Grid | None) -> Callable[[slice], Tensor]:
+    def _sums_of(self, parts: Tensor, masks: Masks, grid: Grid | None) -> Callable[[slice], Tensor]:
         """What the first linear layer answers to some of the coalitions, from contributions (E, n + 1, ...)."""
         flat = parts.flatten(2)
         tables = None if grid is None else grid.tables(flat)
@@ -187,7 +189,7 @@ class Rows:
         self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None
     ) -> Generator[Block, None, None]:
         """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
-        cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
+        cost = self.walk_bytes(orders.shape[1])
         everyone = torch.ones(self.n_players, device=self.device) if start is None else start
         somebody_stays = orders.shape[1] < (self.n_players if start is None else int(start.sum()))
         run = partial(self._walks, first, orders, examples, everyone, somebody_stays)
@@ -244,6 +246,10 @@ class Rows:
     def _mask_of_step(self, orders: Tensor, start: Tensor, row: int) -> Tensor:
         return start.index_fill(0, orders[row % len(orders), : row // len(orders)], 0.0)
 
+    def walk_bytes(self, steps: int) -> int:
+        """Bytes that one walk takes where contributions are added."""
+        return self.row_bytes * (steps + 1) + self.part_bytes
+
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def batch(self, bytes_per_row: int, working_set: int | None = None) -> int:
@@ -251,7 +257,8 @@ class Rows:
         most = min(self.max_memory // 2, self._room)
         if working_set is None:
             working_set = CALLED_SET if isinstance(self.runner, Replay) else ROWS_SET
-        return max(1, (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row)
+        size = (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row
+        return max(1, min(size, most // 2 // (MASKS * self.n_players)))
 
     def split(self, rows: int, bytes_per_row: int, working_set: int | None = None) -> list[slice]:
         """Rows in parts of equal size, none larger than a batch; some smaller ones where they can run side by side."""
@@ -273,7 +280,7 @@ class Rows:
         self, run: Callable[[slice], T], parts: Sequence[slice], bytes_each: int, most: int = MOST
     ) -> Iterator[T]:
         """``run`` on all parts, in order; at most ``most`` at a time, as there are threads, and memory, for them."""
-        largest = max((part.stop - part.start for part in parts), default=1) * bytes_each
+        largest = max((part.stop - part.start for part in parts), default=1) * max(bytes_each, MASKS * self.n_players)
         room = max(1, self.max_memory // 2 // largest)
         threads = at_once(min(len(parts), room, most)) if self._divisible else 1
         for part, result in side_by_side(run, parts, threads):
@@ -355,6 +362,10 @@ class Rows:
         if known is None or not isinstance(self.runner, Cut):
             return self.subject.prepared(self.runner, examples)
         return self.runner.prepare(self.subject.rows(examples), gather(known, examples))
+
+
+def _one_of(masks: Masks, begin: int, row: int) -> Tensor:
+    return masks[begin + row : begin + row + 1][0]
 
 
 def _cyclic(block: Tensor, row: int) -> Tensor:

@@ -113,8 +113,8 @@ def _work(line: Connection, recipe: bytes, number: int) -> None:
 def _end_with_driver() -> None:
     """See that this process ends with its driver, also by kill -9, in the middle of whatever it does.
 
-    A thread waits for that. It needs Python's lock, which loading a library holds for seconds, so that Linux is asked as
-    well: it ends a process with the thread that began it, which here is the one that asks it its questions.
+    A thread waits for that, and needs the lock of Python, which loading a library holds for seconds. Linux is asked as
+    well: it ends a process with the thread that began it, here the one that asks it its questions.
     """
     threading.Thread(target=_wait_for_end, daemon=True).start()
     if sys.platform == "linux":
