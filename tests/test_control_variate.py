@@ -230,7 +230,7 @@ def test_what_it_cannot_do_is_refused_with_what_can() -> None:
     game = Smooth(50)
     with pytest.raises(InputError, match=r"Shapley values over all sizes only, not 'banzhaf:0.5'.*permutation"):
         estimate(game, "control-variate", concept="banzhaf")
-    with pytest.raises(InputError, match=r"along a walk of 5 players take 576 bytes and max_memory is 500; raise it"):
-        estimate(game, "control-variate", max_memory=500)
+    with pytest.raises(InputError, match=r"walk of 5 players take 1,008 bytes and max_memory is 1,000; raise it"):
+        estimate(game, "control-variate", max_memory=1000)
     with pytest.raises(InputError, match="no values per example"):
         estimate(game, "control-variate", keep_examples=True)

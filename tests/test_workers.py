@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -454,3 +456,40 @@ def test_the_cost_of_an_evaluate_function_is_timed_on_itself() -> None:
     assert cost.seconds is not None
     assert 0.02 * cost.evaluations < cost.seconds < 10
     assert len(asked) <= 2
+
+
+LEFT = """
+import os, sys, time
+import torch
+import shaprune as sp
+from networks import NETWORKS
+
+make, example = NETWORKS["plain"]
+
+
+def stuck(outputs, targets):
+    if os.getpid() != int(os.environ["DRIVER"]):
+        print(os.getpid(), flush=True)
+        time.sleep(3600)
+    return outputs[:, 0]
+
+
+if __name__ == "__main__":
+    os.environ["DRIVER"] = str(os.getpid())
+    model = make()
+    players = sp.find_players(model, example(), include="conv1")
+    sp.score(model, players, [(example(), torch.arange(len(example())) % 5)], stuck, workers=2, progress=False)
+"""
+
+
+def test_workers_end_with_a_driver_that_is_killed_though_they_are_busy(tmp_path: Path) -> None:
+    script = tmp_path / "left.py"
+    script.write_text(LEFT)
+    places = os.pathsep.join([str(Path(__file__).parent), str(Path(sp.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        worker = int(driver.stdout.readline())  # it sleeps for an hour
+        driver.kill()
+        assert not driver.stdout.read().replace("\n", "").strip("0123456789")  # ends once all have closed it
+    assert worker != driver.pid

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -43,11 +45,12 @@ def new_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     beside: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(descriptor)
-        beside = Path(name)
+        fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}{path.suffix}"
+        mode = _created(fresh)
+        beside = fresh
+        beside.chmod(0o600)
         yield beside
-        beside.chmod(0o666 & ~_umask())
+        beside.chmod(mode)
         beside.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -96,10 +99,11 @@ def _filled(path: Path) -> Iterator[Path]:
     old = beside.with_name(beside.name + ".old")
     try:
         yield beside
-        beside.chmod(0o777 & ~_umask())
+        mode = _mode_in(beside)
         for file in beside.rglob("*"):  # safetensors writes files that only their owner can read
             if file.is_file():
-                file.chmod(0o666 & ~_umask())
+                file.chmod(mode)
+        beside.chmod(mode | (mode & 0o444) >> 2)  # who may read may enter
         if path.exists():
             path.rename(old)
         beside.rename(path)
@@ -137,7 +141,22 @@ def foreign(folder: str | Path, files: Collection[str]) -> str | None:
     return None
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _created(path: Path) -> int:
+    """Create an empty file with the permissions that the umask of this process leaves, and return them.
+
+    The umask itself cannot be read without setting it, which other threads would meet.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+
+
+def _mode_in(folder: Path) -> int:
+    """Return the permissions that a new file in ``folder`` has."""
+    probe = folder / f".{secrets.token_hex(4)}"
+    try:
+        return _created(probe)
+    finally:
+        probe.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS, save
 from shaprune.measure import Measurement
 from shaprune.network.borrow import kept_globals
+from shaprune.network.threads import torch_threads
 from shaprune.report.comparison import latency_setting, to_json
 from shaprune.report.content import Content, Evidence
 from shaprune.report.curves import removal_curves
@@ -108,7 +109,7 @@ def run_demo(
     name = choose_architecture(data, architecture)
     check_replaceable(out)
     seconds: dict[str, float] = {}
-    with kept_globals(), _one_thread():
+    with kept_globals(), torch_threads(1):  # so small a network waits long for a second thread on a busy machine
         with _timed(seconds, "load"):
             dataset = load_dataset(data)
         say(f"training {name} on {len(dataset.train):,} images, epochs: {RECIPES[name].epochs} ...")
@@ -148,17 +149,6 @@ def _predicted(dense: nn.Module, scores: Scores, held_out: Split) -> Sensitivity
     """What each group loses in accuracy, its consumers refitted as the pruned network's are."""
     found = sensitivity(dense, scores.players, scores, held_out.batches(), "accuracy", refit=True)
     return replace(found, worth="accuracy after the refit")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain little from a second thread, and wait long for it where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

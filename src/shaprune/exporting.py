@@ -6,10 +6,8 @@ The one file that imports onnx and onnxruntime.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, concatenate, example_of, length, tensors, transform
 from shaprune.network.borrow import borrowed, copied, kept_globals
+from shaprune.network.quiet import quiet
 
 TOLERANCE = 1e-4  # relative, float32: another runtime sums in another order
 KINDS = (".onnx", ".pt2")
@@ -81,7 +80,7 @@ def export(
     inputs, _ = example_of(model, example_inputs)
     batches = [inputs] if fixed_batch else [_rows(inputs, 2), _rows(inputs, 3)]  # one row would be taken as fixed
     with new_file(path) as beside:
-        with kept_globals(), _quiet(), torch.no_grad():
+        with kept_globals(), quiet("torch.onnx._internal.exporter._registration"), torch.no_grad():
             _write(copied(model).eval(), batches[0], beside, fixed_batch)
             run = _read_onnx(beside) if path.suffix == ".onnx" else _read_program(beside)
             difference = None if run is None else max(_difference(model, run, batch) for batch in batches)
@@ -182,17 +181,3 @@ def _need(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX files need {' and '.join(missing)}: pip install 'shaprune[onnx]'")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters' warnings and log messages, which are about themselves, are dropped until the end of the block."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

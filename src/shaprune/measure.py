@@ -9,13 +9,14 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from timeit import Timer
 from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
+from torch.utils import benchmark
 
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network import kinds
@@ -33,7 +34,9 @@ from shaprune.network.batches import (
 from shaprune.network.borrow import borrowed, copied, device_of, kept_globals
 from shaprune.network.collecting import check_data
 from shaprune.network.compounds import compound_macs
+from shaprune.network.quiet import quiet
 from shaprune.network.targets import PROBABILITIES, class_last, class_targets, counted, looks_like_probabilities
+from shaprune.network.threads import torch_threads
 from shaprune.speed import advice, is_faster
 
 _FEWER = 0.9  # share of the multiply-adds from which a network is expected to be faster
@@ -135,13 +138,12 @@ def latency(
         inputs = copied_inputs(example_of(model, example_inputs)[0], device_of(model))
         how = _anew if _writes(model, inputs) else call
         timed = model if compiled is None else _compiled(name, model, inputs, compiled)
-        timers[name] = Timer(
-            "call(model, inputs)", globals={"call": how, "model": timed, "inputs": inputs}, num_threads=used
-        )
+        given = {"call": how, "model": timed, "inputs": inputs}
+        timers[name] = Timer("call(model, inputs)", timer=benchmark.timer, globals=given)  # a clock that awaits a GPU
     for round_ in range(-1, rounds):  # round -1 warms up and sets the number of repeats
         for name in models if round_ % 2 else reversed(list(models)):
-            with borrowed(models[name]), torch.no_grad():
-                taken = timers[name].timeit(repeats.get(name, 1)).median
+            with borrowed(models[name]), torch.no_grad(), torch_threads(used):
+                taken = _timed(timers[name], repeats.get(name, 1))
             if round_ < 0:
                 repeats[name] = max(1, min(1000, math.ceil(_SECONDS_PER_ROUND / max(taken, 1e-6))))
             else:
@@ -167,11 +169,16 @@ def _writes(model: nn.Module, inputs: Inputs) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(tensors(given), tensors(inputs), strict=True))
 
 
+def _timed(timer: Timer, repeats: int) -> float:
+    """Seconds per run, after a few that warm up."""
+    timer.timeit(max(repeats // 100, 2))
+    return timer.timeit(repeats) / repeats
+
+
 def _compiled(name: str, model: nn.Module, inputs: Inputs, backend: str) -> nn.Module:
     """What `torch.compile` makes of a copy of the model, run once."""
     try:
-        with kept_globals(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's, about itself
+        with kept_globals(), torch.no_grad(), quiet():  # the compiler's warnings are about itself
             result: Any = torch.compile(copied(model).eval(), backend=backend)
             run(result, inputs)
     except Exception as error:  # compilers fail in many ways

@@ -45,18 +45,19 @@ def layer_times(model: nn.Module, example_inputs: Inputs, *, rounds: int = 5) ->
     def after(module: nn.Module, args: Any, output: Any) -> None:
         spent[layers[module]] = spent.get(layers[module], 0.0) + now() - started[module]
 
-    handles = [m.register_forward_pre_hook(before) for m in layers] + [m.register_forward_hook(after) for m in layers]
-    try:
-        with borrowed(model), torch.no_grad():
+    with borrowed(model), torch.no_grad():
+        handles = [m.register_forward_pre_hook(before) for m in layers]
+        handles += [m.register_forward_hook(after) for m in layers]
+        try:
             for round_ in range(-1, rounds):  # round -1 warms up
                 spent.clear()
                 run(model, example_inputs, device=device)
                 if round_ >= 0:
                     for name, seconds in spent.items():
                         found[name].append(1e3 * seconds)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     return {name: float(np.median(times)) for name, times in found.items() if times}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from shaprune.errors import InputError
+from shaprune.network.turns import turn
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse", "bitsandbytes.")
 _FLOAT = ("FloatFunctional", "FXFloatFunctional")  # they stand among the quantised modules and compute in floats
@@ -22,14 +23,15 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
-    for name, module in model.named_modules():
-        reason = _wrapped(module) or _recomputed(module)
-        if reason is not None:
-            raise InputError(f"layer {name!r} {reason}" if name else f"the model {reason}")
-        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            reason = _unusable(tensor)
+    with turn(model):
+        for name, module in model.named_modules():
+            reason = _wrapped(module) or _recomputed(module)
             if reason is not None:
-                raise InputError(f"{key!r} of layer {name!r} {reason}" if name else f"the model's {key!r} {reason}")
+                raise InputError(f"layer {name!r} {reason}" if name else f"the model {reason}")
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                reason = _unusable(tensor)
+                if reason is not None:
+                    raise InputError(f"{key!r} of layer {name!r} {reason}" if name else f"the model's {key!r} {reason}")
 
 
 def _wrapped(module: nn.Module) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shaprune.network.batches import tensors
 from shaprune.network.masks import Site
 from shaprune.network.metric import MetricFunction
+from shaprune.network.turns import turn
 from shaprune.network.worths import SetWorth, Worth
 
 
@@ -34,10 +35,11 @@ def fingerprint_of(
         n_players: number of players.
     """
     digest = hashlib.sha256(f"shaprune game 1, {n_players} players".encode())
-    for name, module in model.named_modules():
-        digest.update(f"|{name}:{type(module).__qualname__}({_plain(module.extra_repr())})".encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        _add(digest, name, tensor)
+    with turn(model):
+        for name, module in model.named_modules():
+            digest.update(f"|{name}:{type(module).__qualname__}({_plain(module.extra_repr())})".encode())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            _add(digest, name, tensor)
     for site in sites:
         _add(digest, f"{site.module} {site.label}", site.owners)
     for tree in data:

@@ -9,7 +9,6 @@ transformers itself is not imported.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from shaprune.errors import SurgeryError
 from shaprune.network.borrow import kept_globals
 from shaprune.network.config import Config, Field
 from shaprune.network.players import Group, Players
+from shaprune.network.quiet import quiet
 from shaprune.network.surgery import cut
 
 _HIDDEN = ("inner", "intermediate", "ffn", "d_ff")  # in names of fields that may be None, for a multiple of the width
@@ -110,8 +110,7 @@ class _Pretrained:
         """Shapes of a model that is built anew with these numbers; or what its classes have against them."""
         key = frozenset(values.items())
         if key not in self.known:
-            with warnings.catch_warnings(), kept_globals(), torch.device("meta"):
-                warnings.simplefilter("ignore")
+            with quiet(), kept_globals(), torch.device("meta"):
                 try:  # as from_pretrained does, which reads a config.json
                     config = copy.deepcopy(self.module.config)
                     _set(config, values)

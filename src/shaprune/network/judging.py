@@ -15,12 +15,14 @@ from torch import Tensor
 from shaprune.errors import GameError
 from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
+from shaprune.network.coalitions import Listed, Masks, Walked
+from shaprune.network.cut import Cut
 from shaprune.network.row_batches import Block
 from shaprune.network.rows import Rows
 from shaprune.network.subject import BATCH
 from shaprune.network.trace import live_bytes
 from shaprune.network.worths import SetWorth, Worth, built_in, rows_worth, set_worth
-from shaprune.values.game import Coalitions, Examples, Orders, Start, Worths, chain, describe
+from shaprune.values.game import Coalitions, Examples, Orders, Start, Worths, describe
 
 T = TypeVar("T")
 Blocks = Generator[Block, None, None]
@@ -180,12 +182,8 @@ def answers(judges: Sequence[Judge], coalitions: Coalitions, examples: Examples 
         GameError: see `Judge`.
     """
     rows = judges[0].rows
-    with borrowed(rows.subject.model), torch.no_grad():
-        masks = to_device(torch.from_numpy(coalitions), rows.device).float()
-        if examples is None:
-            return _over_all(judges, masks)
-        blocks = partial(rows.pairs, masks, _indices(examples, rows.device))
-        return [worths.cpu().numpy() for worths in _judged(judges, blocks, (len(masks),), _put_rows)]
+    with borrowed(rows.subject.model, draws=_draws(judges)), torch.no_grad():
+        return _answers(judges, Listed(to_device(torch.from_numpy(coalitions), rows.device)), examples)
 
 
 def walks(judges: Sequence[Judge], orders: Orders, examples: Examples | None, start: Start | None) -> list[Worths]:
@@ -193,31 +191,47 @@ def walks(judges: Sequence[Judge], orders: Orders, examples: Examples | None, st
     rows = judges[0].rows
     shape = (len(orders), orders.shape[1] + 1)
     first = rows.runner.first_linear
-    if first is None or examples is None:
-        coalitions = chain(orders, rows.n_players, start).reshape(-1, rows.n_players)
-        who = None if examples is None else np.repeat(examples, shape[1])
-        return [worths.reshape(shape) for worths in answers(judges, coalitions, who)]
-    with borrowed(rows.subject.model), torch.no_grad():
-        present = None if start is None else to_device(torch.from_numpy(start), rows.device).float()
-        given = _indices(orders, rows.device), _indices(examples, rows.device), present
+    with borrowed(rows.subject.model, draws=_draws(judges)), torch.no_grad():
+        present = None if start is None else to_device(torch.from_numpy(start), rows.device)
+        players = _indices(orders, rows.device)
+        if first is None or examples is None or rows.walk_bytes(orders.shape[1]) > rows.max_memory // 2:
+            who = None if examples is None else np.repeat(examples, shape[1])
+            masks = Walked.of(players, rows.n_players, present)
+            return [worths.reshape(shape) for worths in _answers(judges, masks, who)]
+        given = players, _indices(examples, rows.device), None if present is None else present.float()
         blocks = partial(rows.walks, first, *given)
         return [worths.cpu().numpy() for worths in _judged(judges, blocks, shape, _put_walks)]
 
 
-def _over_all(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:
+def _answers(judges: Sequence[Judge], masks: Masks, examples: Examples | None) -> list[Worths]:
+    """As `answers`, in a model that is borrowed."""
+    if examples is None:
+        return _over_all(judges, masks)
+    blocks = partial(judges[0].rows.pairs, masks, _indices(examples, judges[0].rows.device))
+    return [worths.cpu().numpy() for worths in _judged(judges, blocks, (len(masks),), _put_rows)]
+
+
+def _draws(judges: Sequence[Judge]) -> bool:
+    """Whether code of the user's runs, which may draw random numbers."""
+    runner = judges[0].rows.runner
+    ours = isinstance(runner, Cut) and not runner.listened
+    return not (ours and all(built_in(judge.worth) for judge in judges))
+
+
+def _over_all(judges: Sequence[Judge], masks: Masks) -> list[Worths]:
     """Worths over all examples; judges that take as many coalitions at once share one run."""
     sizes = [judge.at_once(len(masks)) for judge in judges]
     result = [np.empty(len(masks)) for _ in judges]
     for size in dict.fromkeys(sizes):
         ours = [i for i, other in enumerate(sizes) if other == size]
         for start in range(0, len(masks), max(1, size)):
-            worths = _one_run([judges[i] for i in ours], masks[start : start + size])
+            worths = _one_run([judges[i] for i in ours], masks.part(slice(start, start + size)))
             for i, part in zip(ours, worths, strict=True):
                 result[i][start : start + size] = part
     return result
 
 
-def _one_run(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:
+def _one_run(judges: Sequence[Judge], masks: Masks) -> list[Worths]:
     """Worths over all examples of coalitions (R, n) that are run together: row worths first, then set worths."""
     rows = judges[0].rows
     means = [judge for judge in judges if isinstance(judge.worth, Worth)]
@@ -232,7 +246,8 @@ def _one_run(judges: Sequence[Judge], masks: Tensor) -> list[Worths]:
             result.append((next(sums) / rows.n_examples).cpu().numpy())
             continue
         kept = stores[_what_is_kept(judge.worth)].kept
-        result.append(np.array([judge.total(kept[i], mask) for i, mask in enumerate(masks)], dtype=np.float64))
+        each = (judge.total(kept[i], masks[i : i + 1][0]) for i in range(len(masks)))
+        result.append(np.fromiter(each, np.float64, len(masks)))
     return result
 
 

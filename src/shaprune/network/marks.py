@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.broken import container_of, place_of
+from shaprune.network.calls import replaced
 from shaprune.network.examples import pair_of
 from shaprune.network.given import input_of
 from shaprune.network.kinds import PRODUCERS, channel_axis, kind_of
@@ -117,7 +117,7 @@ class Marking:
                 "example_inputs, or raise max_seconds"
             )
         seen: dict[str, Channels] = {}
-        plain = sdpa_kernel(SDPBackend.MATH)  # fused attention takes maxima that lose a NaN
+        plain = replaced(("scaled_dot_product_attention",), lambda *_: _plain_attention)
         with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
             try:
                 outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
@@ -295,6 +295,26 @@ class Marking:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """What fused attention computes, step by step: fused, it takes maxima that lose a NaN.
+
+    `torch.nn.attention.sdpa_kernel` would choose this for all threads of the process.
+    """
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+    given = query, key, value, attn_mask, dropout_p, is_causal
+    answer: Tensor = torch._scaled_dot_product_attention_math(*given, **options)[0]
+    return answer
 
 
 def _marked_share(values: Any) -> float:

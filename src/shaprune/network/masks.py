@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from shaprune.errors import GameError
 from shaprune.network.given import Arguments, input_of, with_input
 from shaprune.network.players import Group, Players, check_channels
+from shaprune.network.turns import turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,14 @@ class Site(ABC):
 
     def columns(self, mask: Tensor) -> Tensor:
         """(rows, entries) of a mask (rows, n): which entries are kept."""
+        if self.all_owned:
+            return mask[:, self.owners]
         return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[:, self.owners]
+
+    @cached_property
+    def all_owned(self) -> bool:
+        """Whether every entry belongs to a player."""
+        return bool((self.owners < self.n_players).all())
 
     @abstractmethod
     def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
@@ -137,10 +146,11 @@ def each_row(kept: Tensor, rows: int, module: str) -> Tensor:
 def masked(model: nn.Module, sites: Sequence[Site], mask: Tensor) -> Iterator[None]:
     """Run ``model`` under ``mask``, (rows, n) or (1, n) for all rows alike; the hooks are removed on any exit."""
     handles: list[RemovableHandle] = []
-    try:
-        for site in sites:
-            handles += site.attach(model, mask)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with turn(model):
+        try:
+            for site in sites:
+                handles += site.attach(model, mask)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

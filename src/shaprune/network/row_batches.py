@@ -17,6 +17,7 @@ T = TypeVar("T")
 ROWS_SET = 1 << 23  # bytes of one batch of rows on a CPU, where the bound allows more; larger ones leave the caches
 CALLED_SET = 1 << 27  # the same where a model's own code is called, which costs about a millisecond each time
 WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
+MASKS = 20  # bytes that a row's mask takes per player, with what it is made from and what the layers read of it
 SMALL = 32  # rows of a batch below which operations are too short to be worth their calls
 
 
@@ -44,14 +45,16 @@ class RowBatches:
     Args:
         max_memory: bytes that the rows of a batch may take.
         device: on which they run.
+        n_players: n.
         divisible: says whether batches can run side by side now.
 
     Attributes:
         called: whether a model's own code is called for every batch.
     """
 
-    def __init__(self, max_memory: int, device: torch.device, divisible: Callable[[], bool]) -> None:
+    def __init__(self, max_memory: int, device: torch.device, n_players: int, divisible: Callable[[], bool]) -> None:
         self.max_memory, self.device, self.divisible = max_memory, device, divisible
+        self._mask_bytes = MASKS * n_players
         self.called = False
         self._room = max_memory  # bytes that the device is known to have at most for a batch
 
@@ -60,7 +63,8 @@ class RowBatches:
         most = min(self.max_memory // 2, self._room)
         if working_set is None:
             working_set = CALLED_SET if self.called else ROWS_SET
-        return max(1, (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row)
+        size = (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row
+        return max(1, min(size, most // 2 // self._mask_bytes))
 
     def split(self, rows: int, bytes_per_row: int, working_set: int | None = None) -> list[slice]:
         """Rows in parts of equal size, none larger than a batch; some smaller ones where they can run side by side."""
@@ -77,7 +81,7 @@ class RowBatches:
         self, run: Callable[[slice], T], parts: Sequence[slice], bytes_each: int, most: int = MOST
     ) -> Iterator[T]:
         """``run`` on all parts, in order; at most ``most`` at a time, as there are threads, and memory, for them."""
-        largest = max((part.stop - part.start for part in parts), default=1) * bytes_each
+        largest = max((part.stop - part.start for part in parts), default=1) * max(bytes_each, self._mask_bytes)
         room = max(1, self.max_memory // 2 // largest)
         threads = at_once(min(len(parts), room, most)) if self.divisible() else 1
         for part, result in side_by_side(run, parts, threads):

@@ -21,10 +21,11 @@ from shaprune.network.agreement import HALF, limit_for, relative_difference
 from shaprune.network.batches import tensors
 from shaprune.network.borrow import borrowed
 from shaprune.network.calls import DivergedError
+from shaprune.network.coalitions import Masks
 from shaprune.network.cut import Cut, Whole
 from shaprune.network.firstlinear import FirstLinear
 from shaprune.network.graphs import Recordings, recorder_for
-from shaprune.network.grid import Grid, grid_of
+from shaprune.network.grid import Grid
 from shaprune.network.masks import Site
 from shaprune.network.precision import RowPrecision, check_runs, in_precision, laid_out
 from shaprune.network.proof import NEAR, Question
@@ -57,7 +58,7 @@ class Rows:
         self.n_players, self.n_examples = sites[0].n_players, subject.n_examples
         self.device = subject.outputs.device
         self._cache: State | None = None
-        self.batches = RowBatches(max_memory, self.device, self._divisible)
+        self.batches = RowBatches(max_memory, self.device, self.n_players, self._divisible)
         self._side_by_side = True
         self.refuted: list[tuple[str, str]] = []  # fast ways that are not used, and why
         with borrowed(subject.model), torch.no_grad():
@@ -177,17 +178,17 @@ class Rows:
         """A few examples, on which things are tried."""
         return torch.arange(min(4, self.n_examples), device=self.device)
 
-    def pairs(self, masks: Tensor, examples: Tensor) -> Generator[Block, None, None]:
+    def pairs(self, masks: Masks, examples: Tensor) -> Generator[Block, None, None]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
 
         def run(part: slice) -> Block:
             outputs = self._run(self.runner.run, self.state(examples[part]), masks[part])
-            return Block(outputs, examples[part], part, masks[part].__getitem__)
+            return Block(outputs, examples[part], part, partial(_one_of, masks, part.start))
 
         self.fill()
         yield from self.batches.spread(run, self.batches.split(len(masks), self.row_bytes), self.row_bytes)
 
-    def everyone(self, masks: Tensor) -> Generator[Block, None, None]:
+    def everyone(self, masks: Masks) -> Generator[Block, None, None]:
         """Every coalition, masks (R, n), on every example."""
         if not len(masks):
             return
@@ -197,7 +198,7 @@ class Rows:
         self.fill()
         first = self.runner.first_linear if len(masks) > 1 else None  # contributions pay off from the second on
         per_batch = self.batches.largest(self.row_bytes)
-        grid = None if first is None else grid_of(masks, per_batch)
+        grid = None if first is None else masks.grid(per_batch)
         unit = 1 if grid is None else len(grid.low)
         blocks = -(-len(masks) // max(per_batch, unit))
         width = -(-len(masks) // blocks // unit) * unit  # blocks of equal size, at most per_batch
@@ -206,7 +207,7 @@ class Rows:
         for examples in torch.arange(self.n_examples, device=self.device).split(height):
             yield from self._over(masks, examples, first, grid, parts)
 
-    def _in_order(self, masks: Tensor) -> Iterator[Block]:
+    def _in_order(self, masks: Masks) -> Iterator[Block]:
         """One coalition after the other, on the batches on which the dense network was run."""
         for i in range(len(masks)):
             for examples in torch.arange(self.n_examples, device=self.device).split(BATCH):
@@ -214,7 +215,7 @@ class Rows:
                 yield Block(outputs, examples, slice(i, i + 1), partial(_cyclic, masks[i : i + 1]))
 
     def _over(
-        self, masks: Tensor, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
+        self, masks: Masks, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
     ) -> Iterator[Block]:
         """Coalitions, part by part, on some examples."""
         state = self.state(examples)
@@ -225,13 +226,13 @@ class Rows:
                 run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples)
             )
 
-    def _fewer(self, masks: Tensor, examples: Tensor, part: slice) -> Iterator[Block]:
+    def _fewer(self, masks: Masks, examples: Tensor, part: slice) -> Iterator[Block]:
         """Coalitions on one half of the examples, and then on the other."""
         for half in examples.chunk(2):
             yield from self._over(masks, half, None, None, [part])
 
     def _crossed(
-        self, masks: Tensor, examples: Tensor, state: State, sums: Callable[[slice], Tensor] | None, part: slice
+        self, masks: Masks, examples: Tensor, state: State, sums: Callable[[slice], Tensor] | None, part: slice
     ) -> Block:
         """Some of the coalitions on some examples; ``sums`` gives what the first linear layer answers."""
         block, first = masks[part], self.runner.first_linear
@@ -242,7 +243,7 @@ class Rows:
             outputs = self._run(self.runner.run, gather(state, rows), block.repeat(len(examples), 1))
         return Block(outputs, examples[rows], part, partial(_cyclic, block))
 
-    def _sums_of(self, parts: Tensor, masks: Tensor, grid: Grid | None) -> Callable[[slice], Tensor]:
+    def _sums_of(self, parts: Tensor, masks: Masks, grid: Grid | None) -> Callable[[slice], Tensor]:
         """What the first linear layer answers to some of the coalitions, from contributions (E, n + 1, ...)."""
         flat = parts.flatten(2)
         tables = None if grid is None else grid.tables(flat)
@@ -260,7 +261,7 @@ class Rows:
         self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor | None
     ) -> Generator[Block, None, None]:
         """Players ``orders`` (W, m) leave ``start`` (n,) one by one: they are added to ``first`` from the end."""
-        cost = self.row_bytes * (orders.shape[1] + 1) + self.part_bytes
+        cost = self.walk_bytes(orders.shape[1])
         everyone = torch.ones(self.n_players, device=self.device) if start is None else start
         somebody_stays = orders.shape[1] < (self.n_players if start is None else int(start.sum()))
         run = partial(self._walks, first, orders, examples, everyone, somebody_stays)
@@ -323,6 +324,10 @@ class Rows:
     def _mask_of_step(self, orders: Tensor, start: Tensor, row: int) -> Tensor:
         return start.index_fill(0, orders[row % len(orders), : row // len(orders)], 0.0)
 
+    def walk_bytes(self, steps: int) -> int:
+        """Bytes that one walk takes where contributions are added."""
+        return self.row_bytes * (steps + 1) + self.part_bytes
+
     def _divisible(self) -> bool:
         """Whether batches can run side by side: on a CPU, where nothing but torch's operations and layers runs."""
         plain = self.device.type == "cpu" and isinstance(self.runner, Cut) and not self.runner.listened
@@ -371,6 +376,10 @@ class Rows:
         if known is None or not isinstance(self.runner, Cut):
             return self.subject.prepared(self.runner, examples)
         return self.runner.prepare(self.subject.rows(examples), gather(known, examples))
+
+
+def _one_of(masks: Masks, begin: int, row: int) -> Tensor:
+    return masks[begin + row : begin + row + 1][0]
 
 
 def _cyclic(block: Tensor, row: int) -> Tensor:

@@ -25,6 +25,7 @@ from shaprune.network.experts import Listed, drop_experts
 from shaprune.network.kinds import is_transposed_linear, widths_of
 from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players, Role
+from shaprune.network.turns import turn
 from shaprune.network.weights import zero_weights
 
 _CUTTERS = {
@@ -60,19 +61,22 @@ def check_fits(model: nn.Module, players: Players) -> None:
     Raises:
         InputError: naming the first layer that is missing or has another width.
     """
-    modules = dict(model.named_modules())
-    for name, layer in players.layers.items():
-        if layer.kind == "parameter":
-            _check_parameter(model, name, layer)
-            continue
-        if name not in modules:
-            raise InputError(f"this plan belongs to another model: layer {name!r} is missing here; find_players again")
-        width = width_as_is(modules[name], layer)
-        if width is not None and width != (layer.n_in, layer.n_out):
-            raise InputError(
-                f"this plan belongs to another model: layer {name!r} has {width[0]} inputs and {width[1]} outputs, "
-                f"in the plan {layer.n_in} and {layer.n_out}; find_players again"
-            )
+    with turn(model):
+        modules = dict(model.named_modules())
+        for name, layer in players.layers.items():
+            if layer.kind == "parameter":
+                _check_parameter(model, name, layer)
+                continue
+            if name not in modules:
+                raise InputError(
+                    f"this plan belongs to another model: layer {name!r} is missing here; find_players again"
+                )
+            width = width_as_is(modules[name], layer)
+            if width is not None and width != (layer.n_in, layer.n_out):
+                raise InputError(
+                    f"this plan belongs to another model: layer {name!r} has {width[0]} inputs and {width[1]} outputs, "
+                    f"in the plan {layer.n_in} and {layer.n_out}; find_players again"
+                )
 
 
 def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:

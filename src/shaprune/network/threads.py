@@ -6,11 +6,13 @@ other at its end, and long where another process takes one of the cores; whole b
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,31 +30,78 @@ def side_by_side(run: Callable[[P], T], parts: Iterable[P], threads: int) -> Ite
     """Every part, in order, with a function that gives ``run(part)``, or raises what it raised.
 
     With one thread the function runs it. With several, parts begin before they are asked for, up to ``threads`` ahead,
-    in the mode of autograd and of autocast that holds here; the number of torch's own threads is divided by as many
-    until the iterator is exhausted, or closed. What ``run`` gives does not depend on ``threads`` where torch's
-    operations do not depend on the number of its own.
+    in the mode of autograd and of autocast that holds here; the number of torch's own threads is divided by as many,
+    here and in them, until the iterator is exhausted, or closed. What ``run`` gives does not depend on ``threads``
+    where torch's operations do not depend on the number of its own.
     """
     if threads < 2:
         for part in parts:
             yield part, partial(run, part)
         return
-    ours = torch.get_num_threads()
-    each = max(1, ours // threads)
+    each = max(1, torch.get_num_threads() // threads)
     as_here = _in_the_modes_of_here(run)
-    pool = ThreadPoolExecutor(threads, "shaprune", torch.set_num_threads, (each,))
+    pool = ThreadPoolExecutor(threads, "shaprune", _begin_with, (each,))
     under_way: deque[tuple[P, Future[T]]] = deque()
-    torch.set_num_threads(each)  # also what MKL uses, whichever thread calls it
+    with torch_threads(each):
+        try:
+            for part in parts:
+                under_way.append((part, pool.submit(as_here, part)))
+                if len(under_way) > threads:
+                    first, future = under_way.popleft()
+                    yield first, future.result
+            for part, future in under_way:
+                yield part, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use ``number`` threads for what this thread computes; what other threads have, and get, stays."""
+    before = torch.get_num_threads()
+    put_back = _begin_with(number)
     try:
-        for part in parts:
-            under_way.append((part, pool.submit(as_here, part)))
-            if len(under_way) > threads:
-                first, future = under_way.popleft()
-                yield first, future.result
-        for part, future in under_way:
-            yield part, future.result
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(ours)
+        if put_back is None:
+            torch.set_num_threads(before)
+        else:
+            put_back()
+
+
+def _begin_with(number: int) -> Callable[[], None] | None:
+    """Set torch's number of threads for the calling thread, where that can be done alone; what puts it back.
+
+    torch keeps the number per thread, in OpenMP and in MKL, but `torch.set_num_threads` also writes the number that
+    threads begin with which are born later. Where OpenMP cannot be reached, that is what remains, and None is given.
+    """
+    before = torch.get_num_threads()  # also makes torch enter its own number, which it does once in every thread
+    if number == before:
+        return lambda: None
+    omp, mkl = _setters()
+    if omp is not None:
+        omp(number)
+        if torch.get_num_threads() == number:
+            local = mkl(number) if mkl is not None else 0
+
+            def put_back() -> None:
+                omp(before)
+                if mkl is not None:
+                    mkl(local)
+
+            return put_back
+    torch.set_num_threads(number)
+    return None
+
+
+@cache
+def _setters() -> tuple[Callable[[int], Any] | None, Callable[[int], int] | None]:
+    """The functions of OpenMP and MKL, among what torch has loaded, that set the calling thread's number."""
+    try:
+        library = ctypes.PyDLL(torch._C.__file__)
+    except OSError:
+        return None, None
+    return getattr(library, "omp_set_num_threads", None), getattr(library, "MKL_Set_Num_Threads_Local", None)
 
 
 def _in_the_modes_of_here(run: Callable[[P], T]) -> Callable[[P], T]:

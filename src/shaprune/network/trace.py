@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shaprune.network.batches import Inputs, call, copied_inputs, tensors, transform
-from shaprune.network.kinds import kind_of
+from shaprune.network.tracing import graph_of
 
 Env = dict[fx.Node, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
@@ -29,24 +29,6 @@ class Length(NamedTuple):
 
 class UntraceableError(Exception):
     """Why a model cannot be taken apart; it is then run whole."""
-
-
-class _Tracer(fx.Tracer):
-    """Takes a network apart down to its layers, of whatever class they are.
-
-    Args:
-        opened: whether modules of torch that contain layers, such as `nn.TransformerEncoderLayer`, are taken apart.
-    """
-
-    def __init__(self, opened: bool) -> None:
-        super().__init__()
-        self.opened = opened
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if kind_of(m) is not None:
-            return True
-        leaf: bool = super().is_leaf_module(m, module_qualified_name)
-        return leaf and not (self.opened and any(kind_of(inner) is not None for inner in m.modules()))
 
 
 class Trace:
@@ -154,7 +136,7 @@ def _graph(model: nn.Module) -> fx.Graph:
     failure: Exception | None = None
     for opened in (True, False):
         try:
-            return _Tracer(opened).trace(model)
+            return graph_of(model, opened)
         except Exception as error:
             failure = error
     reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__

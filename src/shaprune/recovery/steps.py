@@ -16,6 +16,7 @@ from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
 from shaprune.network.collecting import check_data, collect
 from shaprune.network.precision import check_runs
+from shaprune.network.turns import turn
 from shaprune.planning import Plan
 from shaprune.recovery.batchnorm import recalibrate
 from shaprune.recovery.finetune import Finetune, Own, finetune, own_finetune
@@ -97,8 +98,9 @@ def recover(
                     finetune(result, teacher, plan, *learnt, step, forward=forward, batch_size=batch_size, seed=seed)
                 else:
                     result = own_finetune(result, step)
-    for name, module in small.named_modules():
-        result.get_submodule(name).training = module.training
+    with turn(small):
+        for name, module in small.named_modules():
+            result.get_submodule(name).training = module.training
     return result
 
 

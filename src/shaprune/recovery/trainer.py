@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shaprune.errors import InputError
+from shaprune.network.quiet import quiet
 
 _WARM_UP = 0.1  # share of the steps
 
@@ -71,10 +70,10 @@ def train(
     """
     losses: list[float] = []
     best_state, kept, diverged = None, None, None
-    with quiet():
+    with quiet():  # its loggers come with it
         import lightning.pytorch as pl
         from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-
+    with quiet("lightning"):
         total = epochs * n_batches
         warm_up = 0 if optimizer is not None else max(1, round(_WARM_UP * total))
 
@@ -142,24 +141,6 @@ def _finite(loss: Tensor, what: str, epoch: int, lr: float) -> Tensor:
             f"the {what} is {float(loss)} {when}; lower lr (now {lr:g}), or look for NaN in the data and the weights"
         )
     return loss
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's log messages below an error, and all warnings, are dropped until the end of the block."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import lightning.pytorch  # noqa: F401  # sets its loggers' levels when first imported
-
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 @contextmanager

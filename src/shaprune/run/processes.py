@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from shaprune.errors import InputError, ShapruneError
@@ -17,6 +20,7 @@ from shaprune.run.serving import Serving, Told
 from shaprune.values.game import Question
 
 Recipe = Callable[[], Games]  # makes the games where the work is done; can be pickled
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 HOW = (
     "give build=, a function of an importable module that makes the network (its weights are sent along): with "
     "`def network(): return Net(width=64)` in nets.py, sp.score(model, ..., build=nets.network); worths, forward and "
@@ -87,7 +91,8 @@ class ProcessWorker:
 
 
 def _work(line: Connection, recipe: bytes, number: int) -> None:
-    """What a worker does until its driver ends."""
+    """Answer until the driver ends."""
+    _end_with_driver()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which ends the workers
     try:
         serving = Serving(pickle.loads(recipe), number)
@@ -103,3 +108,21 @@ def _work(line: Connection, recipe: bytes, number: int) -> None:
             line.send(serving.tell(game, question))
         except (EOFError, OSError):
             return
+
+
+def _end_with_driver() -> None:
+    """See that this process ends with its driver, also by kill -9, in the middle of whatever it does.
+
+    A thread waits for that, and needs the lock of Python, which loading a library holds for seconds. Linux is asked as
+    well: it ends a process with the thread that began it, here the one that asks it its questions.
+    """
+    threading.Thread(target=_wait_for_end, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait_for_end() -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    wait([driver.sentinel])
+    os._exit(1)

@@ -60,7 +60,7 @@ class ControlVariate(Method):
                 f"method {self.name!r} has Shapley values over all sizes only, not {task.concept.label!r}; use "
                 "method='permutation'"
             )
-        needed = 2 * 8 * (task.n + 1) ** 2
+        needed = 2 * (8 + 4 + 2) * (task.n + 1) ** 2  # the answer, the masks that are asked about, their coalitions
         if needed > task.max_memory:
             raise InputError(
                 f"the derivatives along a walk of {task.n} players take {needed:,} bytes and max_memory is "
@@ -285,10 +285,12 @@ class _Work:
     def _add_walks(self, orders: Orders, answer: Array) -> None:
         n = self.task.n
         pairs = answer.reshape(-1, 2 * n, n + 1)
-        both = np.concatenate([pairs[:, : n + 1], pairs[:, :1], pairs[:, n + 1 :], pairs[:, n : n + 1]], axis=1)
-        worths, slopes = both[..., 0].reshape(-1, n + 1), both[..., 1:].reshape(-1, n + 1, n)
-        with_it = np.take_along_axis(slopes[:, :-1], orders[:, :, None], axis=2)[:, :, 0]
-        without = np.take_along_axis(slopes[:, 1:], orders[:, :, None], axis=2)[:, :, 0]
+        met = np.stack([np.arange(n + 1), [0, *range(n + 1, 2 * n), n]])  # rows of a walk there, and of one back
+        worths = pairs[:, met, 0].reshape(-1, n + 1)
+        who = orders.reshape(-1, 2, n) + 1
+        which = np.arange(len(pairs))[:, None, None]
+        with_it = pairs[which, met[:, :-1], who].reshape(-1, n)
+        without = pairs[which, met[:, 1:], who].reshape(-1, n)
         share = np.arange(n, 0, -1) / (n + 1)
         contributions, corrections = np.empty((2, *orders.shape))
         np.put_along_axis(contributions, orders, -np.diff(worths, axis=1), axis=1)

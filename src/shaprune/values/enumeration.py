@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shaprune.errors import InputError
 from shaprune.values.concepts import Concept, leave_one_out, partial
-from shaprune.values.game import Coalitions, checked
+from shaprune.values.game import CELLS, Coalitions, checked
 from shaprune.values.method import Method, Task
 from shaprune.values.result import Values
 
@@ -193,7 +193,7 @@ def _coalitions(n: int, sizes: list[int]) -> Iterator[Coalitions]:
     for size in sizes:
         few = min(size, n - size)
         chosen = combinations(range(n), few)
-        while block := list(islice(chosen, max(1, CHUNK // 8))):
+        while block := list(islice(chosen, max(1, min(CHUNK // 8, CELLS // 8 // n)))):  # they become float64
             coalitions = np.zeros((len(block), n), dtype=bool)
             np.put_along_axis(coalitions, np.array(block, dtype=np.int64).reshape(len(block), few), True, axis=1)
             yield coalitions if few == size else ~coalitions

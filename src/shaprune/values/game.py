@@ -28,6 +28,7 @@ Orders = NDArray[np.int64]  # (R, m), players in the order in which they leave
 Start = NDArray[np.bool_]  # (n_players,), the coalition that walks leave from
 
 TOGGLED = 1 << 24  # entries of the coalitions that are asked for at once by `Game.derivatives`
+CELLS = 1 << 26  # entries of coalitions that are made at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +123,15 @@ class Game(ABC):
         Returns:
             (R, m + 1) float64: before anyone left, after the first, ..., after all m.
         """
-        walks, steps = orders.shape
-        rows = None if examples is None else np.repeat(examples, steps + 1)
-        coalitions = chain(orders, self.n_players, start).reshape(-1, self.n_players)
-        return checked(self(coalitions, rows), coalitions).reshape(walks, steps + 1)
+        n, (walks, steps) = self.n_players, orders.shape
+        worths = np.empty((walks, steps + 1))
+        for some in parts(walks, (steps + 1) * n):
+            for at in parts(steps + 1, (some.stop - some.start) * n):
+                length = at.stop - at.start
+                rows = None if examples is None else np.repeat(examples[some], length)
+                coalitions = chain(orders[some], n, start, at).reshape(-1, n)
+                worths[some, at] = checked(self(coalitions, rows), coalitions).reshape(-1, length)
+        return worths
 
     def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         """Return the worth of each row and how it changes with each player, as far as a derivative tells.
@@ -300,13 +306,27 @@ def relayed(
         yield asked.popleft(), worths
 
 
-def chain(orders: Orders, n_players: int, start: Start | None = None) -> NDArray[np.bool_]:
-    """Coalitions met along walks from ``start``: (R, m) orders -> (R, m + 1, n_players) bool."""
-    walks, steps = orders.shape
-    leaves_at = np.full((walks, n_players), steps, dtype=np.int64)
-    np.put_along_axis(leaves_at, orders, np.broadcast_to(np.arange(steps), orders.shape), axis=1)
-    coalitions = leaves_at[:, None, :] >= np.arange(steps + 1)[None, :, None]
-    return coalitions if start is None else coalitions & start
+def chain(orders: Orders, n_players: int, start: Start | None = None, steps: slice = slice(None)) -> NDArray[np.bool_]:
+    """Return the coalitions met along walks from ``start``: (R, m) orders -> (R, m + 1, n_players) bool.
+
+    ``steps`` chooses among the m + 1.
+    """
+    walks, length = orders.shape
+    leaves_at = np.full((walks, n_players), length, dtype=np.int32)
+    np.put_along_axis(leaves_at, orders, np.broadcast_to(np.arange(length, dtype=np.int32), orders.shape), axis=1)
+    at = np.arange(length + 1, dtype=np.int32)[steps]
+    coalitions: NDArray[np.bool_] = leaves_at[:, None, :] >= at[None, :, None]
+    return coalitions if start is None else np.logical_and(coalitions, start, out=coalitions)
+
+
+def parts(count: int, cells: int, together: int = 1) -> Iterator[slice]:
+    """Yield slices of ``count`` items with ``cells`` entries each, at most `CELLS` entries a slice.
+
+    A slice has a multiple of ``together`` items, and that many at least.
+    """
+    size = max(1, CELLS // max(cells * together, 1)) * together
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
 
 
 def describe(coalition: NDArray[np.bool_]) -> str:

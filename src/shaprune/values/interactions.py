@@ -12,7 +12,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.values.game import Game, chain, checked, checked_walks
+from shaprune.values.game import Game, chain, checked, checked_walks, parts
 
 FREEDOM = 9  # degrees of freedom; fewer do not tell the spread between blocks
 WALKS = 512  # asked for at once
@@ -82,7 +82,9 @@ def _blocks(game: Game, blocks: int, examples: NDArray[np.int64] | None, seed: i
         rows = None if examples is None else examples[start * n : some.stop * n]
         found = np.zeros((len(some), n, n))
         of = np.repeat(np.arange(len(some)), n)[:, None]
-        np.add.at(found, (of, orders[:, :-1], orders[:, 1:]), _differences(game, orders, rows))
+        for part in parts(len(orders), n * n):
+            asked, who = orders[part], None if rows is None else rows[part]
+            np.add.at(found, (of[part], asked[:, :-1], asked[:, 1:]), _differences(game, asked, who))
         yield from (found + found.swapaxes(1, 2)) / 2  # two samples of every pair
 
 
@@ -90,7 +92,7 @@ def _differences(game: Game, orders: NDArray[np.int64], examples: NDArray[np.int
     """(R, n) orders -> (R, n - 1): v(S+i+j) - v(S+i) - v(S+j) + v(S) where i leaves, j next, and S stays."""
     walks, n = orders.shape
     worths = checked_walks(game.walk(orders, examples), orders, n)
-    swapped = chain(orders, n)[:, : n - 1]
+    swapped = chain(orders, n, steps=slice(n - 1))
     swapped[np.arange(walks)[:, None], np.arange(n - 1), orders[:, 1:]] = False  # j left in place of i
     coalitions = swapped.reshape(-1, n)
     rows = None if examples is None else np.repeat(examples, n - 1)

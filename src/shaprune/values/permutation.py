@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from shaprune.errors import InputError
 from shaprune.values.chunks import Chunk, chunks
-from shaprune.values.game import Examples, Orders, Question, Worths, chain, checked, checked_walks
+from shaprune.values.game import Examples, Orders, Question, Worths, chain, checked, checked_walks, parts
 from shaprune.values.method import Method, Task
 from shaprune.values.result import Values
 from shaprune.values.statistics import Statistics, empty, from_samples, marginals
@@ -154,10 +154,11 @@ class _Some:
         place = np.full((len(orders), n), n)  # n: stays to the end
         np.put_along_axis(place, orders, np.broadcast_to(np.arange(orders.shape[1]), orders.shape), axis=1)
         ours = place[:, players]
-        kept = place[:, None, :] >= ours[:, :, None]  # (R, k, n) just before the player leaves
-        without = kept.copy()
-        without[:, np.arange(len(players)), players] = False
-        return _Some(players, np.stack([kept, without]).reshape(-1, n), kept.sum(2), ours < n)
+        rows = np.empty((2, len(orders), len(players), n), dtype=bool)
+        np.greater_equal(place[:, None, :], ours[:, :, None], out=rows[0])  # just before the player leaves
+        rows[1] = rows[0]
+        rows[1][:, np.arange(len(players)), players] = False
+        return _Some(players, rows.reshape(-1, n), rows[0].sum(2), ours < n)
 
     def marginals(
         self, worths: Worths, weights: NDArray[np.float64]
@@ -172,13 +173,14 @@ class _Some:
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """A chunk with its orders (R, m), who walks them, and what is asked about them."""
+    """Orders (R, m) of a chunk, who walks them, and what is asked about them; ``ends`` = they are its last."""
 
     chunk: Chunk
     orders: Orders
     walkers: Examples | None
     question: Question
     some: _Some | None = None
+    ends: bool = True
 
 
 @dataclass
@@ -211,29 +213,36 @@ class _Work:
 
         def questions() -> Iterator[Question]:
             for chunk in pieces:
-                drawn.append(self._draw(chunk, players))
-                yield drawn[-1].question
+                for now in self._draw(chunk, players):
+                    drawn.append(now)
+                    yield now.question
 
         if self.method.truncate is not None and players is None:
             for chunk in pieces:
-                now = self._draw(chunk, None)
+                (now,) = self._draw(chunk, None)
                 self._add(now, self._truncated(now.orders, now.question.examples, self.method.truncate))
                 yield chunk
             return
         for worths in self.task.game.stream(questions()):
             now = drawn.popleft()
             self._add(now, worths)
-            yield now.chunk
+            if now.ends:
+                yield now.chunk
 
-    def _draw(self, chunk: Chunk, players: NDArray[np.int64] | None) -> _Drawn:
-        """The orders of a chunk, and what is asked of the game about them."""
+    def _draw(self, chunk: Chunk, players: NDArray[np.int64] | None) -> Iterator[_Drawn]:
+        """Draw the orders of a chunk, and what is asked of the game about them; samples of an example stay together."""
         orders = chunk.orders(self.task.seed, self.task.n, self.steps, self.method.antithetic)
         walkers = None if chunk.examples is None else np.repeat(chunk.examples, len(orders) // len(chunk.examples))
         if players is None:
-            return _Drawn(chunk, orders, walkers, Question(orders, walkers, walks=True))
-        some = _Some.of(orders, self.task.n, players)
-        examples = None if walkers is None else np.tile(np.repeat(walkers, len(players)), 2)
-        return _Drawn(chunk, orders, walkers, Question(some.rows, examples), some)
+            yield _Drawn(chunk, orders, walkers, Question(orders, walkers, walks=True))
+            return
+        together = (2 if self.method.antithetic else 1) * chunk.samples
+        for part in parts(len(orders), 2 * len(players) * self.task.n, together=together):
+            some = _Some.of(orders[part], self.task.n, players)
+            who = None if walkers is None else walkers[part]
+            examples = None if who is None else np.tile(np.repeat(who, len(players)), 2)
+            ends = part.stop == len(orders)
+            yield _Drawn(chunk, orders[part], who, Question(some.rows, examples), some, ends)
 
     def _add(self, drawn: _Drawn, worths: Worths) -> None:
         """Add the marginal contributions of one chunk."""
@@ -309,9 +318,11 @@ def _truncated(task: Task, orders: Orders, walkers: Examples | None, share: floa
     size = -(-steps // BLOCKS)
     for start in range(0, steps, size):
         stop = min(start + size, steps)
-        rows = chain(orders[alive], task.n)[:, start:stop].reshape(-1, task.n)
-        examples = None if walkers is None else np.repeat(walkers[alive], stop - start)
-        worths[alive, start:stop] = checked(task.game(rows, examples), rows).reshape(len(alive), -1)
+        for part in parts(len(alive), (stop - start) * task.n):
+            some = alive[part]
+            rows = chain(orders[some], task.n, steps=slice(start, stop)).reshape(-1, task.n)
+            examples = None if walkers is None else np.repeat(walkers[some], stop - start)
+            worths[some, start:stop] = checked(task.game(rows, examples), rows).reshape(len(some), -1)
         way = worths[alive, 0] - none[alive]
         left = worths[alive, stop - 1] - none[alive]
         alive = alive[np.where(way < 0, -left, left) > share * np.abs(way)]
