@@ -28,7 +28,9 @@ _CORE = (
 )
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "atomic": {"errors"},
+    "exchange": set(),
+    "ours": set(),
+    "atomic": {"errors", "exchange", "ours"},
     "values": {"errors", "atomic"},
     "logs": {"errors", "values"},
     "run": {"errors", "atomic", "values"},
@@ -60,17 +62,19 @@ ALLOWED: dict[str, set[str]] = {
     "looking": _PLANS | {"network"},
     "speed": {"network"},
     "measure": {"errors", "network", "speed"},
-    "exporting": {"errors", "atomic", "network"},
+    "exporting": {"errors", "atomic", "ours", "network"},
     "recovery": _PLANS | {"network"},
     "compression": _CORE,
     "run_config": _PLANS | {"network", "recovery", "rescoring"},
     "bench": _CORE | {"compression"},
-    "report": _CORE | {"logs", "compression", "bench", "descent", "looking", "speed"},
+    "report": _CORE | {"ours", "logs", "compression", "bench", "descent", "looking", "speed"},
     "demo": _CORE | {"compression", "bench", "report"},
     "cli": _CORE | {"logs", "looking", "compression", "run_config", "bench", "report", "demo"},
 }
 WITHOUT_TORCH = (
     "errors",
+    "exchange",
+    "ours",
     "atomic",
     "values",
     "run",

@@ -17,3 +17,8 @@ def check_schema(data: Any, kind: str, schema: int) -> None:
         raise InputError(f"this is no {kind} written by shaprune")
     if data["schema"] > schema:
         raise InputError(f"{kind} of schema {data['schema']}, newer than {schema}; update shaprune")
+
+
+def head(kind: str, schema: int = 1) -> dict[str, Any]:
+    """Return the keys that a document begins with; by these it is recognised where it may be replaced."""
+    return {"schema": schema, "kind": kind}

@@ -24,6 +24,7 @@ from shaprune.planning import Plan
 
 SCHEMA = 1
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+FILES = (WEIGHTS, MANIFEST)
 
 
 class Manifest(BaseModel):
@@ -45,16 +46,17 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, overwrite: bool
         model: the pruned network, recovered or not.
         plan: the plan that made it.
         directory: a folder that does not exist yet or is empty.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing folder that holds nothing but what an earlier call wrote.
 
     Raises:
-        InputError: the model was not made by this plan, or the folder exists or cannot be written.
+        InputError: the model was not made by this plan; the folder exists, holds something else, or cannot be
+            written.
     """
     _check_made_by(model, plan)
     shapes = {name: list(t.shape) for name, t in model.state_dict().items()}
     versions = {"shaprune": version("shaprune"), "torch": torch.__version__, "python": platform.python_version()}
     manifest = Manifest.model_validate({"versions": versions, "shapes": shapes, "plan": plan.to_json()})
-    with new_directory(directory, overwrite=overwrite) as folder:
+    with new_directory(directory, files=FILES, overwrite=overwrite) as folder:
         try:
             save_model(model, str(folder / WEIGHTS))
         except SafetensorError as error:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shaprune.allocation import Path as Way
 from shaprune.allocation import by_layer, by_value, density, smallest, uniform
-from shaprune.atomic import read_json, write_text
+from shaprune.atomic import check_replaceable, read_json, write_text
 from shaprune.budget import Budget, Kept, costs, meets
 from shaprune.documents import check_schema
 from shaprune.errors import BudgetError, InputError, check_choice
@@ -116,6 +116,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; an existing file is replaced at once, never half."""
+        check_replaceable(path)
         write_text(path, json.dumps(self.to_json()))
 
     @staticmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shaprune.atomic import read_json, write_text
+from shaprune.atomic import check_replaceable, read_json, write_text
 from shaprune.documents import check_schema
 from shaprune.errors import InputError
 from shaprune.network.players import Players
@@ -83,6 +83,7 @@ class Scores(Mapping[str, Values]):
 
     def save(self, path: str | Path) -> None:
         """Write the values, with their players, as JSON."""
+        check_replaceable(path)
         write_text(path, json.dumps(self.to_json()))
 
     @staticmethod

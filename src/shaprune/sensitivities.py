@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.atomic import read_json, write_text
+from shaprune.atomic import check_replaceable, read_json, write_text
 from shaprune.documents import check_schema
 from shaprune.errors import InputError, nearest
 from shaprune.values.result import Values
@@ -143,6 +143,7 @@ class Sensitivity(Mapping[str, SensitivityCurve]):
 
     def save(self, path: str | Path) -> None:
         """Write the curves as JSON."""
+        check_replaceable(path)
         write_text(path, json.dumps(self.to_json()))
 
     @staticmethod
