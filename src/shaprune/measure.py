@@ -20,6 +20,7 @@ from torch.utils.benchmark import Timer
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.batches import Inputs, call, length, main_output, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of, kept_globals
+from shaprune.network.stored import distinct, tensors_of
 from shaprune.speed import advice, is_faster
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -145,14 +146,9 @@ def _compiled(name: str, model: nn.Module, inputs: Inputs, backend: str) -> nn.M
 
 def size_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers as a safetensors file; shared tensors count once."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if not tensor.numel() or place not in seen:
-            seen.add(place)
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return len(safetensors.torch.save(tensors))
+    kept, _ = distinct(tensors_of(model))
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in kept.items()}
+    return len(safetensors.torch.save(whole))
 
 
 def count(model: nn.Module, example_inputs: Inputs) -> tuple[int, int]:
