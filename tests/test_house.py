@@ -18,7 +18,15 @@ MAX_LINES = 400
 
 # What each part may import of shaprune, besides itself; the longest matching name counts. A part may be absent, but
 # every file must belong to one.
-_DATA = {"errors", "network.config", "network.layers", "network.players", "values"}  # no torch
+_DATA = {
+    "errors",
+    "typed",
+    "network.config",
+    "network.layers",
+    "network.players",
+    "network.written",
+    "values",
+}  # no torch
 _DECIDING = _DATA | {"atomic", "documents", "budget", "limits", "knapsack", "sensitivities"}
 _PLANS = _DECIDING | {"lanes", "allocation", "planning", "scores", "frontiers", "swaps"}
 _CORE = (
@@ -31,12 +39,14 @@ ALLOWED: dict[str, set[str]] = {
     "exchange": set(),
     "ours": set(),
     "atomic": {"errors", "exchange", "ours"},
-    "values": {"errors", "atomic"},
+    "typed": {"errors"},
+    "values": {"errors", "atomic", "typed"},
     "logs": {"errors", "values"},
     "run": {"errors", "atomic", "values"},
     "network.config": set(),
     "network.layers": set(),
-    "network.players": {"errors", "network.config", "network.layers"},
+    "network.written": {"errors", "typed", "network.layers"},
+    "network.players": {"errors", "network.config", "network.layers", "network.written"},
     "network": _DATA,
     "limits": _DATA,
     "documents": {"errors"},
@@ -81,6 +91,8 @@ WITHOUT_TORCH = (
     "network.config",
     "network.layers",
     "network.players",
+    "network.written",
+    "typed",
     "limits",
     "documents",
     "budget",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -69,11 +70,32 @@ def read_json(path: str | Path) -> Any:
     """
     restore(Path(path).parent)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_file(path).decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no complete JSON file: {error}") from error
+
+
+def read_file(path: str | Path, most: int | None = None) -> bytes:
+    """Read a file; a pipe or a device, which may never end, is none.
+
+    Raises:
+        InputError: missing, no file, unreadable, or longer than ``most`` bytes.
+    """
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path} is no file but a pipe or a device; name a file")
+            if most is not None and found.st_size > most:
+                raise InputError(f"{path} is longer than {most:,} bytes; is it another file?")
+            return file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no complete JSON file: {error}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def check_schema(data: Any, kind: str, schema: int) -> None:
     Raises:
         InputError: another kind of document, or a newer schema.
     """
-    if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("schema"), int):
+    if not isinstance(data, dict) or data.get("kind") != kind or type(data.get("schema")) is not int:
         raise InputError(f"this is no {kind} written by shaprune")
     if data["schema"] > schema:
         raise InputError(f"{kind} of schema {data['schema']}, newer than {schema}; update shaprune")
