@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,8 @@ def test_a_changed_document_is_an_error_of_ours_or_what_it_says(
     @given(st.data())
     def fuzz(data: st.DataObject) -> None:
         document = changed(made[kind], data.draw)
-        try:
+        with suppress(ShapruneError):
             use(document)
-        except ShapruneError as error:
-            assert str(error)
 
     fuzz()
 
@@ -136,10 +135,9 @@ def test_a_changed_manifest_is_an_error_of_ours_or_gives_the_network(made: dict[
         path.write_text(json.dumps(changed(good, data.draw)))
         try:
             loaded = sp.load(made["folder"], build=MAKE)
-        except ShapruneError as error:
-            assert str(error)
-        else:
-            assert torch.equal(loaded(EXAMPLE()), expected)
+        except ShapruneError:
+            return
+        assert torch.equal(loaded(EXAMPLE()), expected)
 
     try:
         fuzz()
