@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import benchmark
 
 from shaprune.errors import InputError, ShapruneWarning
@@ -35,6 +35,7 @@ from shaprune.network.borrow import borrowed, copied, device_of, kept_globals
 from shaprune.network.collecting import check_data
 from shaprune.network.compounds import compound_macs
 from shaprune.network.quiet import quiet
+from shaprune.network.stored import distinct, tensors_of
 from shaprune.network.targets import PROBABILITIES, class_last, class_targets, counted, looks_like_probabilities
 from shaprune.network.threads import torch_threads
 from shaprune.speed import advice, is_faster
@@ -191,14 +192,9 @@ def _compiled(name: str, model: nn.Module, inputs: Inputs, backend: str) -> nn.M
 
 def size_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers as a safetensors file; shared tensors count once."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if not tensor.numel() or place not in seen:
-            seen.add(place)
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return len(safetensors.torch.save(tensors))
+    kept, _ = distinct(tensors_of(model))
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in kept.items()}
+    return len(safetensors.torch.save(whole))
 
 
 def count(model: nn.Module, example_inputs: Inputs) -> tuple[int, int]:

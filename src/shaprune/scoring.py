@@ -26,8 +26,9 @@ from shaprune.network.precision import RowPrecision
 from shaprune.network.probe import probed
 from shaprune.network.recipe import ROWS_IN, depends_on, recipe_of
 from shaprune.network.subject import Subject
+from shaprune.network.witnessed import witness_of
 from shaprune.network.worths import AnyWorth, Evaluate, name_of
-from shaprune.run.opening import Manner, began_with, opened
+from shaprune.run.opening import VALUES, Manner, began_with, opened
 from shaprune.run.pool import versions
 from shaprune.scores import Scores
 from shaprune.scoring_notes import flat_notes, running_notes
@@ -104,10 +105,12 @@ def score(
             2020).
         max_evaluations, stop, seed, concept, sizes, aggregate: see `estimate`; a budget is per game.
         together: one game over all players of all groups instead of one per group.
-        log: a folder; worths over all examples are kept there, one file per game, and are not paid again.
+        log: a folder; worths over all examples are kept there, one file per game, and are not paid again. A few of
+            them are asked anew first, as with ``run``.
         run: a folder with the journal of this run: every answer of the network is committed there before it counts. The
             same call goes on where an earlier one ended, however it ended, and gives the same bits; ``values.json`` is
-            written at the end.
+            written at the end. Before any known answer is used, a few worths of every game are asked anew and compared
+            with what they were; where the network or the worth has changed the call is refused.
         workers: processes of this machine, or actors where ``ray_address`` is given; 1 = this process. Any number gives
             the same bits (float32 on CPU). In a script, call below ``if __name__ == "__main__":``.
         ray_address: of a Ray cluster (``"auto"``, ``"local"``, ``"host:port"``).
@@ -207,7 +210,13 @@ def score(
         )
     )
     with (
-        opened(manner, {name: game.n_examples for name, game in games.items()}, recipe, about) as running,
+        opened(
+            manner,
+            {name: game.n_examples for name, game in games.items()},
+            recipe,
+            about,
+            lambda name: witness_of(games[name]),
+        ) as running,
         _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance, finish),
     ):
 
@@ -243,7 +252,7 @@ def score(
         notes = (*running_notes(asked, stop, manner), *([f"rows were run in {told}"] if told else []), *flat)
         scores = Scores(players, results, name_of(worth), time.perf_counter() - started, notes)
         if manner.run is not None and manner.shard is None:
-            scores.save(manner.run / "values.json")
+            scores.save(manner.run / VALUES)
     return scores
 
 

@@ -20,7 +20,7 @@ from shaprune.network.acceptable import check_model
 from shaprune.network.batches import Forward
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.cut import Cut, Whole
-from shaprune.network.fingerprint import fingerprint_of
+from shaprune.network.fingerprint import few_digits, fingerprint_of, told
 from shaprune.network.judging import Judge, answers, walks
 from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
@@ -36,6 +36,9 @@ from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
 from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, judge_of, reference_for
 from shaprune.values.game import Coalitions, Examples, Game, Orders, Start, Worths, describe
+from shaprune.values.witness import question_for
+
+MOST_TOLD = 1 << 10  # examples by whose outputs a network is known again
 
 
 class NetworkGame(Game):
@@ -214,6 +217,18 @@ class NetworkGame(Game):
             functions += [] if self.precision == "float32" else [self.precision]
             self._fingerprint = fingerprint_of(self.model, self.sites, data, functions, n_players=self.n_players)
         return self._fingerprint
+
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        if self.whole_model is not None:
+            return np.zeros(0)
+        examples = question_for(self).examples
+        rows = np.arange(min(self.n_examples, MOST_TOLD)) if examples is None else np.unique(examples)
+        return told(self.subject.outputs[torch.from_numpy(rows).to(self.subject.outputs.device)])
+
+    @property
+    def rough(self) -> bool:
+        return self.precision != "float32" or few_digits(self.model)
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         coalitions = self.checked_rows(coalitions, examples)

@@ -23,6 +23,7 @@ from shaprune.network.borrow import kept_globals
 from shaprune.network.config import Config, Field
 from shaprune.network.players import Group, Players
 from shaprune.network.quiet import quiet
+from shaprune.network.stored import tensors_of
 from shaprune.network.surgery import cut
 
 _HIDDEN = ("inner", "intermediate", "ffn", "d_ff")  # in names of fields that may be None, for a multiple of the width
@@ -260,7 +261,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _shapes(module: nn.Module) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
 
 
 def _integers(config: Any, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, length, run
 from shaprune.network.given import input_of
 from shaprune.network.layers import Kind, Layer
+from shaprune.network.stored import distinct, tensors_of
 
 _CONV = nn.modules.conv._ConvNd
 _BATCH = nn.modules.batchnorm._BatchNorm
@@ -176,20 +177,16 @@ def _odd(module: nn.Module, verb: str, given: Any, width: int) -> str | None:
 
 def stored_tensors(model: nn.Module) -> int:
     """Bytes of the parameters and buffers that a state dict holds."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model).values())
 
 
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of the parameters and buffers as a safetensors file, its header included; shared tensors count once."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     header: dict[str, Any] = {}
     end = 0
     ranks = {dtype: rank for rank, dtype in enumerate(_STORED)}
-    for name, tensor in sorted(model.state_dict().items(), key=lambda item: (ranks.get(item[1].dtype, 2), item[0])):
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
+    kept, _ = distinct(tensors_of(model))
+    for name, tensor in sorted(kept.items(), key=lambda item: (ranks.get(item[1].dtype, 2), item[0])):
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _STORED.get(tensor.dtype, "F32"),

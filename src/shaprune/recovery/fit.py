@@ -5,6 +5,7 @@ What is minimised is in `objective`, how in `trainer`; here the model is lent to
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -81,7 +82,7 @@ def fit(
     rows, kind = prepare(model, batches, loss, teacher, batch_size, run)
     checks = prepare(model, validation, loss, teacher, batch_size, run)[0] if validation is not None else None
     shuffled = Shuffled(rows, seed, None if augment is None else augmented(augment, teacher, run))
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
 
     def objective(batch: Any) -> Tensor:
         return mean_loss(kind, main_output(run(model, batch[0])), batch[1])

@@ -90,6 +90,16 @@ class Game(ABC):
         return None
 
     @property
+    def dense(self) -> NDArray[np.float64]:
+        """(E,) numbers that say how the whole network behind the game answers, whatever the worth; empty = unknown."""
+        return np.zeros(0)
+
+    @property
+    def rough(self) -> bool:
+        """Whether worths are computed with few digits (bfloat16), so that other batches give visibly others."""
+        return False
+
+    @property
     def derivative_price(self) -> int:
         """Evaluations that one coalition with its derivatives is counted as, see `derivatives`."""
         return self.n_players + 1
@@ -218,6 +228,14 @@ class GameWrapper(Game):
     @property
     def fingerprint(self) -> str | None:
         return self.game.fingerprint
+
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        return self.game.dense
+
+    @property
+    def rough(self) -> bool:
+        return self.game.rough
 
     @property
     def derivative_price(self) -> int:
