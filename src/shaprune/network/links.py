@@ -3,9 +3,10 @@
 All sources are marked at once with the bits of their channels' numbers, then with the bits of their own numbers: a
 reader's channel that sees each bit in one polarity only is reached by one channel of one source, and both can be read
 off. Where several sources meet (shortcuts), they are asked one by one; where the numbers differ, too (padded
-shortcuts), each is marked alone with its channels' bits; and where one channel of a reader is reached by several of one
-source (normalisation, attention), runs of neighbouring channels are marked. So a network of P layers with at most n
-channels takes some 2 log2(P n) runs, plus a few per layer whose outputs are added or mixed.
+shortcuts), and where marks lead past a layer (to another expert), each is marked alone with its channels' bits; and
+where one channel of a reader is reached by several of one source (normalisation, attention), runs of neighbouring
+channels are marked. So a network of P layers with at most n channels takes some 2 log2(P n) runs, plus a few per layer
+whose outputs are added or mixed.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def _whole(marking: Marking, source: int, where: set[Position] | None = None) ->
 def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int, frozenset[str]]:
     """Follow some sources; return the layers that single ones of them pass channel by channel."""
     together = [i for i in sources if marking.sources[i].alone]
-    apart = [i for i in sources if not marking.sources[i].alone]
     channel = _decode(marking, {i: np.arange(marking.sources[i].width) for i in together})
     source = _decode(marking, {i: np.full(marking.sources[i].width, i) for i in together})
+    apart = [i for i in sources if not marking.sources[i].alone or marking.missed(marking.sources[i].name)]
     open_positions: dict[str, tuple[Channels, Channels]] = {}  # several sources; several numbers of channels
     for reader in source:
         number, which = channel[reader], source[reader]
@@ -116,6 +117,8 @@ def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int,
                 unsure.setdefault(i, {})[reader] = here & mixed
     for i in apart:
         unsure[i] = {reader: here for reader, here in reach[i].items() if reader != OUTPUT and here.any()}
+        if marking.sources[i].is_layer and reach[i][OUTPUT].any():
+            links.to_output.add(i)
     wide = {i: where for i, where in unsure.items() if where and marking.sources[i].width > 1}
     return _ask_alone(marking, wide, links)
 

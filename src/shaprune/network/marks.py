@@ -100,6 +100,8 @@ class Marking:
         self._clean = self._record([*makers, *self.whole], max_memory)
         self._index = {name: i for i, name in enumerate(makers)}
         self.passed: frozenset[str] = frozenset()
+        self._called: set[str] = set()
+        self._missed: set[str] = set()  # layers that were to be marked in a run which went past them
 
     def run(self, marked: Mapping[int, Channels], *, inputs: bool = False) -> dict[str, Channels]:
         """Which input channels of each layer are reached from marked channels.
@@ -117,6 +119,7 @@ class Marking:
                 "example_inputs, or raise max_seconds"
             )
         seen: dict[str, Channels] = {}
+        self._called.clear()
         plain = replaced(("scaled_dot_product_attention",), lambda *_: _plain_attention)
         with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
             try:
@@ -124,7 +127,13 @@ class Marking:
             except Exception as error:
                 raise Lost(container_of(error, self.model), place_of(error)) from error
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
+        layers = {self.sources[i].name for i, channels in marked.items() if self.sources[i].is_layer and channels.any()}
+        self._missed |= layers - self._called
         return {**self._silent, **seen}
+
+    def missed(self, layer: str) -> bool:
+        """Whether a layer that runs on the clean example was left out of a marked run (marks may choose experts)."""
+        return layer in self._missed and not self.is_silent(layer)
 
     def inside(self, name: str) -> str | None:
         """Why a layer or parameter is not looked at: it is in a module that is not looked into."""
@@ -260,6 +269,7 @@ class Marking:
         run = module.forward if name in self.passed else None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            self._called.add(name)
             output: Any = next(outputs, None) if run is None else run(*args, **kwargs)
             if name in self.whole:
                 return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
