@@ -91,7 +91,10 @@ def numbered(
                 sorts = {n.sort for n in chosen}
                 break
         else:
-            above = [n for n in _above(copy, candidate, sizes) if _matters(copy, inputs, n)]
+            counts = sizes - {
+                int(m.widths.sum()) for m in candidate.members
+            }  # of heads; a width is often met by chance
+            above = [n for n in _above(copy, candidate, counts) if _matters(copy, inputs, n)]
             more = f"; {above[0].path} = {above[0].value} is read, too, one number for all layers" if above else ""
             left.append((candidate, reason + more))
     return found, left
