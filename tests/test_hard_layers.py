@@ -157,6 +157,19 @@ class Halves(nn.Module):
         return self.fc(self.out(torch.cat(y, 1)).relu().mean((2, 3)))
 
 
+class Adapted(nn.Linear):
+    """A low-rank adapter, a scale per output and a buffer as large as the weight, all in the layer itself."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out)
+        self.low, self.high = nn.Parameter(torch.randn(3, n_in)), nn.Parameter(torch.randn(n_out, 3))
+        self.scale = nn.Parameter(torch.rand(n_out) + 0.5)
+        self.register_buffer("fixed", torch.rand(n_out, n_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.linear(x, self.weight * self.fixed, self.bias) + x @ self.low.T @ self.high.T) * self.scale
+
+
 class Rectified(nn.Module):
     """One slope for all channels, in one module for two widths."""
 
@@ -200,6 +213,11 @@ CASES = {
     "halves that go different ways": (lambda: Halves(2, False), IMAGE, {"stem": 10, "a": 6, "b": 5, "out": 7}),
     "thirds that go different ways": (lambda: Halves(3, True), IMAGE, {"stem": 15, "out": 7}),
     "one slope for all": (Rectified, STEPS, {"one": 8, "two": 9}),
+    "own parameters": (
+        lambda: nn.Sequential(Adapted(5, 9), nn.ReLU(), Adapted(9, 8), nn.ReLU(), nn.Linear(8, 3)),
+        torch.randn(3, 5),
+        {"0": 9, "2": 8},
+    ),
     "gates side by side": (lambda: Glu(96, False), torch.randn(3, 4), {"both": 192}),
     "gates by turns": (lambda: Glu(80, True), torch.randn(3, 4), {"both": 160}),
 }
