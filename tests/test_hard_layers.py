@@ -142,6 +142,45 @@ class Glu(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
+class Halves(nn.Module):
+    """A chunk whose parts go different ways: to one layer in another order, or one of them through others first."""
+
+    def __init__(self, parts: int, swapped: bool) -> None:
+        super().__init__()
+        self.stem, self.parts, self.swapped = nn.Conv2d(3, 5 * parts, 3, padding=1), parts, swapped
+        self.a, self.b = nn.Conv2d(5, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.out, self.fc = nn.Conv2d(5 * parts if swapped else 5 * parts + 5, 7, 1), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.stem(x).relu().chunk(self.parts, 1))
+        y = y[::-1] if self.swapped else [*y, y[-1] + self.b(self.a(y[-1]).relu())]
+        return self.fc(self.out(torch.cat(y, 1)).relu().mean((2, 3)))
+
+
+class Adapted(nn.Linear):
+    """A low-rank adapter, a scale per output and a buffer as large as the weight, all in the layer itself."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out)
+        self.low, self.high = nn.Parameter(torch.randn(3, n_in)), nn.Parameter(torch.randn(n_out, 3))
+        self.scale = nn.Parameter(torch.rand(n_out) + 0.5)
+        self.register_buffer("fixed", torch.rand(n_out, n_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.linear(x, self.weight * self.fixed, self.bias) + x @ self.low.T @ self.high.T) * self.scale
+
+
+class Rectified(nn.Module):
+    """One slope for all channels, in one module for two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.act, self.out = nn.Linear(5, 8), nn.Linear(8, 9), nn.PReLU(), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.act(self.two(self.act(self.one(x)))))
+
+
 IMAGE, SIGNAL, STEPS = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 6), torch.randn(2, 4, 5)
 MULTIPLIER = {"one": 4, "groups": 8, "two": 4}
 CASES = {
@@ -171,6 +210,14 @@ CASES = {
     "layers over time": (OverTime, SIGNAL, {"one": 9, "time": 7, "two": 8}),
     "mixer": (Mixer, torch.randn(2, 5, 4), {"embed": 8, "tokens.0": 6, "features.0": 10, "features.2": 8}),
     "norms on another axis": (OverSteps, STEPS, {"one": 7, "two": 6, "three": 5}),
+    "halves that go different ways": (lambda: Halves(2, False), IMAGE, {"stem": 10, "a": 6, "b": 5, "out": 7}),
+    "thirds that go different ways": (lambda: Halves(3, True), IMAGE, {"stem": 15, "out": 7}),
+    "one slope for all": (Rectified, STEPS, {"one": 8, "two": 9}),
+    "own parameters": (
+        lambda: nn.Sequential(Adapted(5, 9), nn.ReLU(), Adapted(9, 8), nn.ReLU(), nn.Linear(8, 3)),
+        torch.randn(3, 5),
+        {"0": 9, "2": 8},
+    ),
     "gates side by side": (lambda: Glu(96, False), torch.randn(3, 4), {"both": 192}),
     "gates by turns": (lambda: Glu(80, True), torch.randn(3, 4), {"both": 160}),
 }
@@ -196,6 +243,13 @@ def test_channels_pass_what_they_meet(name: str) -> None:
 def test_every_neuron_leaves_with_its_gate_alone(turns: bool) -> None:
     group = sp.find_players(seeded(lambda: Glu(96, turns)), torch.randn(3, 4)).group("both")
     assert [m.widths.tolist() for m in group.consumers] == [[1] * 96]
+
+
+def test_as_much_leaves_of_every_part_of_a_chunk() -> None:
+    halves = sp.find_players(seeded(lambda: Halves(2, False)), IMAGE).group("stem")
+    assert halves.producers[0].channels == ((0, 5), (1, 6), (2, 7), (3, 8), (4, 9))
+    thirds = sp.find_players(seeded(lambda: Halves(3, True)), IMAGE).group("stem")
+    assert thirds.producers[0].channels[0] == (0, 5, 10)
 
 
 def test_what_stays_beside_other_channels_is_skipped_with_the_reason() -> None:

@@ -210,6 +210,8 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
                 joined.join((name, "both", channel - channel % size), (name, "both", channel))
         if layer.kind == "conv" and layer.groups > 1:
             _join_groups(joined, name, layer)
+    for source in sources:
+        _join_own(joined, copy, source, layers)
     for norm_channel, nodes in shared.items():
         if len({joined.find(node) for node in nodes}) == 1:  # a norm that all heads share stays whole
             joined.join(nodes[0], norm_channel)
@@ -218,12 +220,35 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
 
 def _join_groups(joined: _Joined, name: str, layer: Layer) -> None:
     """Couple what leaves a convolution in groups at once: a channel of every group, or a group as a whole."""
-    sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
-    for role, width in sides:
+    for role, width in _sides_of(layer):
         slots = width // layer.groups
         for channel in range(width):
             whole: _Node = (name, "in", channel // slots * (layer.n_in // layer.groups))
             joined.join(whole if layer.by_group else (name, role, channel % slots), (name, role, channel))
+
+
+def _join_own(joined: _Joined, copy: nn.Module, source: Source, layers: dict[str, Layer]) -> None:
+    """Couple an axis of a layer's own parameter (of an adapter, say) with the side of the layer that is as wide.
+
+    Where both sides are, the axis in front is that of the outputs, as in a weight. A wrong guess is refused by name. A
+    parameter that has both stays, because costs are counted along one axis.
+    """
+    name, _, own = source.name.rpartition(".")
+    layer = layers.get(name)
+    if source.is_layer or layer is None or layer.kind not in CONSUMERS or layer.groups > 1:
+        return
+    parameter = copy.get_submodule(name)._parameters.get(own)
+    if parameter is not None and sum(size in (layer.n_in, layer.n_out) for size in parameter.shape) > 1:
+        return
+    sides: list[Role] = [role for role, width in _sides_of(layer) if width == source.width]
+    if sides:
+        role = sides[0] if source.axis == 0 else sides[-1]
+        for channel in range(source.width):
+            joined.join((name, role, channel), (_key(source), "both", channel))
+
+
+def _sides_of(layer: Layer) -> tuple[tuple[Role, int], tuple[Role, int]]:
+    return ("out", layer.n_out), ("in", layer.n_in)
 
 
 def _making(source: Source, channel: int) -> _Node:

@@ -185,7 +185,7 @@ class Marking:
         return found
 
     def mixer(self, source: int) -> str | None:
-        """The first module that spreads a channel's mark over others; None where no module alone does.
+        """The innermost module that spreads a channel's mark over others; None where the network's own code does.
 
         The first channel is asked, the last, and one between: halves of a layer's channels may go different ways.
         """
@@ -197,8 +197,8 @@ class Marking:
             if before and after > 1.5 * before and not found:
                 found.append(f"{names[module]} ({type(module).__name__})")
 
-        leaves = [m for m in names if next(m.children(), None) is None and kind_of(m) not in PRODUCERS]
-        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in leaves]
+        inner = [m for m, name in names.items() if name and kind_of(m) not in PRODUCERS]
+        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in inner]
         try:
             width = self.sources[source].width
             for channel in dict.fromkeys((0, width - 1, width // 2)):

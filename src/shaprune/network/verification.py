@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -50,7 +50,8 @@ def verified(
     """Split candidates into those whose mask equals their removal and those that disagree, by halving.
 
     Of a single candidate, players that take channels from the same layers are tried together: behind a padded shortcut
-    those that run through all of the network can leave, and those that the padding adds cannot.
+    those that run through all of the network can leave, and those that the padding adds cannot. If none can, players
+    are tied: where code cuts a map into equal parts that go different ways, as much must leave from each.
     """
     free, stuck = _free(found, layers)
     good, bad = _halved(copy, inputs, free, layers, costs)
@@ -85,9 +86,14 @@ def _halved(
     if reason is None:
         return list(found), []
     if len(found) == 1:
-        kinds = _by_kind(found[0])
+        whole = any(m.role not in ("out", "in", "both") for m in found[0].members)
+        numbers = [] if whole else _kinds(found[0])
+        kinds = [_only(found[0], players) for players in numbers] or found
         tried = [(kind, disagreement(copy, inputs, players_of([kind], layers, costs))) for kind in kinds]
         good = [kind for kind, why in tried if why is None and len(kinds) > 1]
+        for tied in [] if good or whole else _tied(found[0], numbers):
+            if disagreement(copy, inputs, players_of([tied], layers, costs)) is None:
+                return [tied], []
         return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
     middle = len(found) // 2
     left, right = (_halved(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
@@ -113,14 +119,29 @@ def _because(candidate: Candidate, reason: str) -> str:
     return f"{met}{reason}"
 
 
-def _by_kind(candidate: Candidate) -> list[Candidate]:
-    """Candidates of the players that have channels in the same members."""
-    if any(m.role not in ("out", "in", "both") for m in candidate.members):
-        return [candidate]
+def _kinds(candidate: Candidate) -> list[list[int]]:
+    """Numbers of the players that have as many channels in the same members."""
     kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for player in range(len(candidate.members[0].channels)):
         kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
-    return [_only(candidate, players) for players in kinds.values()]
+    return list(kinds.values())
+
+
+def _tied(candidate: Candidate, kinds: Sequence[Sequence[int]]) -> Iterator[Candidate]:
+    """Candidates of players that are several of this one's: one of every kind, or the k-th of each of some parts."""
+    n = len(candidate.members[0].channels)
+    ways = [list(map(list, kinds))] if len(kinds) > 1 and len({*map(len, kinds)}) == 1 else []
+    parts = [np.arange(n).reshape(number, -1).tolist() for number in (2, 3, 4) if n % number == 0]
+    for way in ways + [part for part in parts if part not in ways]:
+        if len(way[0]) > 1:
+            tied = list(zip(*way, strict=True))
+            yield replace(candidate, members=tuple(_united(m, tied) for m in candidate.members))
+
+
+def _united(member: Member, players: Sequence[Sequence[int]]) -> Member:
+    """A member of new players, each of which owns what several did."""
+    owned = [sorted({c for player in several for c in member.channels[player]}) for several in players]
+    return replace(member, channels=tuple(map(tuple, owned)))
 
 
 def _only(candidate: Candidate, players: Sequence[int]) -> Candidate:
