@@ -1,5 +1,6 @@
 """The journal: what is in it counts, what is damaged does not, and a killed run goes on with the same bits."""
 
+import errno
 import json
 import os
 import signal
@@ -7,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +167,144 @@ def test_a_damaged_journal_is_set_aside_and_never_used(
     assert (tmp_path / "journal.sqlite.damaged-1").read_bytes() == damaged
 
 
-def test_a_file_that_is_no_journal_is_set_aside(model: nn.Module, tmp_path: Path) -> None:
+def test_another_programs_database_is_left_alone(model: nn.Module, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "journal.sqlite")
     connection.execute("CREATE TABLE mine (x)")
     connection.commit()
     connection.close()
-    with pytest.warns(sp.ShapruneWarning, match="its tables are missing"):
+    before = (tmp_path / "journal.sqlite").read_bytes()
+    with pytest.raises(sp.InputError, match="another program's database"):
         score(model, run=tmp_path)
+    assert (tmp_path / "journal.sqlite").read_bytes() == before
+
+
+ODD = [
+    "UPDATE answers SET worths = NULL",
+    "UPDATE answers SET worths = 'text'",
+    "UPDATE answers SET shape = '[1'",
+    "UPDATE answers SET shape = '[-1, -1]'",
+    "UPDATE answers SET shape = '[true]'",
+    "UPDATE answers SET shape = '[1, 10000000000]'",
+    "UPDATE answers SET kind = '|O8'",
+    "UPDATE answers SET kind = replace(kind, '<', '>')",
+    "UPDATE answers SET kind = 'nonsense'",
+    "UPDATE answers SET checksum = 'x'",
+    "UPDATE answers SET evaluations = 9e999",
+    "UPDATE answers SET seconds = NULL",
+    "UPDATE answers SET question = NULL WHERE rowid = 1",
+    "UPDATE answers SET game = x'ff'",
+    "UPDATE answers SET worker = 3.5",
+    "UPDATE about SET value = '[' WHERE name = 'note:finished'",
+    "UPDATE about SET value = x'00' WHERE name = 'seed'",
+    "UPDATE about SET value = CAST(x'ff' AS TEXT) WHERE name = 'note:finished'",
+    "INSERT INTO failures VALUES (1, 2, NULL, 'x')",
+    "CREATE TRIGGER mine AFTER INSERT ON answers BEGIN DELETE FROM answers; END",
+    "CREATE VIEW mine AS SELECT * FROM answers",
+    "CREATE TABLE mine (x)",
+    "DROP TABLE failures",
+    "ALTER TABLE answers RENAME COLUMN worths TO mine",
+    "ALTER TABLE answers ADD COLUMN mine",
+]
+
+
+@pytest.mark.parametrize("change", ODD)
+def test_what_no_journal_holds_is_never_used(model: nn.Module, tmp_path: Path, change: str) -> None:
+    plain = score(model, run=tmp_path)
+    relaxed = (
+        [change]
+        if not change.startswith("UPDATE answers")
+        else [
+            "ALTER TABLE answers RENAME TO strict",
+            "CREATE TABLE answers AS SELECT * FROM strict",
+            "DROP TABLE strict",
+            change,
+        ]
+    )
+    for statements in ([change], relaxed):
+        connection = sqlite3.connect(tmp_path / "journal.sqlite")
+        with suppress(sqlite3.IntegrityError), connection:
+            for statement in statements:
+                connection.execute(statement)
+        connection.close()
+        for part in runs_in(tmp_path):
+            assert part.trouble is None or "damaged" in part.trouble
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sp.ShapruneWarning)
+            assert bits(score(model, run=tmp_path)) == bits(plain)
+    (found,) = [part for part in runs_in(tmp_path) if part.journal.name == "journal.sqlite"]
+    assert found.finished
+    assert found.trouble is None
+
+
+def test_a_journal_that_cannot_be_opened_just_now_is_not_damaged(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = score(model, run=tmp_path)
+    opened, connected = Path.open, sqlite3.connect
+
+    def no_more_files(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == "journal.sqlite":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(self, *args, **options)
+
+    def refused(name: Any, *args: Any, **options: Any) -> sqlite3.Connection:
+        if "journal.sqlite" in str(name):
+            raise sqlite3.OperationalError(reason)
+        return connected(name, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", no_more_files)
+        with pytest.raises(sp.InputError, match="Too many open files"):
+            score(model, run=tmp_path)
+    for reason in ("unable to open database file", "disk I/O error", "database is locked", "out of memory"):
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite3, "connect", refused)
+            with pytest.raises(sp.InputError, match=reason):
+                score(model, run=tmp_path)
+            assert runs_in(tmp_path)[0].trouble is not None
+    assert not list(tmp_path.glob("*.damaged*"))
+    asked = count_asked(monkeypatch)
+    assert bits(score(model, run=tmp_path)) == bits(plain)
+    assert sum(asked) <= 2 * ROWS
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_a_journal_that_is_no_file_is_left_alone(
+    model: nn.Module, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "journal.sqlite")
+    with pytest.raises(sp.InputError, match="is no file"):
+        score(model, run=tmp_path)
+
+
+def test_a_journal_with_a_byte_changed_anywhere_gives_the_same_bits_or_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal.open(path, {"seed": 0})
+    rng = np.random.default_rng(0)
+    answers = {bytes([i]): rng.random((3, 4)) for i in range(6)}
+    for question, worths in answers.items():
+        journal.put("g", question, worths, evaluations=12, seconds=0.1)
+    journal.note("finished", True)
+    journal.close()
+    good = path.read_bytes()
+    used = np.flatnonzero(np.frombuffer(good, np.uint8))  # most of a page is empty
+    for _ in range(40):
+        content = bytearray(good)
+        content[rng.choice(used)] ^= 1 << int(rng.integers(8))
+        for file in tmp_path.iterdir():
+            file.unlink()
+        path.write_bytes(content)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", sp.ShapruneWarning)
+                journal = Journal.open(path, {"seed": 0})
+        except sp.InputError:
+            continue
+        for question, worths in answers.items():
+            found = journal.get("g", question)
+            assert found is None or found.tolist() == worths.tolist()
+        assert all(part.trouble or part.evaluations >= 0 for part in runs_in(tmp_path))
+        journal.close()
 
 
 def test_a_newer_schema_is_refused_and_kept(model: nn.Module, tmp_path: Path) -> None:
@@ -262,7 +396,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_locked_journal_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shaprune.run.journal.PATIENCE", 0.05)
+    monkeypatch.setattr("shaprune.run.database.PATIENCE", 0.05)
     journal = Journal.open(tmp_path / "journal.sqlite", {})
     other = sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

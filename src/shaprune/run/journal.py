@@ -15,34 +15,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shaprune.atomic import new_file
 from shaprune.errors import InputError, ShapruneWarning
+from shaprune.run.database import connect, create, damage, explained, set_aside
 from shaprune.values.game import Question, Worths
 
-SCHEMA = 1
 NAME = "journal.sqlite"
-PATIENCE = 30.0  # seconds to wait for a lock that somebody else holds on the file
-PAGE = 1 << 15  # bytes; an answer is tens of kilobytes to a megabyte
-_TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE answers (game TEXT, question BLOB, kind TEXT NOT NULL, shape TEXT NOT NULL, worths BLOB NOT NULL,
-  checksum INTEGER NOT NULL, evaluations INTEGER NOT NULL, seconds REAL NOT NULL, worker TEXT NOT NULL,
-  PRIMARY KEY (game, question));
-CREATE TABLE failures (game TEXT, worker TEXT, message TEXT, at REAL);
-"""
 
 
 class Journal:
@@ -67,23 +55,24 @@ class Journal:
 
         Raises:
             InputError: the journal of a run that differs in something of ``about`` (compared as text), which is named;
-                a newer schema; a file that cannot be written, or is held by another program.
+                a newer schema; another program's database; a file that cannot be opened or written just now, or is held
+                by another program.
         """
         about = {name: str(value) for name, value in about.items()}
-        with _telling(path):
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                wrong = _damage(path)
+                wrong = damage(path)
                 if wrong is not None:
                     warnings.warn(
-                        f"{path} is damaged ({wrong}); it is set aside as {_set_aside(path).name}, and its answers are "
+                        f"{path} is damaged ({wrong}); it is set aside as {set_aside(path).name}, and its answers are "
                         "computed again",
                         ShapruneWarning,
                         stacklevel=3,
                     )
             if not path.exists():
-                _create(path, about)
-            journal = Journal(path, _connect(path))
+                create(path, about)
+            journal = Journal(path, connect(path))
         try:
             _check_same(path, journal.about(), about)
         except InputError:
@@ -98,13 +87,13 @@ class Journal:
         Raises:
             InputError: missing, damaged, or of a newer schema; nothing is changed on disk.
         """
-        with _telling(path):
+        with explained(path):
             if not path.exists():
                 raise InputError(f"{path} does not exist; name the folder of a run")
-            wrong = _damage(path, thorough=False)
+            wrong = damage(path, thorough=False)
             if wrong is not None:
                 raise InputError(f"{path} is damaged ({wrong}); starting the run again sets it aside")
-            return Journal(path, _connect(path, read_only=True))
+            return Journal(path, connect(path, read_only=True))
 
     def get(self, game: str, question: bytes) -> Worths | None:
         """The answer to a question, or None where it has not been answered."""
@@ -122,6 +111,7 @@ class Journal:
         with np.errstate(over="ignore"):
             single = worths.astype(np.float32)
         kept = single if np.array_equal(single, worths) else np.asarray(worths, dtype=np.float64)
+        kept = kept.astype(kept.dtype.newbyteorder("<"), copy=False)
         blob = kept.tobytes()
         shape = json.dumps(list(worths.shape))
         row = (game, question, kept.dtype.str, shape, blob, zlib.crc32(blob), evaluations, seconds, worker)
@@ -184,15 +174,15 @@ class Journal:
             self._connection.close()
 
     def _one(self, query: str, values: tuple[Any, ...] = ()) -> Any:
-        with _telling(self.path), self._lock:
+        with explained(self.path), self._lock:
             return self._connection.execute(query, values).fetchone()
 
     def _all(self, query: str) -> list[Any]:
-        with _telling(self.path), self._lock:
+        with explained(self.path), self._lock:
             return self._connection.execute(query).fetchall()
 
     def _write(self, query: str, values: tuple[Any, ...]) -> None:
-        with _telling(self.path), self._lock, self._connection:
+        with explained(self.path), self._lock, self._connection:
             self._connection.execute(query, values)
 
 
@@ -229,92 +219,3 @@ def _check_same(path: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) 
             f"{path.parent} holds another run, which differs in {'; '.join(differing)}; give run another folder, or "
             "take the same (data that are shuffled or augmented at random differ every time)"
         )
-
-
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    name = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-    connection = sqlite3.connect(name, uri=True, timeout=PATIENCE, check_same_thread=False)
-    if not read_only:
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def _create(path: Path, about: Mapping[str, str]) -> None:
-    """A journal without answers, put in place at once: a file without these tables is damaged."""
-    with new_file(path) as beside:
-        connection = sqlite3.connect(beside)
-        connection.execute(f"PRAGMA page_size = {PAGE}")
-        connection.execute("PRAGMA synchronous = OFF")  # nobody knows the file yet; once, below, is enough
-        connection.executescript(f"BEGIN; {_TABLES} COMMIT;")
-        with connection:
-            connection.execute(f"PRAGMA user_version = {SCHEMA}")
-            connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
-        connection.close()
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _damage(path: Path, *, thorough: bool = True) -> str | None:
-    """What is wrong with a file, or None.
-
-    Raises:
-        InputError: it is whole, and of a newer schema.
-    """
-    connection = None
-    try:
-        connection = _connect(path, read_only=True)
-        schema = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if schema > SCHEMA:
-            raise InputError(f"{path} has schema {schema}, newer than {SCHEMA}; update shaprune")
-        if not {"about", "answers", "failures"} <= tables:
-            return "its tables are missing"
-        if thorough:
-            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-            if found != "ok":
-                return next((line for line in str(found).splitlines() if not line.startswith("***")), str(found))
-            for worths, checksum in connection.execute("SELECT worths, checksum FROM answers"):
-                if zlib.crc32(worths) != checksum:
-                    return "an answer does not have its checksum"
-        return None
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error) or "busy" in str(error):
-            raise
-        return str(error)
-    except sqlite3.DatabaseError as error:
-        return str(error)
-    finally:
-        if connection is not None:
-            connection.close()
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a file, with its write-ahead log, to the first free name."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    for ending in ("-wal", "-shm"):
-        beside = path.with_name(path.name + ending)
-        if beside.exists():
-            beside.rename(aside.with_name(aside.name + ending))
-    return aside
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the disk say which file, and what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        reason = str(error)
-        if "locked" in reason or "busy" in reason:
-            step = "another program holds it; end that one, then resume the run"
-        elif "full" in reason:
-            step = "free some space, then resume the run; nothing that was committed is lost"
-        else:
-            step = "see that the folder can be written, then resume the run"
-        raise InputError(f"{path}: {reason}; {step}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be used: {error.strerror or error}; give run another folder") from error
