@@ -84,7 +84,7 @@ def measured(case: Case) -> dict[str, Any]:
     for group in [g for g in players.groups if case.groups is None or g.name in case.groups]:
         game = sp.NetworkGame(case.model, players, subject, "fidelity", group.name)
         rows = game.judge.rows
-        batch = min(rows.batch(rows.row_bytes), 256)
+        batch = min(rows.batches.largest(rows.row_bytes), 256)
         every = torch.arange(batch) % length(case.inputs)
         ask = asked(game, case)
         ask()  # fills the cache of what lies in front of the mask

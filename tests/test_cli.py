@@ -22,11 +22,13 @@ from shaprune.cli import options
 from shaprune.cli.app import app
 from shaprune.cli.score import GAMELESS as GAMELESS_HERE
 from shaprune.demo import ARTIFACTS, check_replaceable
+from shaprune.documents import head
 from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS
 from shaprune.network.criteria import CRITERIA
 from shaprune.network.units import ALONE, UNITS
 from shaprune.network.worths import WORTHS
+from shaprune.ours import GENERATOR
 from shaprune.planning import ALLOCATIONS
 from shaprune.recovery.steps import STEPS
 from shaprune.report.bundle import has_plotly
@@ -207,7 +209,7 @@ def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["training", "scoring"])
 def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, stage: str) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "report.html").write_text("an earlier demo")
+    (tmp_path / "out" / "report.html").write_text(f"an earlier demo {GENERATOR}")
     command = [*INTERRUPTIBLE, "demo", "--out", "out", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -218,7 +220,7 @@ def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, s
     assert stderr.endswith("interrupted; nothing was written\n")
     assert stdout == ""
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "report.html"]
-    assert (tmp_path / "out" / "report.html").read_text() == "an earlier demo"
+    assert (tmp_path / "out" / "report.html").read_text() == f"an earlier demo {GENERATOR}"
 
 
 # --- players: a dry run ---
@@ -517,7 +519,9 @@ def test_an_existing_folder_is_refused_before_any_work(demo: tuple[Path, dict[st
     run(*arguments, "--overwrite")
     assert (tmp_path / "plan" / "plan.json").read_text() != first
     (tmp_path / "plan" / "notes.txt").touch()
-    assert "holds 'notes.txt', which is not this command's" in told(run(*arguments, "--overwrite", code=2))
+    assert "holds 'notes.txt', not recognised as written there by shaprune" in told(
+        run(*arguments, "--overwrite", code=2)
+    )
     assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == ["notes.txt", "plan.json"]
     (tmp_path / "file").touch()
     assert "is a file" in told(run(*arguments[:-1], tmp_path / "file", code=2))
@@ -528,11 +532,11 @@ def test_an_existing_folder_is_refused_before_any_work(demo: tuple[Path, dict[st
 
 def test_overwriting_a_model_folder(demo: tuple[Path, dict[str, Any]], trained: list[str], tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
-    for name in (WEIGHTS, MANIFEST):
-        (tmp_path / "small" / name).write_text("old")
+    (tmp_path / "small" / WEIGHTS).write_text("old")
+    (tmp_path / "small" / MANIFEST).write_text(json.dumps(head("manifest")))
     arguments = ["prune", *trained, "--plan", demo[0] / "plan.json", "--recover", "none", "--out", tmp_path / "small"]
     run(*arguments, code=2)
-    assert (tmp_path / "small" / MANIFEST).read_text() == "old"
+    assert (tmp_path / "small" / WEIGHTS).read_text() == "old"
     pruned = loaded(*arguments, "--batch-size", 2, "--overwrite")
     assert "raw" not in pruned
     assert pruned["pruned"]["accuracy"] == demo[1]["raw_accuracy"]

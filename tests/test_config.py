@@ -155,6 +155,21 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("model: a\nmodel: b\n", "the key 'model' comes twice.*line 1"),
         ("model: [a\n", "is no YAML"),
         ("- model\n", "holds no keys"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(9)),
+            "entries, aliases counted",
+        ),
+        (
+            "m: &m {k: 1}\n"
+            + "".join(f"n{i}: &n{i} {{<<: [{', '.join([f'*n{i - 1}' if i else '*m'] * 9)}]}}\n" for i in range(9)),
+            "entries, aliases counted",
+        ),
+        ("a: &a [*a]\n", "an alias stands inside what it names"),
+        ("".join(f"key{i}: 1\n" for i in range(40_000)), "is longer than 32,768 bytes"),
+        ("a: " + "[" * 10_000, "more than 50 levels"),
+        ("- " * 10_000, "more than 50 levels"),
+        ("? [a]\n: 1\n", "a key is a list"),
         ("", "holds no keys"),
         ("model: !!python/object/apply:os.getcwd []\n", "is no YAML.*could not determine a constructor"),
     ],

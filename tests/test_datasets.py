@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 import textwrap
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from shaprune.bench import sources
@@ -302,6 +304,92 @@ def test_grey_images_have_one_channel_and_join_coloured_ones(tmp_path: Path) -> 
     mixed = load_dataset(f"folder:{tmp_path}")
     assert mixed.test.inputs.shape == (3, 3, 32, 32)
     assert torch.allclose(mixed.test.inputs, torch.tensor(50 / 255))
+
+
+def _png(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def test_images_of_16_bits_are_read_as_what_they_are(tmp_path: Path) -> None:
+    deep = np.array([[0, 1], [30_000, 65_535]], dtype=np.uint16)
+    for part in ("train", "test"):
+        for i in range(4):
+            _png(tmp_path / part / "a" / f"{i}.png", deep)
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.test.inputs.dtype == torch.float32
+    assert torch.equal(data.test.inputs[0, 0], torch.from_numpy(deep.astype(np.float32) / 65_535))
+    _png(tmp_path / "test" / "a" / "4.png", np.array([[0, 128], [255, 255]], dtype=np.uint8))
+    mixed = load_dataset(f"folder:{tmp_path}").test.inputs
+    assert sorted(x.max().item() for x in mixed[:, 0].flatten(1).max(1).values) == [1.0] * 5
+    assert torch.isclose(mixed, torch.tensor(128 / 255)).any()
+
+
+def _pipe(root: Path) -> None:
+    os.mkfifo(root / "train" / "ant" / "pipe.png")
+
+
+def _device(root: Path) -> None:
+    (root / "train" / "ant" / "zero.png").symlink_to("/dev/zero")
+
+
+def _directory(root: Path) -> None:
+    (root / "train" / "ant" / "more.png").mkdir()
+
+
+def _broken_link(root: Path) -> None:
+    (root / "train" / "ant" / "gone.png").symlink_to(root / "nowhere.png")
+
+
+def _bomb(root: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(root / "train" / "ant" / "bomb.png")
+
+
+def _large(root: Path) -> None:
+    Image.new("1", (9_000, 9_000)).save(root / "train" / "ant" / "bomb.png")
+
+
+def _text_bomb(root: Path) -> None:
+    about = PngInfo()
+    about.add_text("about", "x" * 100_000_000, zip=True)
+    Image.new("L", (4, 4)).save(root / "train" / "ant" / "bomb.png", pnginfo=about)
+
+
+def _numbers(root: Path) -> None:
+    Image.fromarray(np.array([[0, 1], [2, 1 << 20]], dtype=np.int32)).save(root / "n.tiff")
+    (root / "n.tiff").rename(root / "train" / "ant" / "numbers.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_pipe, r"pipe\.png is no file but a pipe or a device"),
+        (_device, r"zero\.png is no file but a pipe or a device"),
+        (_directory, r"more\.png cannot be read: Is a directory"),
+        (_broken_link, r"gone\.png cannot be read: No such file"),
+        (_bomb, r"bomb\.png cannot be decoded as an image \(.*400000000 pixels"),
+        (_large, r"bomb\.png cannot be decoded as an image \(9000x9000 pixels"),
+        (_text_bomb, r"bomb\.png cannot be decoded as an image \(Decompressed data too large"),
+        (_numbers, r"numbers\.png cannot be decoded as an image \(its pixels are int32"),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_no_image_among_images_is_named_at_once(
+    tmp_path: Path, make: Callable[[Path], object], message: str, cached: bool
+) -> None:
+    _folder(tmp_path, {"train": {"ant": 3}, "test": {"ant": 2}})
+    make(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_dataset(f"folder:{tmp_path}", cache=tmp_path / "cache" if cached else None)
+
+
+def test_an_idx_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shaprune.bench.decode.MOST_BYTES", 1_000)
+    _small_mnist(tmp_path, ".gz")
+    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(b"\0" * 100_000)
+    with pytest.raises(InputError, match="holds more than 1,000 bytes"):
+        load_dataset(f"mnist:{tmp_path}")
 
 
 def _empty(root: Path) -> None:

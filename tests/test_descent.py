@@ -74,9 +74,26 @@ def test_the_predicted_worth_is_what_is_left_of_the_dense_networks(players: sp.P
         for name, v in scores.items()
     }  # one tenth per player
     found: Descent = descent(players, scores)
-    np.testing.assert_allclose(
-        found.predicted(Sensitivity(curves, "fidelity", 10)), 0.9 - 0.1 * found.gone().sum(1), rtol=1e-12
-    )
+    predicted = found.predicted(Sensitivity(curves, "fidelity", 10))
+    worst = 0.9 - 0.1 * max(v.n for v in scores.values())
+    shares = np.prod(1 - 0.1 * found.gone() / (0.9 - worst), axis=1)
+    np.testing.assert_allclose(predicted, worst + (0.9 - worst) * shares, rtol=1e-9)
+    assert predicted[1] == pytest.approx(0.8)  # a single loss is itself
+    assert (np.diff(predicted) <= 1e-12).all()
+    assert predicted.min() >= worst - 1e-12
+
+
+def test_the_predicted_worth_is_never_outside_of_what_was_measured(players: sp.Players) -> None:
+    scores = made_up(players)
+    ends = (0.1, 0.2, 0.97, 0.3)  # of an accuracy of .95; one group does harm
+    curves = {
+        name: SensitivityCurve(v.ranking(), np.array([0, v.n]), np.array([0.95, ends[i % 4]]))
+        for i, (name, v) in enumerate(scores.items())
+    }
+    predicted = descent(players, scores).predicted(Sensitivity(curves, "accuracy", 10))
+    assert predicted[0] == pytest.approx(0.95)
+    assert predicted.min() >= 0.1 - 1e-12
+    assert predicted.max() <= 0.97 + 1e-12
 
 
 @pytest.mark.parametrize("spoil", ["nan", "missing"])

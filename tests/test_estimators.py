@@ -21,7 +21,7 @@ from shaprune.values.regression import Regression
 from shaprune.values.result import Values
 from shaprune.values.sampling import SizeSampler, WalkSampler, blocks, prefixes, spread, subsets
 from shaprune.values.stopping import evaluations, stderr_below
-from shaprune.values.surrogate import _Kernel, surrogate
+from shaprune.values.surrogate import _Kernel, _own_effects, _own_variance, surrogate
 from shaprune.values.svarm import SVARM
 
 N = 8
@@ -271,6 +271,35 @@ def test_interactions_beat_the_linear_basis_where_players_interact_and_auto_take
         assert values.diagnostics["error_interactions"] < values.diagnostics["error_linear"]
         assert values.efficiency_gap == pytest.approx(0, abs=1e-12)
         assert 0 < values.diagnostics["posterior_std"] < np.abs(truth).max()
+
+
+def test_interactions_of_any_order_are_exact_once_all_coalitions_are_asked() -> None:
+    n = 8
+
+    def function(kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        signs = 2.0 * kept - 1
+        return 2 * signs[:, :4].prod(1) + signs[:, 2:7].prod(1) + signs[:, 1:8].prod(1) + kept @ np.linspace(-1, 1, n)
+
+    game = Game.from_function(function, n)
+    truth = estimate(game, "exact").value
+
+    def off(budget: int) -> float:
+        return float(np.mean([_off(estimate(game, "regression", budget, seed=s), truth) for s in range(6)]))
+
+    few, some, nearly = off(60), off(160), off(254)
+    assert nearly < 0.1 * few
+    assert nearly < 0.5 * some < 0.5 * few
+
+
+def test_the_noise_of_each_pair_has_the_shapley_values_of_its_own_game() -> None:
+    n, rows = 5, _everybody(5)
+    inner = rows[1:-1][rows[1:-1, 0]]
+    own = _own_effects(inner)
+    for j in (0, 4, 11):
+        one, other = inner[j], ~inner[j]
+        game = _by_orders(lambda kept: 1.0 * (kept == one).all(1) - 1.0 * (kept == other).all(1), n)  # noqa: B023
+        assert_allclose(own[:, j], game, atol=1e-12)
+    assert_allclose((own**2).sum(1), _own_variance(n))
 
 
 def test_auto_is_linear_where_players_do_not_interact_and_where_a_rule_waits_for_standard_errors() -> None:

@@ -20,6 +20,7 @@ import shaprune as sp
 from shaprune import exporting
 from shaprune.bench.models import build_model
 from shaprune.cli.app import app
+from shaprune.ours import MARK
 
 KINDS = ("pt2", "onnx")
 
@@ -130,10 +131,10 @@ def test_a_file_whose_outputs_differ_is_not_written(kind: str, tmp_path: Path, m
 
     monkeypatch.setattr(exporting, "_write", wrong)
     path = tmp_path / f"small.{kind}"
-    path.write_text("an older file")
+    path.write_text(f"an older file, {MARK}")
     with pytest.raises(sp.InputError, match=r"outputs of small\.\w+ differ from the model's by .*nothing was written"):
         sp.export(model, inputs, path, overwrite=True)
-    assert path.read_text() == "an older file"
+    assert path.read_text() == f"an older file, {MARK}"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -150,10 +151,10 @@ def test_a_failure_in_the_middle_leaves_nothing_and_loses_nothing(
 
     monkeypatch.setattr(exporting, "_write", fail)
     path = tmp_path / f"small.{kind}"
-    path.write_text("an older file")
+    path.write_text(f"an older file, {MARK}")
     with untouched(model), pytest.raises((sp.InputError, KeyboardInterrupt), match=r"cannot be written: No space|^$"):
         sp.export(model, inputs, path, overwrite=True)
-    assert path.read_text() == "an older file"
+    assert path.read_text() == f"an older file, {MARK}"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

@@ -57,7 +57,7 @@ def test_a_saved_network_comes_back_bit_for_bit(name: str, tmp_path: Path) -> No
 def test_the_manifest_tells_schema_versions_plan_and_shapes(saved: tuple[Path, Made]) -> None:
     folder, (small, plan, _, _) = saved
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert set(manifest["versions"]) == {"shaprune", "torch", "python"}
     assert manifest["plan"]["removed"] == list(plan.removed)
     assert manifest["shapes"] == {name: list(t.shape) for name, t in small.state_dict().items()}
@@ -93,10 +93,10 @@ def test_a_failure_in_the_middle_leaves_nothing_new_and_loses_nothing(
     folder, (small, plan, _, _) = saved
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise failure
 
-    monkeypatch.setattr(shaprune.files, "save_model", fail)
+    monkeypatch.setattr(shaprune.files, "save_file", fail)
     for target in (folder, folder.parent / "new"):
         with pytest.raises((KeyboardInterrupt, sp.InputError)):
             sp.save(small, plan, target, overwrite=True)
@@ -133,8 +133,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_newer_schema_is_refused(saved: tuple[Path, Made]) -> None:
     folder, made = saved
-    _edit(folder, lambda manifest: manifest.update(schema=2))
-    with pytest.raises(sp.InputError, match="schema 2, newer than 1; update shaprune"):
+    _edit(folder, lambda manifest: manifest.update(schema=3))
+    with pytest.raises(sp.InputError, match="schema 3, newer than 2; update shaprune"):
         sp.load(folder, build=made[2])
 
 

@@ -225,9 +225,9 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
     [
         ([], "cross_entropy", "no example"),
         ([torch.zeros(4, 4)], "cross_entropy", "needs targets"),
-        ([(torch.zeros(4, 4), torch.zeros(4))], "cross_entropy", "use loss='mse'"),
-        ([(torch.zeros(4, 4), torch.tensor([0, 1, 2, 3]))], "cross_entropy", "labels go from 0 to 3 .* 3 outputs"),
-        ([(torch.zeros(4, 4), torch.tensor([0, 1, 2, -1]))], "cross_entropy", "labels go from -1 to 2"),
+        ([(torch.zeros(4, 4), torch.zeros(4))], "cross_entropy", "loss='mse' takes them"),
+        ([(torch.zeros(4, 4), torch.tensor([0, 1, 2, 3]))], "cross_entropy", "labels run from 0 to 3 .* 3 outputs"),
+        ([(torch.zeros(4, 4), torch.tensor([0, 1, 2, -1]))], "cross_entropy", "labels run from -1 to 2"),
         ([(torch.zeros(4, 4), torch.zeros(4, 2))], "mse", r"\(2,\) per example and the model's outputs \(3,\)"),
     ],
 )

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import shaprune as sp
-from shaprune.network import graphs
+from shaprune.network import graphs, row_batches
 from shaprune.network import rows as rows_module
 from shaprune.network.batches import to_device
 from shaprune.network.graphs import AFTER, CudaGraphs, Recordings, recorder_for
@@ -243,14 +243,14 @@ def test_nobody_waits_for_a_batch_before_the_next_one_begins(
 ) -> None:
     times, batches = [], []
     for bytes_ in (1 << 30, 1 << 13):
-        monkeypatch.setattr(rows_module, "ROWS_SET", bytes_)
+        monkeypatch.setattr(row_batches, "ROWS_SET", bytes_)
         monkeypatch.setattr(rows_module, "WALKS_SET", bytes_)
         played = game(group=group)
-        split = played.judge.rows.split
+        split = played.judge.rows.batches.split
         ask(which, played, 0)
         counted: list[int] = []
         monkeypatch.setattr(
-            played.judge.rows,
+            played.judge.rows.batches,
             "split",
             lambda *a, split=split, counted=counted: counted.append(len(split(*a))) or split(*a),
         )

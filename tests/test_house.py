@@ -18,23 +18,35 @@ MAX_LINES = 400
 
 # What each part may import of shaprune, besides itself; the longest matching name counts. A part may be absent, but
 # every file must belong to one.
-_DATA = {"errors", "network.config", "network.layers", "network.players", "values"}  # no torch
+_DATA = {
+    "errors",
+    "typed",
+    "network.config",
+    "network.layers",
+    "network.players",
+    "network.written",
+    "values",
+}  # no torch
 _DECIDING = _DATA | {"atomic", "documents", "budget", "limits", "knapsack", "sensitivities"}
 _PLANS = _DECIDING | {"lanes", "allocation", "planning", "scores", "frontiers", "swaps"}
 _CORE = (
     _PLANS
-    | {"network", "run", "backwards", "scoring", "costing", "pruning", "files", "measure", "recovery"}
+    | {"network", "run", "backwards", "scoring", "scoring_notes", "costing", "pruning", "files", "measure", "recovery"}
     | {"sensing", "search", "deciding", "rescoring"}
 )
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "atomic": {"errors"},
-    "values": {"errors", "atomic"},
+    "exchange": set(),
+    "ours": set(),
+    "atomic": {"errors", "exchange", "ours"},
+    "typed": {"errors"},
+    "values": {"errors", "atomic", "typed"},
     "logs": {"errors", "values"},
     "run": {"errors", "atomic", "values"},
     "network.config": set(),
     "network.layers": set(),
-    "network.players": {"errors", "network.config", "network.layers"},
+    "network.written": {"errors", "typed", "network.layers"},
+    "network.players": {"errors", "network.config", "network.layers", "network.written"},
     "network": _DATA,
     "limits": _DATA,
     "documents": {"errors"},
@@ -48,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "frontiers": _DECIDING | {"planning"},
     "swaps": _DECIDING | {"lanes", "planning"},
     "descent": _DECIDING | {"lanes", "planning"},
-    "scoring": _PLANS | {"network", "pruning", "backwards", "run"},
+    "scoring_notes": _PLANS | {"network", "run"},
+    "scoring": _PLANS | {"network", "pruning", "backwards", "run", "scoring_notes"},
     "costing": _PLANS | {"network"},
     "backwards": _PLANS | {"network", "pruning"},
     "pruning": _PLANS | {"network"},
@@ -60,23 +73,27 @@ ALLOWED: dict[str, set[str]] = {
     "looking": _PLANS | {"network"},
     "speed": {"network"},
     "measure": {"errors", "network", "speed"},
-    "exporting": {"errors", "atomic", "network"},
+    "exporting": {"errors", "atomic", "ours", "network"},
     "recovery": _PLANS | {"network"},
     "compression": _CORE,
     "run_config": _PLANS | {"network", "recovery", "rescoring"},
     "bench": _CORE | {"compression"},
-    "report": _CORE | {"logs", "compression", "bench", "descent", "looking", "speed"},
+    "report": _CORE | {"ours", "logs", "compression", "bench", "descent", "looking", "speed"},
     "demo": _CORE | {"compression", "bench", "report"},
     "cli": _CORE | {"logs", "looking", "compression", "run_config", "bench", "report", "demo"},
 }
 WITHOUT_TORCH = (
     "errors",
+    "exchange",
+    "ours",
     "atomic",
     "values",
     "run",
     "network.config",
     "network.layers",
     "network.players",
+    "network.written",
+    "typed",
     "limits",
     "documents",
     "budget",

@@ -182,6 +182,27 @@ def test_players_that_are_no_channels_are_fixed(unit: str, why: str) -> None:
     assert (config.fields, set(config.fixed.values())) == ((), {why})
 
 
+def test_numbers_that_a_configuration_computes_are_no_field() -> None:
+    """FalconConfig computes head_dim and has no setter for it; FalconConfig.ffn_hidden_size is an ordinary number."""
+    t = pytest.importorskip("transformers")
+    own = {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 20, "bias": False}
+    config = t.FalconConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, **own)
+    players = sp.find_players(t.FalconForCausalLM(config).eval(), words(2))
+    assert [len(g) for g in players.groups] == [2, 20]
+    assert players.config is not None
+    assert [f.names for f in players.config.fields] == [("ffn_hidden_size",)]
+
+
+def test_neurons_whose_gates_are_made_beside_them_are_counted() -> None:
+    t = pytest.importorskip("transformers")
+    config = t.Phi3Config(**{**SIZES, "intermediate_size": 21}, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    model = t.Phi3ForCausalLM(config).eval()
+    players = sp.find_players(model, words(2), unit="ffn")
+    assert [(g.name, len(g)) for g in players.groups] == [(f"model.layers.{i}.mlp.gate_up_proj", 21) for i in range(2)]
+    assert players.config is not None
+    assert [f.names for f in players.config.fields] == [("intermediate_size",)]
+
+
 def test_other_networks_have_no_configuration() -> None:
     model = build_model("digits")
     players = sp.find_players(model, torch.randn(2, 1, 8, 8))

@@ -23,6 +23,7 @@ from shaprune.run.lock import driving
 from shaprune.run.merging import merge, runs_in
 from shaprune.values.game import Question
 from shaprune.values.stopping import evaluations, seconds
+from shaprune.values.witness import ROWS
 
 MAKE, EXAMPLE = NETWORKS["plain"]
 Data = list[tuple[Tensor, Tensor]]
@@ -93,7 +94,7 @@ def test_a_journal_changes_no_bit_and_answers_everything_the_second_time(
     second = score(model, run=tmp_path / "run", **options)
     assert bits(first) == bits(plain)
     assert bits(second) == bits(plain)
-    assert asked == []
+    assert 0 < sum(asked) <= 2 * ROWS  # a few of every game, to compare
     assert sp.Scores.load(tmp_path / "run" / "values.json")["conv1"].value.tolist() == plain["conv1"].value.tolist()
 
 
@@ -306,6 +307,8 @@ def test_shards_merge_to_the_bits_of_the_whole(
 ) -> None:
     monkeypatch.setattr("shaprune.run.playing.PIECE", 1 << 14)
     monkeypatch.setattr("shaprune.run.playing.GameInPieces.__init__.__defaults__", (1 << 14,))
+    monkeypatch.setattr("shaprune.values.witness.ROWS", 1)
+    monkeypatch.setattr("shaprune.values.witness.LEAST", 1)
     asked = count_asked(monkeypatch)
     plain = score(model, **options)
     whole = sum(asked)
@@ -323,7 +326,7 @@ def test_shards_merge_to_the_bits_of_the_whole(
     merge(tmp_path)
     asked.clear()
     assert bits(score(model, run=tmp_path, **options)) == bits(plain)
-    assert asked == []
+    assert sum(asked) <= 2  # one worth of every game, to compare
 
 
 def _split(numbers: list[int]) -> list[list[int]]:

@@ -147,7 +147,7 @@ def test_what_cannot_be_lowered_is_refused(model: nn.Module) -> None:
     with pytest.raises(InputError, match=r"precision 'bfloat'.*did you mean 'bfloat16'"):
         games(model, precision="bfloat")
     with pytest.raises(InputError, match="Evaluate runs the model itself"):
-        games(model, sp.Evaluate(lambda m: 0.0), precision="bfloat16")
+        games(model, sp.Evaluate(lambda m: float(m(EXAMPLE()).detach().sum())), precision="bfloat16")
     with pytest.raises(InputError, match=r"plays no game; drop precision$"):
         score(model, method="weight_norm", precision="bfloat16")
     with pytest.raises(InputError, match="a log holds worths of one precision"):
@@ -297,7 +297,7 @@ def test_scoring_by_evaluate_has_no_precision_of_its_own(model: nn.Module, preci
 
     def asked() -> sp.Scores:
         how: dict[str, Any] = {"max_evaluations": 40, "precision": precision, "progress": False}
-        return sp.score(model, players, None, sp.Evaluate(lambda m: 0.0), **how)
+        return sp.score(model, players, None, sp.Evaluate(lambda m: float(m(EXAMPLE()).detach().sum())), **how)
 
     if precision == "auto":
         assert any("rows were run in float32" in note for note in asked().notes)

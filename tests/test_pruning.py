@@ -62,12 +62,15 @@ def test_the_model_is_untouched(untouched) -> None:  # type: ignore[no-untyped-d
         sp.prune(model, plan, example())
 
 
-def test_a_plan_that_removes_nothing_is_refused() -> None:
+def test_a_plan_that_removes_nothing_gives_a_copy_of_the_dense_network_with_a_note() -> None:
     make, example = NETWORKS["mlp"]
     model = make()
     players = sp.find_players(model, example())
-    with pytest.raises(sp.InputError, match="removes nothing"):
-        sp.prune(model, sp.Plan.from_coalition(players, np.ones(players.n, dtype=bool)), example())
+    with pytest.warns(sp.ShapruneWarning, match="removes nothing: the network comes back as it is"):
+        same = sp.prune(model, sp.Plan.from_coalition(players, np.ones(players.n, dtype=bool)), example())
+    assert same is not model
+    with torch.no_grad():
+        assert torch.equal(same(example()), model(example()))
 
 
 def test_a_plan_of_another_model_is_refused_naming_the_layer() -> None:

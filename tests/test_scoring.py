@@ -129,7 +129,7 @@ def test_compress_refuses_a_bare_number_as_budget(model: nn.Module, data: list) 
 
 def test_compress_hands_the_limits_of_a_plan_on(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
     limits = {"round_to": 4, "max_removed": {"conv1": 0.4}, "min_width": 5}
-    options = {"example_inputs": EXAMPLE(), "worth": "accuracy", "recover": (), "progress": False, **limits}
+    options = {"example_inputs": EXAMPLE(), "worth": "fidelity", "recover": (), "progress": False, **limits}
     result = sp.compress(model, data, sp.Budget(players=0.85), **options)
     kept = {g.name: int(result.plan.kept[g.indices].sum()) for g in result.plan.players.groups}
     assert kept["conv1"] == 8  # 4 of 8 would be the next multiple

@@ -12,6 +12,7 @@ from networks import NETWORKS, labelled
 
 import shaprune as sp
 from shaprune.errors import GameError
+from shaprune.network import row_batches
 from shaprune.network import rows as rows_module
 from shaprune.network.threads import MOST, at_once, side_by_side
 from shaprune.network.worths import Worth
@@ -35,7 +36,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(count)
         return side_by_side(run, parts, count)
 
-    monkeypatch.setattr(rows_module, "side_by_side", noted)
+    monkeypatch.setattr(row_batches, "side_by_side", noted)
     return counts
 
 
@@ -133,7 +134,7 @@ def test_the_same_bits_with_any_number_of_threads(
     ask: str, precision: Any, used: list[int], threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "WALKS_SET", 1 << 18)
-    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    monkeypatch.setattr(row_batches, "ROWS_SET", 1 << 16)
     found = []
     for count in (1, 2, 5):
         threads(count)
@@ -158,7 +159,7 @@ def test_as_many_at_a_time_as_the_memory_allows(used: list[int], threads: Callab
     bytes_each = wide.judge.rows.row_bytes
     coalitions, examples = asked(1_000, wide.n_players)
     narrow = game(max_memory=400 * bytes_each)
-    parts = narrow.judge.rows.split(1_000, bytes_each)
+    parts = narrow.judge.rows.batches.split(1_000, bytes_each)
     narrow(coalitions, examples)
     largest = max(part.stop - part.start for part in parts)
     assert largest <= 200
@@ -169,7 +170,7 @@ def test_networks_that_somebody_listens_to_run_in_the_thread_that_asks(
     threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads(4)
-    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    monkeypatch.setattr(row_batches, "ROWS_SET", 1 << 16)
     playing = game()
     heard: set[int] = set()
     coalitions, examples = asked(300, playing.n_players)
@@ -182,7 +183,7 @@ def test_torch_has_its_threads_back_when_a_worth_is_not_finite(
     threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads(4)
-    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    monkeypatch.setattr(row_batches, "ROWS_SET", 1 << 16)
     bad = Worth("bad", lambda outputs, targets: outputs.sum(1) / 0, "targets")
     playing = game(bad)
     coalitions, examples = asked(300, playing.n_players)
@@ -195,7 +196,7 @@ def test_batches_without_memory_are_halved_whichever_thread_ran_them(
     threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads(2)
-    monkeypatch.setattr(rows_module, "ROWS_SET", 1 << 16)
+    monkeypatch.setattr(row_batches, "ROWS_SET", 1 << 16)
     playing = game()
     coalitions, examples = asked(300, playing.n_players)
     truth = playing(coalitions, examples)
@@ -228,10 +229,10 @@ def test_batches_without_memory_are_halved_whichever_thread_ran_them(
 def test_parts_are_even_and_never_larger_than_a_batch() -> None:
     rows = game().judge.rows
     for n in (0, 1, 31, 64, 100, 333, 5_000):
-        parts = rows.split(n, rows.row_bytes)
+        parts = rows.batches.split(n, rows.row_bytes)
         sizes = [part.stop - part.start for part in parts]
         assert sum(sizes) == n
         assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
         assert not sizes or max(sizes) - min(sizes) <= 1
-        assert max(sizes, default=0) <= rows.batch(rows.row_bytes)
+        assert max(sizes, default=0) <= rows.batches.largest(rows.row_bytes)
         assert not 0 < len(parts) < MOST or len(parts) in (1, 2, 4)

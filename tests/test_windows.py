@@ -76,7 +76,7 @@ def test_activations_belong_to_their_example(network: nn.Module, inputs: Tensor)
     together = activation_means(Subject(network, [(inputs, None)]), players)
     alone = [activation_means(Subject(network, [(inputs[i : i + 1], None)]), players) for i in range(N)]
     assert together.shape == (N, players.n)
-    assert together == pytest.approx(np.concatenate(alone), rel=1e-5, abs=1e-6)  # float32, in other batches
+    assert together == pytest.approx(np.concatenate(alone), rel=1e-5, abs=1e-6)
     with torch.no_grad():
         windows = inputs.reshape(-1, 4, 4)
         read = (torch.relu(network.a(windows)) * windows.mean((1, 2), keepdim=True)).abs()

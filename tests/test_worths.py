@@ -185,13 +185,28 @@ def test_perplexity_is_no_mean_over_examples_and_is_finite_where_the_loss_is_lar
     [
         ("margin", "images", drawn(N), r"one class index per example, the targets are torch.float32 of shape \(9,\)"),
         ("margin", "images", indices(N) + 1, "labels run from 1 to 5 and the model has 5 outputs"),
-        ("margin", "one number", torch.zeros(N, dtype=torch.long), "needs two classes at least, the model has one"),
+        (
+            "margin",
+            "one number",
+            torch.full((N,), 2),
+            "labels run from 2 to 2 and the model has one output, a binary logi",
+        ),
         ("cross_entropy", "tokens", drawn(N, 4), r"one class index per token, the targets are torch.float32"),
         ("cross_entropy", "tokens", indices(N, 4) - 1, "labels run from -1 to 3"),
-        ("accuracy", "tokens", indices(N, 5), r"\(batch, tokens, classes\) for targets of shape \(9, 5\).*\(9, 4, 5\)"),
-        ("perplexity", "tokens", indices(N), r"outputs of shape \(batch, classes\), the model's are \(9, 4, 5\)"),
+        ("accuracy", "tokens", indices(N, 5), "labels run from 0 to 4 and the model has 4 outputs"),
+        (
+            "perplexity",
+            "tokens",
+            indices(N),
+            r"outputs \(batch, places, classes\): .*, the model's outputs \(9, 4, 5\)",
+        ),
         ("perplexity", "tokens", None, "'perplexity' needs targets and the batches have none"),
-        ("accuracy", "images", indices(N, 1), r"one class index per example, the targets are torch.int64 .*\(9, 1\)"),
+        (
+            "accuracy",
+            "images",
+            indices(N, 2),
+            r"one class index per prediction, .* the targets are torch.int64 .*\(9, 2\)",
+        ),
         ("kl", "one number", None, r"with two classes at least, the model's are \(9, 1\)"),
         ("squared_error", "images", indices(N), r"targets of the outputs' shape \(9, 5\).*yours are \(9,\)"),
         ("absolute_error", "one number", drawn(N, 2), r"the outputs' shape \(9, 1\).*yours are \(9, 2\)"),
@@ -211,11 +226,11 @@ def test_targets_of_the_wrong_kind_are_refused(worth: str, setting: str, targets
         NetworkGame(model, find_players(model, x), [(x, targets)], worth)
 
 
-def test_images_of_classes_are_refused_instead_of_guessed() -> None:
+def test_class_maps_of_another_size_are_refused() -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1)))
     x = drawn(4, 3, 8, 8)
-    with pytest.raises(InputError, match=r"the model's are \(4, 5, 8, 8\) .* yours are \(4, 8, 8\)"):
-        NetworkGame(model, find_players(model, x), [(x, indices(4, 8, 8))], "cross_entropy")
+    with pytest.raises(InputError, match=r"of shape \(4, 8, 7\), the model's outputs \(4, 5, 8, 8\)"):
+        NetworkGame(model, find_players(model, x), [(x, indices(4, 8, 7))], "cross_entropy")
 
 
 def test_a_worth_that_is_a_class_is_refused() -> None:

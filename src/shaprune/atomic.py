@@ -8,12 +8,17 @@ import secrets
 import shutil
 import stat
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shaprune.errors import InputError
+from shaprune.errors import InputError, ShapruneWarning
+from shaprune.exchange import exchange
+from shaprune.ours import foreign, named, written_here
+
+OLD = ".shaprune-old"  # ending of a folder that is being replaced, where two folders cannot change places in one step
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -65,26 +70,57 @@ def read_json(path: str | Path) -> Any:
     Raises:
         InputError: missing, unreadable, or not JSON.
     """
+    restore(Path(path).parent)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+        return json.loads(read_file(path).decode())
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no complete JSON file: {error}") from error
 
 
-@contextmanager
-def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Fill a folder beside ``path``, then rename it to ``path``; on any failure nothing is left and nothing is lost.
+def read_file(path: str | Path, most: int | None = None) -> bytes:
+    """Read a file; a pipe or a device, which may never end, is none.
 
     Raises:
-        InputError: ``path`` exists (and is not empty) without ``overwrite``, or it cannot be written, or its disk is
-            full.
+        InputError: missing, no file, unreadable, or longer than ``most`` bytes.
     """
-    path = Path(path)
-    check_free(path, overwrite=overwrite)
     try:
-        with _filled(path) as beside:
+        with open(path, "rb", opener=_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path} is no file but a pipe or a device; name a file")
+            if most is not None and found.st_size > most:
+                raise InputError(f"{path} is longer than {most:,} bytes; is it another file?")
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@contextmanager
+def new_directory(path: str | Path, *, files: Collection[str] = (), overwrite: bool = False) -> Iterator[Path]:
+    """Fill a folder beside ``path``, then put it in place; on any failure nothing is left and nothing is lost.
+
+    A folder that is replaced is there until the new one is: the two change places in one step. Where the file system
+    cannot do that, a process that is killed between the two steps leaves the old folder beside, and whichever call
+    reads or writes ``path`` next puts it back.
+
+    Args:
+        path: a link to a folder is followed.
+        files: what is written, as paths inside the folder.
+        overwrite: replace a folder that holds nothing but such files, written by shaprune.
+
+    Raises:
+        InputError: ``path`` exists (and is not empty) without ``overwrite`` or with something else in it, or it cannot
+            be written, or its disk is full.
+    """
+    place = Path(path).resolve()
+    check_free(place, files=files, overwrite=overwrite)
+    try:
+        with _filled(place, files, overwrite=overwrite) as beside:
             yield beside
     except OSError as error:
         raise InputError(
@@ -93,10 +129,10 @@ def new_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 @contextmanager
-def _filled(path: Path) -> Iterator[Path]:
+def _filled(path: Path, files: Collection[str], *, overwrite: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    old = beside.with_name(beside.name + ".old")
+    old = beside.with_name(beside.name + OLD)
     try:
         yield beside
         mode = _mode_in(beside)
@@ -104,41 +140,104 @@ def _filled(path: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(mode)
         beside.chmod(mode | (mode & 0o444) >> 2)  # who may read may enter
-        if path.exists():
-            path.rename(old)
-        beside.rename(path)
+        check_free(path, files=files, overwrite=overwrite)  # filling may have taken hours
+        _put(beside, path, old)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)
         raise
     finally:
+        if old.exists():
+            _discard(old, files)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _put(beside: Path, path: Path, old: Path) -> None:
+    """Put ``beside`` in place of ``path``, and what was there at ``old``."""
+    if not path.exists():
+        beside.rename(path)
+    elif exchange(beside, path):
+        beside.rename(old)
+    else:
+        path.rename(old)
+        beside.rename(path)
+
+
+def _discard(old: Path, files: Collection[str]) -> None:
+    """Remove a folder that has been replaced, unless something else has got into it."""
+    strange = foreign(old, files)
+    if strange:
+        warnings.warn(
+            f"{named(strange)} came into the folder while it was being replaced; it is kept in {old}",
+            ShapruneWarning,
+            stacklevel=5,
+        )
+    else:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+def restore(path: str | Path) -> None:
+    """Put a folder back that was being replaced when the process was killed, see `new_directory`."""
+    path = Path(path)
+    if path.exists() or not path.name:
+        return
+    with suppress(OSError):
+        left = [old for old in path.parent.glob(f".{_plain(path.name)}.*{OLD}") if old.is_dir()]
+        if left:
+            max(left, key=lambda old: old.stat().st_mtime_ns).rename(path)
+
+
+def _plain(name: str) -> str:
+    """A name as a pattern that matches it only."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def check_free(path: str | Path, *, files: Collection[str] = (), overwrite: bool = False) -> None:
     """Check that a folder may be written at ``path``.
 
+    Args:
+        path: the folder.
+        files: what is written, as paths inside it.
+        overwrite: a folder that holds nothing but such files, written by shaprune, may be replaced.
+
     Raises:
-        InputError: it is a file, or a folder with something in it and ``overwrite`` is not set.
+        InputError: it is a file, or a folder with something in it that may not be replaced.
     """
     path = Path(path)
-    if path.is_dir():
-        if any(path.iterdir()) and not overwrite:
-            raise InputError(f"{path} exists and is not empty; choose another folder, or overwrite it explicitly")
-    elif path.exists():
-        raise InputError(f"{path} exists and is a file; choose another folder")
+    restore(path)
+    if not path.is_dir():
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path} exists and is a file; choose another folder")
+        return
+    try:
+        strange = foreign(path, files)
+        used = any(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; choose another folder") from error
+    if used and not overwrite:
+        raise InputError(f"{path} exists and is not empty; choose another folder, or overwrite it explicitly")
+    if strange:
+        raise InputError(
+            f"{path} holds {named(strange)}, not recognised as written there by shaprune, and only what it wrote is "
+            "replaced; choose another folder"
+        )
 
 
-def foreign(folder: str | Path, files: Collection[str]) -> str | None:
-    """Return something in ``folder`` that is none of ``files`` (paths inside it), or None: then it may be replaced."""
-    folder = Path(folder)
-    parents = {parent.as_posix() for file in files for parent in Path(file).parents}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder).as_posix()
-        if path.is_symlink() or inside not in (parents if path.is_dir() else files):
-            return inside
-    return None
+def check_replaceable(path: str | Path) -> None:
+    """Check that a file is not there, is empty, or was written by shaprune.
+
+    Raises:
+        InputError: it is something else.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not written_here(path):
+            raise InputError(
+                f"{path} exists and is not recognised as written by shaprune, and only what it wrote is replaced; "
+                "choose another name"
+            )
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; choose another name") from error
 
 
 def _created(path: Path) -> int:

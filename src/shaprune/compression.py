@@ -16,6 +16,7 @@ from shaprune.frontiers import Planner
 from shaprune.limits import Limits, check_uniform
 from shaprune.measure import Measurement, accuracy, compare
 from shaprune.network.batches import Forward, Inputs
+from shaprune.network.collecting import check_data
 from shaprune.network.criteria import CRITERIA, rank
 from shaprune.network.discovery import Filter, Unit, find_players
 from shaprune.network.game import MAX_MEMORY
@@ -34,7 +35,7 @@ from shaprune.values.estimate import METHODS
 from shaprune.values.method import Method
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Compressed:
     """What `compress` returns.
 
@@ -53,6 +54,9 @@ class Compressed:
     measurements: dict[str, Measurement]
     seconds: dict[str, float]
     trials: tuple[Trial, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        return f"Compressed({type(self.model).__name__}, {self.plan!r}, {sum(self.seconds.values()):.1f} s)"
 
 
 def compress(
@@ -129,6 +133,8 @@ def compress(
     seconds: dict[str, float] = {}
     clock = time.perf_counter
 
+    for name, given in (("data", data), ("train", train), ("validation", validation), ("test", test)):
+        check_data(given, name)
     start = clock()
     batches = list(data)
     players = find_players(model, example_inputs, unit, include, exclude)

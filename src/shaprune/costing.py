@@ -168,4 +168,4 @@ def _activations(game: NetworkGame, max_memory: int) -> int:
         return 0
     rows = game.judge.rows
     cached = min(rows.state_bytes * game.n_examples, max_memory // PARTS)
-    return cached + rows.batch(rows.row_bytes) * rows.row_bytes
+    return cached + rows.batches.largest(rows.row_bytes) * rows.row_bytes

@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from shaprune.atomic import check_free, foreign, new_directory, write_text
+from shaprune.atomic import check_free, new_directory, write_text
 from shaprune.bench.datasets import load_dataset
 from shaprune.bench.recipes import RECIPES, choose_architecture
 from shaprune.bench.splits import Split
 from shaprune.bench.training import train
 from shaprune.budget import Budget
 from shaprune.compression import compress
-from shaprune.errors import InputError
 from shaprune.files import MANIFEST, WEIGHTS, save
 from shaprune.measure import Measurement
 from shaprune.network.borrow import kept_globals
@@ -75,10 +74,7 @@ def check_replaceable(out: Path) -> None:
     Raises:
         InputError: ``out`` is a file, or a folder with something else in it.
     """
-    check_free(out, overwrite=True)
-    strange = foreign(out, FILES) if out.is_dir() else None
-    if strange is not None:
-        raise InputError(f"{out} holds {strange!r}, which no demo wrote; choose another folder")
+    check_free(out, files=FILES, overwrite=True)
 
 
 def run_demo(
@@ -134,8 +130,7 @@ def run_demo(
             title = f"{name} on {dataset.name}, pruned"
             content = Content(title, result.values, result.plan, curves, result.measurements, setting, seconds)
             html = draw(content, Evidence(predicted), say=say)
-        check_replaceable(out)
-        with new_directory(out, overwrite=True) as folder:
+        with new_directory(out, files=FILES, overwrite=True) as folder:
             write_text(folder / ARTIFACTS["report"], html)
             result.plan.save(folder / ARTIFACTS["plan"])
             result.values.save(folder / ARTIFACTS["values"])

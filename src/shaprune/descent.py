@@ -85,11 +85,9 @@ class Descent:
         return np.cumsum(each, axis=0)
 
     def predicted(self, curves: Sensitivity) -> Floats:
-        """(steps + 1,) the worth that the curves predict: the dense network's, less what each group loses alone."""
-        gone, groups = self.gone(), self.players.groups
-        dense = float(np.mean([curves[group.name].worth[0] for group in groups]))
-        lost = [curves[group.name].loss(gone[:, i]) for i, group in enumerate(groups)]
-        return np.asarray(dense - np.sum(lost, axis=0), dtype=np.float64)
+        """(steps + 1,) the worth that the curves predict, see `Sensitivity.together`."""
+        ours = replace(curves, curves={group.name: curves[group.name] for group in self.players.groups})
+        return ours.together(self.gone())
 
 
 def descent(

@@ -13,7 +13,12 @@ def check_schema(data: Any, kind: str, schema: int) -> None:
     Raises:
         InputError: another kind of document, or a newer schema.
     """
-    if not isinstance(data, dict) or data.get("kind") != kind or not isinstance(data.get("schema"), int):
+    if not isinstance(data, dict) or data.get("kind") != kind or type(data.get("schema")) is not int:
         raise InputError(f"this is no {kind} written by shaprune")
     if data["schema"] > schema:
         raise InputError(f"{kind} of schema {data['schema']}, newer than {schema}; update shaprune")
+
+
+def head(kind: str, schema: int = 1) -> dict[str, Any]:
+    """Return the keys that a document begins with; by these it is recognised where it may be replaced."""
+    return {"schema": schema, "kind": kind}

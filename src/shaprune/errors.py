@@ -34,10 +34,29 @@ class ShapruneWarning(UserWarning):
     """Something works, but not the way the caller may expect (slower, or with less certainty)."""
 
 
+ALSO_CALLED = {  # what people call an option that has another name here, in lower case with hyphens
+    "shapley": "permutation",
+    "monte-carlo": "permutation",
+    "sampling": "permutation",
+    "kernelshap": "regression",
+    "kernel-shap": "regression",
+    "banzhaf": "msr",
+    "loo": "leave-one-out",
+    "magnitude": "weight_norm",
+    "l1": "weight_norm_l1",
+    "l2": "weight_norm",
+    "mse": "squared_error",
+    "mae": "absolute_error",
+    "loss": "cross_entropy",
+    "nll": "cross_entropy",
+}
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return the end of an error message: the option nearest to ``name``, and all of them."""
     known = sorted(options)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = ALSO_CALLED.get(name.lower().replace("_", "-"))
+    close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"{hint} Known: {shown}."

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shaprune.atomic import new_file
+from shaprune.atomic import check_replaceable, new_file
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, concatenate, length, tensors, transform
+from shaprune.network.batches import Inputs, call, concatenate, example_of, length, tensors, transform
 from shaprune.network.borrow import borrowed, copied, kept_globals
 from shaprune.network.quiet import quiet
+from shaprune.ours import MARK
 
 TOLERANCE = 1e-4  # relative, float32: another runtime sums in another order
 KINDS = (".onnx", ".pt2")
@@ -62,22 +63,23 @@ def export(
         example_inputs: one batch: a tensor, a tuple of positional or a dict of keyword inputs.
         path: ends in ``.onnx`` (needs onnx and onnxscript) or ``.pt2``.
         fixed_batch: the file takes only as many examples as ``example_inputs`` holds; else any number.
-        overwrite: replace an existing file.
+        overwrite: replace an existing file that an earlier call wrote.
 
     Raises:
-        InputError: another ending, an existing file, a missing package, a model that cannot be exported, a folder that
-            cannot be written, or a file whose outputs differ.
+        InputError: another ending, an existing file (without ``overwrite``, or of another origin), a missing package, a
+            model that cannot be exported, a folder that cannot be written, or a file whose outputs differ.
     """
     path = Path(path)
     if path.suffix not in KINDS:
         raise InputError(f"{path.name!r} has no known ending; name it {' or '.join('*' + kind for kind in KINDS)}")
     if path.is_dir() or (path.exists() and not overwrite):
         raise InputError(f"{path} exists; choose another name, or overwrite it explicitly")
+    check_replaceable(path)
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     if path.suffix == ".onnx":
         _need("onnx", "onnxscript")
-    inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+    inputs, _ = example_of(model, example_inputs)
     batches = [inputs] if fixed_batch else [_rows(inputs, 2), _rows(inputs, 3)]  # one row would be taken as fixed
     with new_file(path) as beside:
         with kept_globals(), quiet("torch.onnx._internal.exporter._registration"), torch.no_grad():
@@ -107,9 +109,11 @@ def _write(model: nn.Module, inputs: Inputs, path: Path, fixed_batch: bool) -> N
     try:
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         if path.suffix == ".pt2":
-            torch.export.save(program, path)
+            torch.export.save(program, path, extra_files={"origin": MARK})
         else:
-            torch.onnx.export(program, (), str(path), external_data=False, verbose=False, optimize=True)
+            made: Any = torch.onnx.export(program, (), external_data=False, verbose=False, optimize=True)
+            made.model.doc_string = MARK
+            made.save(str(path), external_data=False)
     except OSError:
         raise
     except Exception as error:  # exporters fail in many ways

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shaprune.errors import InputError, nearest
 from shaprune.network.config import Config
 from shaprune.network.layers import Layer
-from shaprune.network.players import Group, Players
+from shaprune.network.players import Group, Member, Players
 
 _JOINT = 12  # kinds of players in a group up to which pairs and triples of kinds are tried
 Step = NDArray[np.int64]  # players of one group that leave together, counted among all players
@@ -154,6 +154,13 @@ def _made(players: Players, group: Group) -> dict[str, NDArray[np.int64]]:
     return {member.module: member.widths for member in made}
 
 
+def _of_others(players: Players, member: Member) -> int:
+    """How many channels that a layer reads are players of other groups, and may leave with these."""
+    ours = int(member.widths.sum())
+    theirs = [m for group in players.groups for m in group.consumers if m.module == member.module]
+    return sum(int(m.widths.sum()) for m in theirs) - ours
+
+
 @dataclass(frozen=True)
 class _Width:
     """A layer's width, and what may be left of it.
@@ -184,14 +191,19 @@ def _ladder(
     must = max([players.layers[m.module].least for m in group.members if m.role == "expert"], default=0)
     most = min(floor(share * len(group) + 1e-9), len(group) - max(limits.min_players, must))
     made = _made(players, group)
+    read = [m for m in group.consumers if 0 < np.count_nonzero(m.widths) < len(group)]  # others leave by number
     kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)  # channels per layer -> players, the worst first
     for i in np.argsort(value[group.indices], kind="stable").tolist():
-        kinds[tuple(int(widths[i]) for widths in made.values())].append(int(group.indices[i]))
+        owned_by = (*(int(widths[i]) for widths in made.values()), *(int(member.widths[i]) for member in read))
+        kinds[owned_by].append(int(group.indices[i]))
     ranked = list(kinds.values())
     widths = {
         _width(players.layers[name], int(owned.sum()), tuple(kind[i] for kind in kinds), share, limits, owners[name])
         for i, (name, owned) in enumerate(made.items())
     }
+    for i, member in enumerate(read, len(made)):
+        layer, each = players.layers[member.module], tuple(kind[i] for kind in kinds)
+        widths.add(_Width(layer.n_in, layer.least + _of_others(players, member), 1, each))
     gone = [0] * len(ranked)
 
     def leaving(step: dict[int, int]) -> list[int]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, nearest
-from shaprune.network.batches import main_output
+from shaprune.network.batches import main_output, run
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.given import Arguments, input_of, with_input
 from shaprune.network.masks import masked
 from shaprune.network.players import Group, Players
 from shaprune.network.sites import sites_of
@@ -130,7 +131,7 @@ def look(
     on = images.detach().to(device_of(model))
     with borrowed(model):
         with torch.no_grad():
-            outputs = main_output(model(on))
+            outputs = main_output(run(model, on))
             if outputs.ndim != 2 or len(outputs) != len(on):
                 raise InputError(f"the network answers {tuple(outputs.shape)}; looking needs (images, classes)")
             found = _seen(model, players, on, groups)
@@ -163,8 +164,13 @@ def _check(images: Tensor, channels: int, share: float) -> None:
 def _listening(model: nn.Module, name: str, keep: Any, *, before: bool) -> Iterator[None]:
     """Give what a layer reads (``before``) or gives out to ``keep``, which may answer with a replacement."""
     layer = model.get_submodule(name)
+
+    def read(module: nn.Module, args: Any, kwargs: Any) -> Arguments | None:
+        x = keep(input_of(args, kwargs))
+        return None if x is None else with_input(args, kwargs, x)
+
     handle = (
-        layer.register_forward_pre_hook(lambda module, args: keep(args[0]))
+        layer.register_forward_pre_hook(read, with_kwargs=True)
         if before
         else layer.register_forward_hook(lambda module, args, output: keep(output))
     )
@@ -196,7 +202,7 @@ def _maps(model: nn.Module, group: Group, images: Tensor) -> Tensor | None:
     for member, before in places:
         caught: list[Tensor] = []
         with _listening(model, member.module, lambda x, caught=caught: _keep(x, caught), before=before):
-            model(images)
+            run(model, images)
         if caught and caught[0].ndim == 4 and len(caught[0]) == len(images):
             x = caught[0]
             return torch.stack([x[:, list(own)].mean(1) for own in member.channels], dim=1)
@@ -240,7 +246,7 @@ def _alone(
         mask = images.new_ones(1, len(group))
         mask[0, player] = 0
         with masked(model, sites, mask):
-            lost.append(dense - main_output(model(images)).log_softmax(1).gather(1, answer))
+            lost.append(dense - main_output(run(model, images)).log_softmax(1).gather(1, answer))
     return _numbers(torch.cat(lost, dim=1))
 
 
@@ -267,7 +273,7 @@ def _last_convolution(model: nn.Module, images: Tensor) -> str:
     ]
     try:
         with torch.no_grad():
-            model(images)
+            run(model, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -289,7 +295,7 @@ def _attention(model: nn.Module, images: Tensor, answer: Tensor, layer: str) -> 
         return leaves[-1].clone()  # what follows may write in place
 
     with torch.enable_grad(), _listening(model, layer, keep, before=False):
-        outputs = main_output(model(images))
+        outputs = main_output(run(model, images))
         if len(leaves) != 1:
             raise InputError(f"layer {layer!r} ran {len(leaves)} times; name one that runs once")
         chosen = outputs.gather(1, answer[:, None]).sum()

@@ -15,17 +15,31 @@ from typing import Any, cast
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import benchmark
 
 from shaprune.errors import InputError, ShapruneWarning
-from shaprune.network.batches import Inputs, call, length, main_output, split_batch, transform
+from shaprune.network import kinds
+from shaprune.network.batches import (
+    Inputs,
+    call,
+    copied_inputs,
+    example_of,
+    length,
+    main_output,
+    run,
+    split_batch,
+    tensors,
+)
 from shaprune.network.borrow import borrowed, copied, device_of, kept_globals
+from shaprune.network.collecting import check_data
+from shaprune.network.compounds import compound_macs
 from shaprune.network.quiet import quiet
+from shaprune.network.stored import distinct, tensors_of
+from shaprune.network.targets import PROBABILITIES, class_last, class_targets, counted, looks_like_probabilities
 from shaprune.network.threads import torch_threads
 from shaprune.speed import advice, is_faster
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FEWER = 0.9  # share of the multiply-adds from which a network is expected to be faster
 _TOO_SHORT_MS = 1.0
 _SECONDS_PER_ROUND = 0.02  # a timing shorter than this is repeated within a round
@@ -52,30 +66,42 @@ class Latency:
 
 
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
-    """The share of examples whose largest output is their target's. ``model(inputs)`` -> (N, classes), or logits in it.
+    """The share of predictions that are their target's class. ``model(inputs)`` -> (N, classes), or logits in it.
+
+    Targets may have any of the shapes in `shaprune.network.targets`, as for the worth ``"accuracy"``; what is -100 does
+    not count.
 
     Raises:
-        InputError: no batch, a batch without targets, or targets that are not class indices.
+        InputError: no batch, a batch without targets, or targets that are no classes of the outputs.
     """
+    check_data(batches, "the labelled batches")
     right = total = 0
+    probabilities: bool | None = None  # whether all outputs so far may be probabilities
     with borrowed(model), torch.no_grad():
         device = device_of(model)
         for batch in batches:
-            inputs, targets = split_batch(batch)
-            if targets is None or targets.is_floating_point():
-                what = "no targets" if targets is None else f"targets of type {targets.dtype}"
-                raise InputError(f"accuracy needs class indices as targets, and a batch has {what}")
-            outputs = main_output(call(model, _on(device, inputs)))
-            if outputs.ndim < 2 or len(outputs) != len(targets):
+            inputs, given = split_batch(batch)
+            if given is None:
+                raise InputError("accuracy needs class indices as targets, and a batch has no targets")
+            outputs = main_output(run(model, inputs, device=device)).cpu()
+            if outputs.ndim < 1 or len(outputs) != len(given):
                 raise InputError(
-                    f"accuracy needs outputs (N, classes) for {len(targets)} targets; "
+                    f"accuracy needs outputs (N, classes) for {len(given)} targets; "
                     f"the model returned shape {tuple(outputs.shape)}"
                 )
-            hits = outputs.argmax(1).cpu() == targets.cpu()
-            right += int(hits.sum())
-            total += hits.numel()
+            if not len(given):
+                continue
+            targets = class_targets("accuracy", given.cpu(), outputs, none=True)
+            may_be = looks_like_probabilities(targets, outputs)
+            probabilities = may_be and probabilities is not False
+            right += int((class_last(outputs, targets).argmax(-1) == targets).sum())
+            total += int(counted(targets).sum())
+    if probabilities:
+        raise InputError(f"accuracy {PROBABILITIES}")
     if not total:
-        raise InputError("the data holds no example; check the loader (an iterator can be read only once)")
+        raise InputError(
+            "the data hold no example with a target that counts; check the loader (an iterator can be read only once)"
+        )
     return right / total
 
 
@@ -110,9 +136,10 @@ def latency(
     repeats: dict[str, int] = {}
     used = threads or torch.get_num_threads()
     for name, model in models.items():
-        inputs = _on(device_of(model), example_inputs)
+        inputs = copied_inputs(example_of(model, example_inputs)[0], device_of(model))
+        how = _anew if _writes(model, inputs) else call
         timed = model if compiled is None else _compiled(name, model, inputs, compiled)
-        given = {"call": call, "model": timed, "inputs": inputs}
+        given = {"call": how, "model": timed, "inputs": inputs}
         timers[name] = Timer("call(model, inputs)", timer=benchmark.timer, globals=given)  # a clock that awaits a GPU
     for round_ in range(-1, rounds):  # round -1 warms up and sets the number of repeats
         for name in models if round_ % 2 else reversed(list(models)):
@@ -130,6 +157,19 @@ def latency(
     return result
 
 
+def _anew(model: nn.Module, inputs: Inputs) -> Any:
+    """Run a model that writes to its inputs: on a copy each time, which is timed with it."""
+    return call(model, copied_inputs(inputs))
+
+
+def _writes(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model writes to its inputs."""
+    given = copied_inputs(inputs)
+    with borrowed(model), torch.no_grad():
+        call(model, given)
+    return any(not torch.equal(a, b) for a, b in zip(tensors(given), tensors(inputs), strict=True))
+
+
 def _timed(timer: Timer, repeats: int) -> float:
     """Seconds per run, after a few that warm up."""
     timer.timeit(max(repeats // 100, 2))
@@ -141,7 +181,7 @@ def _compiled(name: str, model: nn.Module, inputs: Inputs, backend: str) -> nn.M
     try:
         with kept_globals(), torch.no_grad(), quiet():  # the compiler's warnings are about itself
             result: Any = torch.compile(copied(model).eval(), backend=backend)
-            call(result, inputs)
+            run(result, inputs)
     except Exception as error:  # compilers fail in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -152,49 +192,23 @@ def _compiled(name: str, model: nn.Module, inputs: Inputs, backend: str) -> nn.M
 
 def size_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers as a safetensors file; shared tensors count once."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if not tensor.numel() or place not in seen:
-            seen.add(place)
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return len(safetensors.torch.save(tensors))
+    kept, _ = distinct(tensors_of(model))
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in kept.items()}
+    return len(safetensors.torch.save(whole))
 
 
 def count(model: nn.Module, example_inputs: Inputs) -> tuple[int, int]:
-    """Parameters, and multiply-adds per example of the convolutions and linear layers, as papers count them.
+    """Parameters, and multiply-adds per example as papers count them, see `shaprune.network.layers`.
 
-    A layer that runs twice counts twice; products outside such layers (attention scores) are not counted.
+    A layer that runs twice counts twice; products between activations (attention scores) are not counted.
     """
-    macs = 0
-    n_examples = length(example_inputs)
-
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal macs
-        if isinstance(module, nn.Linear):
-            per_output = module.in_features
-            macs += output.numel() * per_output
-        elif isinstance(module, _CONVOLUTIONS):
-            per_pair = math.prod(module.kernel_size)
-            if module.transposed:  # each input value meets a kernel of every output channel of its group
-                macs += args[0].numel() * per_pair * (module.out_channels // module.groups)
-            else:
-                macs += output.numel() * per_pair * (module.in_channels // module.groups)
-
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, *_CONVOLUTIONS))]
+    inputs = example_of(model, example_inputs)[0]
+    on = copied_inputs(inputs, device_of(model))
     with borrowed(model), torch.no_grad():
-        handles = [layer.register_forward_hook(hook) for layer in layers]
-        try:
-            call(model, _on(device_of(model), example_inputs))
-        finally:
-            for handle in handles:
-                handle.remove()
-    return sum(p.numel() for p in model.parameters()), macs // n_examples
-
-
-def _on(device: torch.device, inputs: Inputs) -> Inputs:
-    return transform(inputs, lambda tensor: tensor.to(device))
+        layers = kinds.measure(model, on)
+        macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
+        macs += sum(compound_macs(model, on).values())
+    return sum(p.numel() for p in model.parameters()), round(macs)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from shaprune.allocation import Path as Way
 from shaprune.allocation import by_layer, by_value, density, smallest, uniform
-from shaprune.atomic import read_json, write_text
+from shaprune.atomic import check_replaceable, read_json, write_text
 from shaprune.budget import Budget, Kept, costs, meets
 from shaprune.documents import check_schema
 from shaprune.errors import BudgetError, InputError, check_choice
@@ -25,13 +26,26 @@ from shaprune.lanes import along_curves
 from shaprune.limits import Limits, Step, ladders
 from shaprune.network.players import Players
 from shaprune.sensitivities import Sensitivity
+from shaprune.typed import Document, Number, typed
 from shaprune.values.result import Values
+
+
+class _Plan(Document):
+    players: dict[str, Any]
+    kept: list[Annotated[int, Field(ge=0, le=1)] | bool]
+    allocation: str
+    budget: dict[str, Number]
+    removed: list[str] | None = None
+
 
 SCHEMA = 1
 ALLOCATIONS = ("global", "value", "uniform", "shapley-layers", "curves")
 
 
-@dataclass(frozen=True, eq=False)
+MOST_PERCENT = 100  # a limit up to which a percentage may have been meant
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """Who stays.
 
@@ -63,6 +77,10 @@ class Plan:
             raise InputError("kept must hold booleans, one per player (True = stays)")
         return Plan(players, row.astype(bool))
 
+    def __repr__(self) -> str:
+        stay = f"{int(self.kept.sum()):,} of {self.players.n:,} players stay"
+        return f"Plan({stay}, allocation={self.allocation!r}, budget={self.budget!r})"
+
     @property
     def removed(self) -> tuple[str, ...]:
         """Names of the players that leave."""
@@ -84,7 +102,8 @@ class Plan:
         dense = costs(self.players, np.ones(self.players.n, dtype=bool))
         for name, left in self.cost.items():
             limit = f" (budget {self.budget[name]:,.0f})" if name in self.budget else ""
-            lines.append(f"{name}: {dense[name]:,.0f} -> {left:,.0f}, {left / dense[name]:.1%} stay{limit}")
+            share = f", {left / dense[name]:.1%} stay" if dense[name] else ""  # 0 = unknown
+            lines.append(f"{name}: {dense[name]:,.0f} -> {left:,.0f}{share}{limit}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,14 +127,17 @@ class Plan:
             InputError: not a plan, a newer schema, or a missing field.
         """
         check_schema(data, "plan", SCHEMA)
-        try:
-            players = Players.from_json(data["players"])
-            return Plan(players, np.array(data["kept"], dtype=bool), str(data["allocation"]), dict(data["budget"]))
-        except (KeyError, TypeError) as error:
-            raise InputError(f"this plan is damaged: {error!r} is missing or of the wrong kind") from error
+        found = typed(_Plan, data, "this plan is damaged")
+        made = Plan(
+            Players.from_json(found.players), np.array(found.kept, dtype=bool), found.allocation, dict(found.budget)
+        )
+        if found.removed is not None and found.removed != list(made.removed):
+            raise InputError("this plan is damaged: who leaves by name are not those who leave by number")
+        return made
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; an existing file is replaced at once, never half."""
+        check_replaceable(path)
         write_text(path, json.dumps(self.to_json()))
 
     @staticmethod
@@ -270,10 +292,16 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
     ]
     if misses:
         raise BudgetError(
-            f"the budget cannot be met: {'; '.join(misses)}; raise it, loosen the limits ({within}), or find more "
-            "players (another unit, fewer excluded layers)",
+            f"the budget cannot be met: {'; '.join(misses)}{_percent(limits)}; raise it, loosen the limits ({within}), "
+            "or find more players (another unit, fewer excluded layers)",
             least,
         )
+
+
+def _percent(limits: Mapping[str, float]) -> str:
+    """A hint where a limit may have been meant as a percentage."""
+    low = next((name for name, limit in limits.items() if limit <= MOST_PERCENT and name != "players"), None)
+    return "" if low is None else f" (a share is written {low}={limits[low] / 100:g})"
 
 
 def values_of(players: Players, scores: Mapping[str, Values]) -> NDArray[np.float64]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
-from shaprune.errors import InputError, SurgeryError
+from shaprune.errors import InputError, ShapruneWarning, SurgeryError
 from shaprune.limits import check_uniform
 from shaprune.network.acceptable import check_model
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.batches import Inputs, example_of, run, tensors
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.huggingface import refusal, tell_configs
 from shaprune.network.masks import masked
@@ -38,14 +40,22 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs, *, hf_uniform: b
         hf_uniform: refuse a plan that such a configuration cannot say.
 
     Raises:
-        InputError: the plan removes nothing, or belongs to another model; ``hf_uniform``, and why it cannot be said.
+        InputError: the plan belongs to another model; ``hf_uniform``, and why it cannot be said.
         SurgeryError: the network cannot be cut, or the smaller network does not run or does not agree with the mask.
+
+    Warns:
+        ShapruneWarning: the plan removes nothing; a copy of the dense network comes back.
     """
-    if plan.kept.all():
-        raise InputError("the plan removes nothing; lower the budget, or remove at least one player")
     check_model(model)
     check_fits(model, plan.players)
-    inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+    if plan.kept.all():
+        warnings.warn(
+            "the plan removes nothing: the network comes back as it is, as a copy; lower the budget to make it smaller",
+            ShapruneWarning,
+            stacklevel=2,
+        )
+        return copied(model)
+    inputs, _ = example_of(model, example_inputs)
     sayable = _sayable(model, plan, hf_uniform)
     small = cut(copied(model), plan.players, plan.kept)
     if sayable:
@@ -57,9 +67,9 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs, *, hf_uniform: b
     mask = torch.from_numpy(plan.kept[None].astype("float32")).to(device)
     with torch.no_grad(), borrowed(model), borrowed(small):
         with masked(model, sites_of(plan.players, plan.players.groups, device), mask):
-            expected = tensors(call(model, transform(inputs, torch.clone)))  # a model may write to its input
+            expected = tensors(run(model, inputs))
         try:
-            answers = tensors(call(small, transform(inputs, torch.clone)))
+            answers = tensors(run(small, inputs))
         except Exception as error:
             raise SurgeryError(f"the pruned network does not run: {error}; exclude the group that breaks it") from error
     for ours, theirs in zip(answers, expected, strict=True):

@@ -147,8 +147,7 @@ def remaining(players: Players, kept: Kept) -> Players:
     layers = {}
     for name, (n_in, n_out) in players.widths(kept).items():
         layer = players.layers[name]
-        slots = n_out if layer.kind == "depthwise" else layer.groups
-        layers[name] = replace(layer, n_in=n_in, n_out=n_out, groups=slots)
+        layers[name] = replace(layer, n_in=n_in, n_out=n_out, groups=layer.groups_left(n_out))
     params, macs = players.cost(kept)
     stored, activations = players.memory(kept) if players.model_bytes else (0, 0.0)
     return replace(

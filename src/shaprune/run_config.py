@@ -14,11 +14,13 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from shaprune.atomic import read_file
 from shaprune.budget import Budget
 from shaprune.errors import InputError, check_choice, nearest
 from shaprune.planning import ALLOCATIONS
 
 Options = dict[str, Any]
+MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 15, 10_000, 50  # of a config file
 NOT_IN_FILES = ("optimizer",)  # options of a recovery step that are objects of a running program
 NAMED = ("augment",)  # options that are functions; a file names them, package.module:function
 
@@ -151,27 +153,61 @@ def read_keys(path: str | Path) -> dict[str, Any]:
     """The keys of a YAML file, not checked yet.
 
     Raises:
-        InputError: it cannot be read, is no YAML mapping, or has a key twice.
+        InputError: it cannot be read, is no YAML mapping, has a key twice, or more entries than a config can have.
     """
+    text = read_file(path, MOST_BYTES)
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        loader = _Loader(text.decode())
+        node = loader.get_single_node()
+        entries = 0 if node is None else _entries(node, {})
+        if entries > MOST_ENTRIES:
+            raise InputError(f"{path} has more than {MOST_ENTRIES:,} entries, aliases counted; is it another file?")
+        found = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise InputError(f"{path} holds no keys; write lines such as 'model: package.module:factory'")
     return found
 
 
+def _entries(node: yaml.Node, known: dict[int, int]) -> int:
+    """Entries below a node, those behind an alias counted wherever they stand."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.composer.ComposerError(None, None, "an alias stands inside what it names", node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0  # under way
+    inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+    parts = [part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,))]
+    known[id(node)] = 1 + sum(_entries(part, known) for part in parts)
+    return known[id(node)]
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml carries no annotations
     """YAML without tags; a key that comes twice is an error, not the last one's victory."""
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            where = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels inside each other", where)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} comes twice", node.start_mark)
+        met = set()
+        for part, _ in node.value:
+            key = self.construct_object(part, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", part.start_mark)
+            if key in met:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} comes twice", node.start_mark)
+            met.add(key)
         found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return found
 

@@ -8,13 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shaprune.atomic import read_json, write_text
+from shaprune.atomic import check_replaceable, read_json, write_text
 from shaprune.documents import check_schema
 from shaprune.errors import InputError
 from shaprune.network.players import Players
+from shaprune.typed import Document, Size, typed
 from shaprune.values.result import Values
 
 SCHEMA = 1
+
+
+class _Scores(Document):
+    worth: str
+    seconds: Size
+    notes: list[str]
+    values: dict[str, dict[str, Any]]
+    players: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +83,20 @@ class Scores(Mapping[str, Values]):
             InputError: not values, a newer schema, or a missing field.
         """
         check_schema(data, "values", SCHEMA)
-        try:
-            by_group = {name: Values.from_json(v) for name, v in data["values"].items()}
-            players = Players.from_json(data["players"])
-            return Scores(players, by_group, str(data["worth"]), float(data["seconds"]), tuple(data["notes"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"these values are damaged: {error!r} is missing or of the wrong kind") from error
+        found = typed(_Scores, data, "these values are damaged")
+        by_group = {name: Values.from_json(v) for name, v in found.values.items()}
+        players = Players.from_json(found.players)
+        sizes = {group.name: len(group) for group in players.groups}
+        for name, values in by_group.items():
+            if sizes.get(name) != values.n:
+                raise InputError(
+                    f"these values are damaged: {values.n} values of {name!r}, {sizes.get(name, 0)} players"
+                )
+        return Scores(players, by_group, found.worth, found.seconds, tuple(found.notes))
 
     def save(self, path: str | Path) -> None:
         """Write the values, with their players, as JSON."""
+        check_replaceable(path)
         write_text(path, json.dumps(self.to_json()))
 
     @staticmethod

@@ -26,10 +26,12 @@ from shaprune.network.precision import RowPrecision
 from shaprune.network.probe import probed
 from shaprune.network.recipe import ROWS_IN, depends_on, recipe_of
 from shaprune.network.subject import Subject
+from shaprune.network.witnessed import witness_of
 from shaprune.network.worths import AnyWorth, Evaluate, name_of
-from shaprune.run.opening import Manner, began_with, opened
+from shaprune.run.opening import VALUES, Manner, began_with, opened
 from shaprune.run.pool import versions
 from shaprune.scores import Scores
+from shaprune.scoring_notes import flat_notes, running_notes
 from shaprune.values.aggregation import Aggregate
 from shaprune.values.concepts import Concept, concept_of
 from shaprune.values.estimate import METHODS
@@ -103,10 +105,12 @@ def score(
             2020).
         max_evaluations, stop, seed, concept, sizes, aggregate: see `estimate`; a budget is per game.
         together: one game over all players of all groups instead of one per group.
-        log: a folder; worths over all examples are kept there, one file per game, and are not paid again.
+        log: a folder; worths over all examples are kept there, one file per game, and are not paid again. A few of
+            them are asked anew first, as with ``run``.
         run: a folder with the journal of this run: every answer of the network is committed there before it counts. The
             same call goes on where an earlier one ended, however it ended, and gives the same bits; ``values.json`` is
-            written at the end.
+            written at the end. Before any known answer is used, a few worths of every game are asked anew and compared
+            with what they were; where the network or the worth has changed the call is refused.
         workers: processes of this machine, or actors where ``ray_address`` is given; 1 = this process. Any number gives
             the same bits (float32 on CPU). In a script, call below ``if __name__ == "__main__":``.
         ray_address: of a Ray cluster (``"auto"``, ``"local"``, ``"host:port"``).
@@ -174,7 +178,7 @@ def score(
             totals[name] = expected_in_rounds(game, mode, method, max_evaluations, stop, **how)
     if watch is not None:
         watch.opens(totals)
-    notes = (*_notes(games, stop, manner), *([f"rows were run in {told}"] if told else []))
+    asked = dict(games)
     how |= {"negative_first": negative_first, "aggregate": aggregate}
     shared = subject if isinstance(subject, Subject) else None
     chosen = METHODS[method] if isinstance(method, str) else method
@@ -206,7 +210,13 @@ def score(
         )
     )
     with (
-        opened(manner, {name: game.n_examples for name, game in games.items()}, recipe, about) as running,
+        opened(
+            manner,
+            {name: game.n_examples for name, game in games.items()},
+            recipe,
+            about,
+            lambda name: witness_of(games[name]),
+        ) as running,
         _bar(totals, sys.stderr.isatty() if progress is None else progress) as (start, advance, finish),
     ):
 
@@ -232,14 +242,17 @@ def score(
                 raise InputError(f"layers={layers!r} goes with neither together, log, Only nor Evaluate; drop these")
             games.clear()
             results = score_backwards(model, players, subject, worth, remove, forward, in_smaller)
+            flat = flat_notes(results, {})
         else:
             results = running.all(games, values_of)
+            flat = flat_notes(results, asked)
             if together and results:
                 values = results.pop(TOGETHER)
                 results = {g.name: values.part(np.asarray(g.indices)) for g in players.groups}
+        notes = (*running_notes(asked, stop, manner), *([f"rows were run in {told}"] if told else []), *flat)
         scores = Scores(players, results, name_of(worth), time.perf_counter() - started, notes)
         if manner.run is not None and manner.shard is None:
-            scores.save(manner.run / "values.json")
+            scores.save(manner.run / VALUES)
     return scores
 
 
@@ -278,27 +291,6 @@ def _by_criterion(
     return rank(
         model, players, examples, criterion, worth="cross_entropy" if chosen == "accuracy" else chosen, seed=seed
     )
-
-
-def _notes(games: Mapping[str, NetworkGame], stop: Rule | Reason | None, manner: Manner) -> tuple[str, ...]:
-    """What the reader of these scores should know."""
-    notes = []
-    because: dict[str, list[str]] = {}
-    for name, game in games.items():
-        if game.whole_because is not None:
-            because.setdefault(game.whole_because, []).append(name)
-    for reason, names in because.items():
-        of = "" if len(names) == len(games) else f" of {', '.join(names)}"
-        notes.append(f"the whole model was run for every coalition{of}: {reason}")
-    if not all(game.separable for game in games.values()):
-        notes.append("the worth is no mean over examples: one order of leaving for all examples, not one for each")
-    if manner.run is not None and isinstance(stop, Rule) and "seconds" in stop.kinds:
-        notes.append(
-            "the stopping rule looks at the clock: a run that is resumed may end elsewhere than one that is not"
-        )
-    if manner.shard is not None:
-        notes.append(f"shard {manner.shard.index}/{manner.shard.of}: merge the shards, then score without a shard")
-    return tuple(notes)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from shaprune.measure import latency
 from shaprune.network.batches import Forward, Inputs, main_output
 from shaprune.network.borrow import borrowed
 from shaprune.network.subject import BATCH, Subject
-from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, check_targets, judge_of, rows_worth, set_worth
+from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, judge_of, reference_for, rows_worth, set_worth
 from shaprune.planning import Plan
 from shaprune.pruning import prune
 
@@ -334,9 +334,7 @@ def quality_on(
         return worth.function
     subject = data if isinstance(data, Subject) else Subject(model, data, forward)
     judge = judge_of(worth)
-    check_targets(judge, subject.targets, subject.outputs)
-    reference = subject.outputs if judge.reference == "dense" else subject.targets
-    assert reference is not None
+    reference, factor = reference_for(judge, subject.targets, subject.outputs)
 
     def quality(network: nn.Module) -> float:
         with borrowed(network), torch.no_grad():
@@ -345,7 +343,7 @@ def quality_on(
             if isinstance(judge, SetWorth):
                 kept = outputs if judge.keep is None else judge.keep(outputs, reference)
                 return set_worth(judge, kept, reference)
-            return float(rows_worth(judge, outputs, reference).double().mean())
+            return factor * float(rows_worth(judge, outputs, reference).double().mean())
 
     return quality
 

@@ -187,6 +187,9 @@ class LayersGame(Game):
             lost = max(1, round(remove * len(group)))
             row[group.indices[_ranking(group, scores)[:lost]]] = True
 
+    def rounding(self, worth: float) -> float:
+        return self.game.rounding(worth)
+
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         absent = (~np.asarray(coalitions, dtype=bool)).astype(np.int64)
         return self.game(absent @ self.gone.astype(np.int64) == 0, examples)

@@ -14,13 +14,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.atomic import read_json, write_text
+from shaprune.atomic import check_replaceable, read_json, write_text
 from shaprune.documents import check_schema
 from shaprune.errors import InputError, nearest
+from shaprune.typed import Count, Document, Number, Size, typed
 from shaprune.values.result import Values
 
 SCHEMA = 1
 SHARES = (0.25, 0.5, 0.75, 1.0)  # shown by `Sensitivity.table`
+
+
+class _Curve(Document):
+    order: list[Count]
+    removed: list[Count]
+    worth: list[Number]
+
+
+class _Sensitivity(Document):
+    curves: dict[str, _Curve]
+    worth: str
+    n_examples: Count
+    seconds: Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +53,8 @@ class SensitivityCurve:
 
     def __post_init__(self) -> None:
         n, points = len(self.order), self.removed
+        if not np.array_equal(np.sort(self.order), np.arange(n)):
+            raise InputError("a sensitivity curve needs every player of its group once in the order of leaving")
         rising = len(points) > 1 and points[0] == 0 and points[-1] == n and (np.diff(points) > 0).all()
         if not rising or self.worth.shape != points.shape or not np.isfinite(self.worth).all():
             raise InputError("a sensitivity curve needs a finite worth at points that rise from 0 to all its players")
@@ -92,6 +108,28 @@ class Sensitivity(Mapping[str, SensitivityCurve]):
                     "sensitivity again with these values"
                 )
 
+    def together(self, gone: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The worth once players of several groups have left, from what each group loses alone.
+
+        Each group leaves a share of the way from the worst measured worth to the dense network's, and the shares are
+        multiplied. So small losses add up, and nothing is predicted outside of what has been measured, such as an
+        accuracy below 0.
+
+        Args:
+            gone: (steps, groups) players that have left, groups in the order of the curves.
+
+        Returns:
+            (steps,) worths.
+        """
+        curves = list(self.curves.values())
+        measured = np.concatenate([curve.worth for curve in curves])
+        dense, worst, best = float(np.mean([c.worth[0] for c in curves])), measured.min(), measured.max()
+        lost = np.stack([curve.loss(gone[:, i]) for i, curve in enumerate(curves)])
+        if not dense > worst:
+            return np.asarray(np.clip(dense - lost.sum(0), worst, best), dtype=np.float64)
+        left = np.prod(np.clip(1 - lost / (dense - worst), 0, None), axis=0)
+        return np.asarray(np.minimum(worst + (dense - worst) * left, best), dtype=np.float64)
+
     def table(self) -> str:
         """What each group loses when shares of it leave, the most sensitive group first."""
         head = [f"{share:.0%}" for share in SHARES]
@@ -128,21 +166,20 @@ class Sensitivity(Mapping[str, SensitivityCurve]):
             InputError: not sensitivity curves, a newer schema, or a missing field.
         """
         check_schema(data, "sensitivity", SCHEMA)
-        try:
-            curves = {
-                name: SensitivityCurve(
-                    np.array(c["order"], dtype=np.int64),
-                    np.array(c["removed"], dtype=np.int64),
-                    np.array(c["worth"], dtype=np.float64),
-                )
-                for name, c in data["curves"].items()
-            }
-            return Sensitivity(curves, str(data["worth"]), int(data["n_examples"]), float(data["seconds"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"these curves are damaged: {error!r} is missing or of the wrong kind") from error
+        found = typed(_Sensitivity, data, "these curves are damaged")
+        curves = {
+            name: SensitivityCurve(
+                np.array(c.order, dtype=np.int64),
+                np.array(c.removed, dtype=np.int64),
+                np.array(c.worth, dtype=np.float64),
+            )
+            for name, c in found.curves.items()
+        }
+        return Sensitivity(curves, found.worth, found.n_examples, found.seconds)
 
     def save(self, path: str | Path) -> None:
         """Write the curves as JSON."""
+        check_replaceable(path)
         write_text(path, json.dumps(self.to_json()))
 
     @staticmethod

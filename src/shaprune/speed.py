@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.batches import Inputs, run
 from shaprune.network.borrow import borrowed, device_of
 
 MULTIPLE = 8  # the widths that kernels of CPUs (oneDNN) and GPUs (tensor cores) are written for
@@ -49,10 +49,9 @@ def layer_times(model: nn.Module, example_inputs: Inputs, *, rounds: int = 5) ->
         handles = [m.register_forward_pre_hook(before) for m in layers]
         handles += [m.register_forward_hook(after) for m in layers]
         try:
-            inputs = transform(example_inputs, lambda t: t.to(device))
             for round_ in range(-1, rounds):  # round -1 warms up
                 spent.clear()
-                call(model, inputs)
+                run(model, example_inputs, device=device)
                 if round_ >= 0:
                     for name, seconds in spent.items():
                         found[name].append(1e3 * seconds)

@@ -139,7 +139,8 @@ def _check_indices(indices: Sequence[int], n: int) -> NDArray[np.bool_]:
 
 
 def _scaled(images: Images, rows: NDArray[np.int64], scaling: Scaling | None) -> Split:
-    inputs = torch.from_numpy(images.pixels[rows]).float().div_(255)
+    pixels = images.pixels[rows]
+    inputs = torch.from_numpy(pixels.astype(np.float32)).div_(np.iinfo(pixels.dtype).max)
     if scaling is not None:
         mean, std = (torch.tensor(s).reshape(-1, 1, 1) for s in scaling)
         if inputs.shape[1] != len(mean):

@@ -12,21 +12,26 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from shaprune.atomic import read_file
 from shaprune.errors import InputError
 
+MOST_BYTES = 1 << 30  # of a file
+MOST_ARCHIVE = 1 << 35  # bytes of an archive, decompressed
+MOST_PIXELS = 1 << 26  # of an image
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images in source order: ``pixels`` (N, C, H, W) uint8, ``labels`` (N,) int64."""
+    """Decoded images in source order: ``pixels`` (N, C, H, W) uint8 or uint16, ``labels`` (N,) int64."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
     labels: NDArray[np.int64]
 
 
@@ -39,12 +44,15 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: missing, truncated, or not such a file.
     """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check the path and its permissions") from error
+    raw = read_file(path, MOST_BYTES)
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(io.BytesIO(raw)) as file:
+                raw = file.read(MOST_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error
+        if len(raw) > MOST_BYTES:
+            raise InputError(f"{path} holds more than {MOST_BYTES:,} bytes; is it an IDX file?")
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise InputError(f"{path} is not an IDX file of bytes (its header is {raw[:4].hex() or 'empty'})")
     header = 4 + 4 * raw[3]
@@ -69,7 +77,7 @@ def read_cifar_binary(paths: Sequence[Path]) -> Images:
             raise InputError(
                 f"{path} is missing; the binary version of CIFAR-10 has data_batch_1..5.bin and test_batch.bin"
             )
-        raw = np.fromfile(path, np.uint8)
+        raw = np.frombuffer(read_file(path, MOST_BYTES), np.uint8)
         if not raw.size or raw.size % record:
             raise InputError(f"{path} is truncated: {raw.size} bytes are not whole records of {record}; copy it again")
         parts.append(raw.reshape(-1, record))
@@ -88,8 +96,8 @@ def list_folder(root: Path) -> list[tuple[str, Path]]:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; an image folder has one folder per class in it")
     listing: list[tuple[str, Path]] = []
-    for directory in sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")):
-        files = sorted(f for f in directory.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    for directory in (d for d in _inside(root) if d.is_dir() and not d.name.startswith(".")):
+        files = [f for f in _inside(directory) if f.suffix.lower() in IMAGE_SUFFIXES]
         if not files:
             raise InputError(f"{directory} holds no image ({', '.join(IMAGE_SUFFIXES)}); fill it or remove it")
         listing += [(directory.name, f) for f in files]
@@ -98,9 +106,16 @@ def list_folder(root: Path) -> list[tuple[str, Path]]:
     return listing
 
 
+def _inside(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError as error:
+        raise InputError(f"{directory} cannot be read: {error.strerror}; check its permissions") from error
+
+
 def read_folder(listing: Sequence[tuple[str, Path]], classes: Sequence[str]) -> Images:
     """Decode what `list_folder` found."""
-    return _decode(((label, str(path), path.read_bytes()) for label, path in listing), classes)
+    return _decode(((label, str(path), read_file(path, MOST_BYTES)) for label, path in listing), classes)
 
 
 def read_tar(path: Path) -> dict[str, tuple[Images, tuple[str, ...]]]:
@@ -115,6 +130,8 @@ def read_tar(path: Path) -> dict[str, tuple[Images, tuple[str, ...]]]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
+                if member.offset_data + member.size > MOST_ARCHIVE or (member.isfile() and member.size > MOST_BYTES):
+                    raise InputError(f"{path} holds {member.name!r} of {member.size:,} bytes; is it an image?")
                 place = PurePosixPath(member.name).parts[-3:]
                 if member.isfile() and len(place) == 3 and PurePosixPath(place[2]).suffix.lower() in IMAGE_SUFFIXES:
                     stream = archive.extractfile(member)
@@ -134,16 +151,32 @@ def read_tar(path: Path) -> dict[str, tuple[Images, tuple[str, ...]]]:
     return result
 
 
+def _pixels(raw: bytes) -> NDArray[Any]:
+    """(H, W) or (H, W, 3) bytes; (H, W) uint16 of an image with 16 bits.
+
+    Raises:
+        ValueError: more pixels than an image has, or numbers that are no brightness.
+    """
+    with Image.open(io.BytesIO(raw)) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels")
+        if image.mode[0] not in "IF":
+            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+        found = np.asarray(image)
+    if found.dtype.kind not in "iu" or found.min() < 0 or found.max() > np.iinfo(np.uint16).max:
+        raise ValueError(f"its pixels are {found.dtype} from {found.min()} to {found.max()}, neither 8 nor 16 bits")
+    return found.astype(np.uint16)
+
+
 def _decode(files: Iterable[tuple[str, str, bytes]], classes: Sequence[str]) -> Images:
     """Decode (class, name, bytes); RGB, or one channel where every image is grey."""
     index = {name: i for i, name in enumerate(classes)}
-    arrays: list[NDArray[np.uint8]] = []
+    arrays: list[NDArray[Any]] = []
     labels: list[int] = []
     for label, name, raw in files:
         try:
-            with Image.open(io.BytesIO(raw)) as image:
-                array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            array = _pixels(raw)
+        except Exception as error:  # decoders of damaged files fail in many ways
             reason = re.sub(r" <_io.*>", "", str(error))
             raise InputError(f"{name} cannot be decoded as an image ({reason}); replace or remove it") from error
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
@@ -155,6 +188,8 @@ def _decode(files: Iterable[tuple[str, str, bytes]], classes: Sequence[str]) -> 
             )
         arrays.append(array)
         labels.append(index[label])
+    if any(a.dtype == np.uint16 for a in arrays):  # 255 of 8 bits is 65535 of 16
+        arrays = [a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in arrays]
     if any(a.ndim == 3 for a in arrays):
         arrays = [a if a.ndim == 3 else np.repeat(a[:, :, None], 3, axis=2) for a in arrays]
         pixels = np.stack(arrays).transpose(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,13 +141,16 @@ def _cached(cache: Path | None, files: Iterable[Path], build: Callable[[], Sourc
         return build()
     digest = hashlib.sha256()
     for path in files:
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}; replace or remove it") from error
         digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     kept = cache / f"images-{digest.hexdigest()[:16]}.npz"
     if kept.is_file():
         try:
             return _load(kept)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             kept.unlink()  # damaged from outside: decode again
     source = build()
     _store(source, kept)

@@ -68,6 +68,7 @@ def oracle(
     from shaprune.bench.oracle_networks import choose
     from shaprune.bench.oracle_study import oracle_study
     from shaprune.cli.inputs import device_of, read_data
+    from shaprune.documents import head
 
     kind = data.partition(":")[0]
     with usage("--data"):
@@ -75,7 +76,7 @@ def oracle(
     with usage("--arch"):
         chosen = choose(kind, architecture)
     where = device_of(device)
-    found = oracle_study(
+    study = oracle_study(
         read_data(data),
         chosen,
         networks=networks,
@@ -85,7 +86,8 @@ def oracle(
         device=where,
         say=say,
     )
-    with new_directory(out, overwrite=overwrite) as folder:
+    found = {**head("oracle"), **study}
+    with new_directory(out, files=[ORACLE_FILE], overwrite=overwrite) as folder:
         write_text(folder / ORACLE_FILE, json.dumps(found, indent=1) + "\n")
     found["artifacts"] = {"oracle": str(out / ORACLE_FILE)}
     left_out = tuple(

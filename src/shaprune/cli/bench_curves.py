@@ -71,12 +71,13 @@ def curves(
     from shaprune.bench.contenders import choose
     from shaprune.bench.curves_study import curves_study
     from shaprune.cli.inputs import device_of, read_data
+    from shaprune.documents import head
     from shaprune.report.bands import bands_figure
 
     with usage("--only"):
         contenders = choose(only or None)
     where = device_of(device)
-    found = curves_study(
+    study = curves_study(
         read_data(data),
         chosen,
         contenders,
@@ -90,10 +91,11 @@ def curves(
         device=where,
         say=say,
     )
+    found = {**head("curves"), **study}
     panels: dict[str, Any] = dict(found["layers"])
     if found["network_wide"] is not None:
         panels["network-wide"] = found["network_wide"]
-    with new_directory(out, overwrite=overwrite) as folder:
+    with new_directory(out, files=FILES, overwrite=overwrite) as folder:
         write_text(folder / "curves.json", json.dumps(found, indent=1) + "\n")
         write_text(folder / "curves.svg", bands_figure(panels))
     found["artifacts"] = {name.removeprefix("curves."): str(out / name) for name in FILES}

@@ -142,6 +142,7 @@ def compress(
     from shaprune.bench.factories import find_function
     from shaprune.cli.inputs import device_of, read_data, read_model, setting_of
     from shaprune.cli.tables import comparison_table
+    from shaprune.documents import head
     from shaprune.report.comparison import to_json
 
     where = device_of(run.device)
@@ -185,11 +186,13 @@ def compress(
     )
     measured = {name: to_json(m) for name, m in done.measurements.items()}
     folder = Path(run.out)
-    with new_directory(folder, overwrite=overwrite) as beside:
+    with new_directory(folder, files=FILES, overwrite=overwrite) as beside:
         sp.save(done.model, done.plan, beside / "model")
         done.plan.save(beside / "plan.json")
         done.values.save(beside / "values.json")
-        write_text(beside / "measurements.json", json.dumps({**measured, "seconds": done.seconds}))
+        write_text(
+            beside / "measurements.json", json.dumps({**head("measurements"), **measured, "seconds": done.seconds})
+        )
         write_text(beside / "config.yaml", run.to_yaml())
     artifacts = {name.partition("/")[0].partition(".")[0]: str(folder / name.partition("/")[0]) for name in FILES}
     summary = {

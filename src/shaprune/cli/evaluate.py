@@ -23,6 +23,8 @@ from shaprune.cli.options import (
 )
 from shaprune.cli.outputs import check_out
 
+FILES = ("evaluation.json",)
+
 
 @command
 def evaluate(
@@ -46,12 +48,13 @@ def evaluate(
     Example: shaprune evaluate --model digits --weights demo/dense.safetensors --pruned demo/model --data digits
     """
     if out is not None:
-        check_out(out, ["evaluation.json"], overwrite=overwrite)
+        check_out(out, FILES, overwrite=overwrite)
 
     import shaprune as sp
     from shaprune.atomic import new_directory, write_text
     from shaprune.cli.inputs import builder, device_of, read_data, read_model, setting_of
     from shaprune.cli.tables import comparison_table
+    from shaprune.documents import head
     from shaprune.measure import compare
     from shaprune.report.comparison import to_json
 
@@ -67,7 +70,7 @@ def evaluate(
     shown = [comparison_table(measurements, setting_of(inputs, threads, compiled))]
     if out is None:
         return Outcome(summary, tuple(shown))
-    with new_directory(out, overwrite=overwrite) as folder:
-        write_text(folder / "evaluation.json", json.dumps(summary))
+    with new_directory(out, files=FILES, overwrite=overwrite) as folder:
+        write_text(folder / "evaluation.json", json.dumps({**head("evaluation"), **summary}))
     summary["artifacts"] = {"evaluation": str(out / "evaluation.json")}
     return Outcome(summary, (*shown, f"-> {out / 'evaluation.json'}"))

@@ -19,6 +19,7 @@ from shaprune.cli.command import usage
 from shaprune.cli.options import FOLDERS
 from shaprune.cli.parse import shape_of
 from shaprune.errors import InputError, nearest
+from shaprune.network.stored import EXTRA, as_saved, tensors_of
 from shaprune.report.comparison import latency_setting
 
 
@@ -101,7 +102,9 @@ def read_model(
 
 def _give(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load a state dict that must fit; a tied tensor may be stored once."""
-    own = model.state_dict()
+    own = tensors_of(model)
+    extra = {name: found for name, found in state.items() if name not in own and name.endswith(EXTRA)}
+    state = {name: tensor for name, tensor in state.items() if name not in extra}
     stored = {own[name].data_ptr() for name in state if name in own}
     missing = [name for name, tensor in own.items() if name not in state and tensor.data_ptr() not in stored]
     unexpected = [name for name in state if name not in own]
@@ -118,7 +121,7 @@ def _give(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
                 f"{path} does not fit the model: {name!r} has shape {tuple(tensor.shape)} in the file "
                 f"and {tuple(own[name].shape)} in the model"
             )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(as_saved({**state, **extra}, model), strict=False)
 
 
 def _few(names: list[str]) -> str:
@@ -143,7 +146,9 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(tensor, Tensor) or str(name).endswith(EXTRA) for name, tensor in found.items()
+    ):
         raise InputError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), ...)")
     return found
 

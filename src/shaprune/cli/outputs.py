@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from shaprune.atomic import check_free, foreign
+from shaprune.atomic import check_free, check_replaceable
 from shaprune.cli.command import usage
 from shaprune.errors import InputError
 
@@ -21,13 +21,8 @@ def check_out(out: Path, files: Collection[str], *, overwrite: bool) -> None:
         overwrite: a folder that holds such files only may be replaced.
     """
     with usage("--out"):
-        check_free(out, overwrite=True)  # no file
-        if not out.is_dir() or not any(out.iterdir()):
-            return
-        strange = foreign(out, files)
-        if strange is not None:
-            raise InputError(f"{out} exists and holds {strange!r}, which is not this command's; choose another folder")
-        if not overwrite:
+        check_free(out, files=files, overwrite=True)  # what could not be replaced either
+        if not overwrite and out.is_dir() and any(out.iterdir()):
             raise InputError(f"{out} exists and is not empty; choose another folder, or add --overwrite")
 
 
@@ -38,5 +33,6 @@ def check_out_file(out: Path, *, overwrite: bool) -> None:
             raise InputError(f"{out} is a folder; name a file or another folder")
         if out.exists() and not overwrite:
             raise InputError(f"{out} exists; choose another name, or add --overwrite")
+        check_replaceable(out)
         if not out.parent.is_dir():
             raise InputError(f"{out.parent} is no folder; make it first")

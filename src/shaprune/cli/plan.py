@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from shaprune.frontiers import Planner
     from shaprune.scores import Scores
 
+PLAN, SWEEP = ("plan.json",), ("frontier.json", "frontier.svg")
+
 
 @command
 def plan(
@@ -90,8 +92,7 @@ def plan(
     if (model is None) != (data is None):
         raise typer.BadParameter("to measure, give both --model and --data", param_hint="--data")
     shares, steps = shares_of(max_removed or []), steps_of(recover)
-    files = ["plan.json"] if sweep is None else ["frontier.json", "frontier.svg"]
-    check_out(out, files, overwrite=overwrite)
+    check_out(out, PLAN if sweep is None else SWEEP, overwrite=overwrite)
 
     from shaprune import planning
     from shaprune.scores import Scores
@@ -144,7 +145,7 @@ def _planned(
 
     found = None if measured is None else measured.decide(planner, budget)
     decided = planner(budget) if found is None else found.plan
-    with new_directory(out, overwrite=overwrite) as folder:
+    with new_directory(out, files=PLAN, overwrite=overwrite) as folder:
         decided.save(folder / "plan.json")
     written = out / "plan.json"
     players = scores.players
@@ -184,7 +185,7 @@ def _swept(planner: Planner, by: str, measured: Measured | None, out: Path, over
 
     found = frontier(planner, by, quality=None if measured is None else measured.quality_of_plan)
     rows = found.to_json()
-    with new_directory(out, overwrite=overwrite) as folder:
+    with new_directory(out, files=SWEEP, overwrite=overwrite) as folder:
         write_text(folder / "frontier.json", json.dumps(rows))
         write_text(folder / "frontier.svg", frontier_figure(found, standalone=True))
     written = {"frontier": str(out / "frontier.json"), "figure": str(out / "frontier.svg")}

@@ -29,6 +29,9 @@ from shaprune.cli.options import (
 )
 from shaprune.cli.outputs import check_out, check_out_file
 from shaprune.cli.parse import bytes_of, shape_of, unit_of
+from shaprune.documents import head
+
+FILES = ("players.json",)
 
 
 @command
@@ -65,7 +68,7 @@ def players(
     if out is not None and out.suffix == ".json":
         check_out_file(out, overwrite=overwrite)
     elif out is not None:
-        check_out(out, ["players.json"], overwrite=overwrite)
+        check_out(out, FILES, overwrite=overwrite)
 
     import shaprune as sp
     from shaprune.cli.inputs import device_of, drawn_inputs, read_data, read_model
@@ -88,6 +91,7 @@ def players(
     )
     seconds = time.perf_counter() - start
     summary = {
+        **head("players"),
         "players": found.n,
         "dense": {"macs": found.model_macs, "params": found.model_params},
         "groups": group_rows(found),
@@ -102,7 +106,7 @@ def players(
     if file is out:
         write_text(out, text)
     else:
-        with new_directory(out, overwrite=overwrite) as folder:
+        with new_directory(out, files=FILES, overwrite=overwrite) as folder:
             write_text(folder / "players.json", text)
     summary["artifacts"] = {"players": str(file)}
     return Outcome(summary, (found.summary(), f"{told} -> {file}"))

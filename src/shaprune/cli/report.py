@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from shaprune.bench.splits import Split
     from shaprune.report.content import Content
 
+FILES = ("report.html",)
+
 
 @command
 def report(
@@ -106,7 +108,7 @@ def report(
     if file is out:
         check_out_file(out, overwrite=overwrite)
     else:
-        check_out(out, ["report.html"], overwrite=overwrite)
+        check_out(out, FILES, overwrite=overwrite)
     if (model is None) != (data is None):
         raise typer.BadParameter("removal curves need both --model and --data", param_hint="--model")
     for option, argument in (
@@ -171,7 +173,7 @@ def report(
     if file is out:
         write_text(out, html)
     else:
-        with new_directory(out, overwrite=overwrite) as folder:
+        with new_directory(out, files=FILES, overwrite=overwrite) as folder:
             write_text(folder / "report.html", html)
     return Outcome({"artifacts": {"report": str(file)}, "curves": content.curves is not None}, (f"-> {file}",))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from shaprune.atomic import write_text
+from shaprune.atomic import check_replaceable, write_text
 from shaprune.cli.command import Outcome, command, say, usage
 from shaprune.cli.keeping import keeping
 from shaprune.cli.options import (
@@ -50,6 +50,7 @@ from shaprune.cli.outputs import check_out
 from shaprune.cli.parse import aggregate_of, bytes_of, concept_of, default_sizes, method_of, rule_of, sizes_of, unit_of
 from shaprune.cli.run_options import DryRun, Log, RayAddress, Run, ShardOf, Workers
 from shaprune.cli.watching import watched
+from shaprune.documents import head
 from shaprune.logs.sinks import check_sink
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ GAMELESS = {  # options of games, as they are where they are not given
     "dry_run": False,
 }
 COMMAND = "command.json"  # in the folder of a run: what `shaprune resume` repeats
+FILES = ("values.json",)
 
 
 @command
@@ -150,7 +152,7 @@ def score(
         for place in log or []:
             check_sink(place)
     if out is not None:
-        check_out(out, ["values.json"], overwrite=overwrite)
+        check_out(out, FILES, overwrite=overwrite)
 
     import shaprune as sp
     from shaprune.atomic import new_directory
@@ -206,7 +208,7 @@ def score(
         told = f"shard {shard} of {run} is done; once all are, `shaprune merge {run}` writes the values"
         return Outcome({"shard": shard, "run": str(run)}, (told,))
     if out is not None:
-        with new_directory(out, overwrite=overwrite) as folder:
+        with new_directory(out, files=FILES, overwrite=overwrite) as folder:
             scores.save(folder / "values.json")
     where_to = out if out is not None else run
     assert where_to is not None
@@ -252,7 +254,8 @@ def _note(run: Path, given: dict[str, Any]) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"{run} cannot be made: {error.strerror}", param_hint="--run") from error
-    write_text(run / COMMAND, json.dumps({"paths": paths, "options": options}, indent=1))
+    check_replaceable(run / COMMAND)
+    write_text(run / COMMAND, json.dumps({**head("command"), "paths": paths, "options": options}, indent=1))
 
 
 def _priced(cost: Cost, workers: int) -> Outcome:

@@ -22,6 +22,8 @@ from shaprune.cli.options import (
 )
 from shaprune.cli.outputs import check_out
 
+FILES = ("curves.json", "curves.svg")
+
 
 @command
 def sensitivity(
@@ -48,7 +50,7 @@ def sensitivity(
     Example: shaprune sensitivity scores/values.json --model digits --weights demo/dense.safetensors --data digits
     --out curves
     """
-    check_out(out, ["curves.json", "curves.svg"], overwrite=overwrite)
+    check_out(out, FILES, overwrite=overwrite)
 
     import shaprune as sp
     from shaprune.atomic import new_directory, write_text
@@ -61,7 +63,7 @@ def sensitivity(
     part = read_data(data, cache).held_out.take(examples)
     say(f"measuring {len(scores.players.groups)} groups on {len(part):,} held-out examples ...")
     found = sp.sensitivity(network, scores.players, scores, part.batches(), worth, points=points, refit=refit)
-    with new_directory(out, overwrite=overwrite) as folder:
+    with new_directory(out, files=FILES, overwrite=overwrite) as folder:
         found.save(folder / "curves.json")
         write_text(folder / "curves.svg", sensitivity_figure(found, standalone=True))
     written = {"curves": str(out / "curves.json"), "figure": str(out / "curves.svg")}

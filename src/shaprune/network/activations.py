@@ -73,11 +73,13 @@ def _watched(players: Players, subject: Subject) -> list[_Watched]:
 
 def _observed(subject: Subject, players: Players, of: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
     """(N, n) mean of a function of the activations that each player owns."""
+    subject.check_apart("a criterion")
     edges = _watched(players, subject)
     parts = []
     with borrowed(subject.model), torch.no_grad():
-        runner = subject.runner(edges)
-        for rows in torch.arange(subject.n_examples, device=subject.outputs.device).split(BATCH):
+        runner, _ = subject.runner(edges, subject.question(edges))
+        batch = BATCH if runner.rows_apart else 1
+        for rows in torch.arange(subject.n_examples, device=subject.outputs.device).split(batch):
             runner, state = subject.ready(runner, rows)
             for edge in edges:
                 edge.seen.clear()

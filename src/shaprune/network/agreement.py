@@ -12,6 +12,8 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference over the largest absolute entry; inf where the shapes differ."""
     if a.shape != b.shape:
         return float("inf")
+    if not a.is_floating_point() and not a.is_complex():  # truths have no difference, whole numbers may wrap
+        a, b = a.double(), b.double()
     scale = max(float(a.abs().max()), float(b.abs().max()), 1e-30) if a.numel() else 1.0
     return float((a - b).abs().max()) / scale if a.numel() else 0.0
 

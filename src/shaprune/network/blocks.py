@@ -2,12 +2,14 @@
 
 Candidates are the parts of `nn.Sequential` and `nn.ModuleList` that have weights: transformer layers, residual blocks,
 layers of a stack. A masked block still runs, and the rows without it go on with what it was given; a removed one is
-replaced by `Passed`, so that the places of the others in their container, and their names, stay.
+replaced by `Passed`, so that the places of the others in their container, and their names, stay. So do their entries
+of a key-value cache: `Passed` keeps the lengths of its own, which code reads for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.compounds import compound_macs
 from shaprune.network.coupling import Candidate
 from shaprune.network.kinds import kind_of, stored_tensors
 from shaprune.network.layers import Layer
@@ -23,29 +26,53 @@ from shaprune.network.masks import Site, each_row
 from shaprune.network.players import Member, Skipped
 
 GROUP = "blocks"
-_CACHED = "layer_idx"  # what attention layers call their entry of a cache
+_CACHED = ("layer_idx", "layer_id")  # what attention layers call their entry of a key-value cache
 
 
 class Passed(nn.Module):
     """What stands where a block has left: its first input passes.
 
     Args:
-        block: the dense block; its plain settings (numbers, strings), which code around it may read, are kept.
-        returns: entries of the tuple that the block returns, of which all but the first become None; None for a bare
-            tensor.
+        block: the dense block; its plain settings (numbers, strings), which code around it may read, are kept, and so
+            are the numbers of its entries in a key-value cache.
+        returns: entries of the tuple that the block returns; None for a bare tensor.
+        passes: for each entry but the first, the input (position or keyword) that it is; None, and beyond the end, for
+            what the block makes itself, in whose place None is returned.
     """
 
-    def __init__(self, block: nn.Module, returns: int | None) -> None:
+    def __init__(self, block: nn.Module, returns: int | None, passes: Sequence[int | str | None] = ()) -> None:
         super().__init__()
         for name, value in vars(block).items():
             if isinstance(value, (bool, int, float, str)):
                 setattr(self, name, value)
-        self.returns = returns
+        self.returns, self.passes = returns, (*passes, *[None] * ((returns or 1) - 1 - len(passes)))
+        entries = {getattr(module, name, None) for module in block.modules() for name in _CACHED}
+        self.entries = tuple(sorted(n for n in entries if type(n) is int))
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The first tensor among the inputs."""
-        x = next(value for value in (*inputs, *named.values()) if hasattr(value, "shape"))  # so has a proxy of torch.fx
-        return x if self.returns is None else (x, *[None] * (self.returns - 1))
+        given = (*inputs, *named.values())
+        x = next(value for value in given if hasattr(value, "shape"))  # so has a proxy of torch.fx
+        if self.entries:
+            for cache in (value for value in given if value is not x and hasattr(value, "get_seq_length")):
+                _fill(cache, self.entries, x)
+        sources: dict[int | str, Any] = dict([*enumerate(inputs), *named.items()])
+        return x if self.returns is None else (x, *(None if key is None else sources[key] for key in self.passes))
+
+
+def _fill(cache: Any, entries: Sequence[int], x: Tensor) -> None:
+    """Write zeros for the words of ``x`` (examples, words, features) into entries of a key-value cache.
+
+    Nothing attends to them. Some entries say for all layers how many words were seen (the first, the first with a
+    sliding window, ...), so that none may stay empty. An entry of states (of convolutions, of Mamba) has no length.
+    """
+    cache = getattr(cache, "self_attention_cache", cache)  # of an encoder and decoder
+    for entry in entries:
+        layer = cache.layers[entry] if entry < len(cache.layers) else None
+        if layer is None or hasattr(layer, "get_seq_length"):
+            stored = (getattr(layer, "keys", None), getattr(layer, "values", None))
+            shapes = [t.shape if t is not None and t.ndim == 4 else (0, 1, 0, 1) for t in stored]
+            cache.update(*(x.new_zeros(len(x), heads, x.shape[1], width) for _, heads, _, width in shapes), entry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,27 +104,31 @@ class Bypass(Site):
         ]
 
 
-def pass_by(model: nn.Module, name: str, returns: int | None) -> None:
+def pass_by(model: nn.Module, name: str, layer: Layer) -> None:
     """Put `Passed` in the place of a block, wherever it stands."""
     block = model.get_submodule(name)
-    passed = Passed(block, returns)
+    _replace(model, block, Passed(block, layer.returns, layer.passes))
+
+
+@contextmanager
+def without(model: nn.Module, blocks: Mapping[str, Layer]) -> Iterator[None]:
+    """Pass by some blocks, by name, for a while; the network's own modules are put back on any exit."""
+    found = [(model.get_submodule(name), layer) for name, layer in blocks.items()]
+    pairs = [(block, Passed(block, layer.returns, layer.passes)) for block, layer in found]
+    for block, passed in pairs:
+        _replace(model, block, passed)
+    try:
+        yield
+    finally:
+        for block, passed in pairs:
+            _replace(model, passed, block)
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):  # named_children tells of each child once
-            if child is block:
-                setattr(parent, key, passed)
-                _hand_on_the_cache(block, parent)
-
-
-def _hand_on_the_cache(gone: nn.Module, container: nn.Module) -> None:
-    """Let the first layer that stays fill entry 0 of a key-value cache, from which transformers reads the length."""
-    if not any(getattr(module, _CACHED, None) == 0 for module in gone.modules()):
-        return
-    for sibling in container.children():
-        own = [module for module in sibling.modules() if isinstance(getattr(module, _CACHED, None), int)]
-        if own and not isinstance(sibling, Passed):
-            for module in own:
-                setattr(module, _CACHED, 0)
-            return
+            if child is old:
+                setattr(parent, key, new)
 
 
 def find_blocks(
@@ -119,13 +150,14 @@ def find_blocks(
         paths.setdefault(module, []).append(name)
     parts = list(_parts(copy))
     calls = _watch(copy, inputs, parts)
+    compounds = compound_macs(copy, inputs)
     found: list[Candidate] = []
     skipped: list[Skipped] = []
     blocks: dict[str, Layer] = {}
     for part in parts:
         name = paths[part][0]
-        reasons = [why for why, _ in calls[part] if why is not None]
-        returns = {n for _, n in calls[part]}
+        reasons = [seen.reason for seen in calls[part] if seen.reason is not None]
+        returns = {seen.returns for seen in calls[part]}
         reason = reasons[0] if reasons else _shared(copy, paths[part])
         if not calls[part]:
             reason = "it was not called on the example inputs"
@@ -135,6 +167,7 @@ def find_blocks(
             skipped.append(Skipped(name, 0, reason))
             continue
         macs = sum(x.macs(x.n_in, x.n_out) for key, x in layers.items() if _within(key, [name]))
+        macs += sum(x for key, x in compounds.items() if _within(key, [name]))
         params = sum(p.numel() for p in part.parameters())
         blocks[name] = Layer(
             "block",
@@ -146,6 +179,7 @@ def find_blocks(
             macs,
             least=0,
             returns=returns.pop(),
+            passes=_common([seen.passes for seen in calls[part]]),
             buffers=stored_tensors(part) - 4 * params,
             activation=sum(x.activations(x.n_out) for key, x in layers.items() if _within(key, [name])),
         )
@@ -173,19 +207,33 @@ def _parts(model: nn.Module) -> list[nn.Module]:
     """Children of containers that have weights and are no norm, each once."""
     containers = [m for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList))]
     children = dict.fromkeys(child for container in containers for child in container.children())
-    return [c for c in children if next(c.parameters(), None) is not None and kind_of(c) not in ("norm", "prelu")]
+    return [
+        c
+        for c in children
+        if next(c.parameters(), None) is not None and not (kind_of(c) == "norm" or isinstance(c, nn.PReLU))
+    ]
 
 
-def _watch(
-    copy: nn.Module, inputs: Inputs, parts: Sequence[nn.Module]
-) -> dict[nn.Module, list[tuple[str | None, int | None]]]:
-    """For every call of a part: why it cannot be passed by, and how long a tuple it returned (None: a bare tensor)."""
-    calls: dict[nn.Module, list[tuple[str | None, int | None]]] = {part: [] for part in parts}
+@dataclass(frozen=True)
+class _Call:
+    """One call of a part: why it cannot be passed by, and `Layer.returns` and `Layer.passes` as this call has them."""
+
+    reason: str | None
+    returns: int | None
+    passes: tuple[int | str | None, ...]
+
+
+def _watch(copy: nn.Module, inputs: Inputs, parts: Sequence[nn.Module]) -> dict[nn.Module, list[_Call]]:
+    """All calls of the parts."""
+    calls: dict[nn.Module, list[_Call]] = {part: [] for part in parts}
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        several = type(output) is tuple and bool(output)
-        y = output[0] if several else output
-        calls[module].append((_why_not(_first_tensor(args, kwargs), y), len(output) if several else None))
+        several = output if type(output) is tuple and output else None
+        reason = _why_not(_first_tensor(args, kwargs), output if several is None else several[0])
+        sources: dict[int | str, Any] = dict([*enumerate(args), *kwargs.items()])
+        given = {id(value): key for key, value in sources.items() if isinstance(value, Tensor)}
+        passes = tuple(given.get(id(value)) for value in (several or ())[1:])
+        calls[module].append(_Call(reason, None if several is None else len(several), passes))
 
     handles = [part.register_forward_hook(hook, with_kwargs=True) for part in parts]
     try:
@@ -195,6 +243,11 @@ def _watch(
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _common(passes: Sequence[tuple[int | str | None, ...]]) -> tuple[int | str | None, ...]:
+    """What all calls agree on."""
+    return tuple(keys[0] if len(set(keys)) == 1 else None for keys in zip(*passes, strict=True))
 
 
 def _why_not(x: Tensor | None, y: Any) -> str | None:

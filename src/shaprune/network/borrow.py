@@ -13,21 +13,27 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError
+from shaprune.network.buffers import kept_buffers
 from shaprune.network.turns import RANDOM, turn
 
 
 @contextmanager
-def borrowed(model: nn.Module, *, draws: bool = True) -> Iterator[nn.Module]:
-    """Yield ``model`` in eval mode; training flags, random states and global flags are put back on any exit.
+def borrowed(model: nn.Module, *, buffers: bool = True, draws: bool = True) -> Iterator[nn.Module]:
+    """Borrow ``model`` in eval mode; training flags, random states, global flags and buffers are put back on any exit.
 
-    Other threads that borrow it, its parts or what contains it, wait. Weights and buffers are not copied: the borrower
-    must not write to them. Buffers cannot drift because batch-norm does not update in eval mode.
+    Other threads that borrow it, its parts or what contains it, wait. Weights are not copied: they must not be written
+    to.
 
     Args:
         model: the user's.
+        buffers: False where they are to change, as in a training.
         draws: whether the user's code runs, which may draw random numbers. False = random states are left alone.
     """
-    with kept_globals() if draws else nullcontext(), turn(model):  # always in this order
+    with (
+        kept_globals() if draws else nullcontext(),
+        turn(model),  # always in this order
+        kept_buffers(model) if buffers else nullcontext(),
+    ):
         flags = {module: module.training for module in model.modules()}
         model.eval()
         try:
@@ -77,8 +83,8 @@ def _same_numpy(state: Any) -> bool:
     return all(map(np.array_equal, np.random.get_state(), state))
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy that shares nothing with ``model``.
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy that shares nothing with ``model``, or only what ``memo`` has in the place of an object (by its id).
 
     Raises:
         InputError: if the model cannot be copied.
@@ -87,7 +93,7 @@ def copied(model: nn.Module) -> nn.Module:
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     try:
         with turn(model):  # else it would be copied with the hooks of another thread
-            return copy.deepcopy(model)
+            return copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(
             f"the model cannot be copied ({error}); detach tensors it has stored, then try again"

@@ -8,24 +8,27 @@ torch-pruning's graph, which this replaces, gets padded shortcuts, parameters ou
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
+from shaprune.errors import InputError
 from shaprune.network.batches import Inputs
-from shaprune.network.kinds import CONSUMERS, PRODUCERS, kind_of, measure, widths_of
+from shaprune.network.kinds import CONSUMERS, UNITS, measured
 from shaprune.network.layers import Layer
 from shaprune.network.links import Links, links_of
-from shaprune.network.marks import Marking, Source
+from shaprune.network.marks import Lost, Marking, Source
 from shaprune.network.players import Member, Role, Skipped
+from shaprune.network.shared import STAYS, apart
+from shaprune.network.staying import functional, not_followed, why_not_grouped
 
+_NOT_RUN = "it does not run on the first of the example inputs, on which channels are followed"
 _TOGETHER = "all its channels can only leave together"
-_LISTED = (nn.RNNBase, nn.MultiheadAttention, ParametrizationList)  # whose own parameters are skipped by other names
-UNITS = (*PRODUCERS, "depthwise")  # kinds whose channels are all accounted for, as players or as skipped
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
 _SIDES: tuple[Role, ...] = ("in", "both")
@@ -69,10 +72,9 @@ def candidates(
     Raises:
         InputError: the bounds are passed.
     """
-    layers = measure(copy, inputs)
-    marking = Marking(copy, inputs, layers, max_seconds, max_memory)
-    links = links_of(marking)
-    layers |= _parameters(copy, marking.sources)
+    ran, odd = measured(copy, inputs)
+    marking, links = _followed(copy, inputs, ran, max_seconds, max_memory)
+    layers = marking.layers | _parameters(copy, marking.sources)
     sets = _coupled(copy, marking.sources, links, layers)
     groups = list(_groups(sets, list(layers)))
     shared = _shared_parameters(copy)
@@ -85,7 +87,20 @@ def candidates(
         candidate = _candidate(sides, parts, read)
         reason = _refusal(copy, sides, parts, layers, shared, to_output)
         if reason == _TOGETHER:
-            reason = _mixing(marking, sides, layers)
+            sets_apart = apart(marking.sources, links, layers, sides)
+            finer = [
+                _candidate(*group, read)
+                for group in _groups(sets_apart, list(layers))
+                if _refusal(copy, *group, layers, shared, to_output) is None
+            ]
+            found += finer
+            if finer:
+                skipped += _without(candidate, finer, layers)
+                owned.update({made.name: made.channels for made in candidate.skipped(layers, "")})
+                continue
+            reason = _mixing(marking, sides[0][0])
+        if reason is not None and marking.is_silent(sides[0][0]):
+            reason = _NOT_RUN
         if reason is None:
             found.append(candidate)
         skipped += candidate.skipped(layers, reason) if reason is not None else []
@@ -94,49 +109,44 @@ def candidates(
     for name, layer in layers.items():
         left = layer.n_out - owned[name] if layer.kind in UNITS else 0
         if left:
-            skipped.append(Skipped(name, left, _why_not_grouped(name, layer, owned[name], to_output, read)))
+            reason = _NOT_RUN if marking.is_silent(name) else why_not_grouped(name, layer, owned[name], to_output, read)
+            skipped.append(Skipped(name, left, reason))
     grouped = {name for sides, _ in groups for name, _ in sides}
-    skipped += _functional(copy, grouped)
-    for name, module in copy.named_modules():
-        skipped += _uncalled(copy, name, module) if name not in layers else []
-    return found, skipped, layers
+    skipped += functional(copy, grouped)
+    skipped += not_followed(copy, marking, layers, odd)
+    return found, skipped, ran | layers
 
 
-def _why_not_grouped(name: str, layer: Layer, owned: int, to_output: set[str], of_input: set[_Node]) -> str:
-    """Why a layer (``owned`` = 0), or the rest of one, is in no group."""
-    if layer.kind == "depthwise" and any((name, "both", channel) in of_input for channel in range(layer.n_in)):
-        return "its channels are those of the network's input, which stay"
-    if owned:
-        return "they reach no other layer"
-    return "it feeds the network's output" if name in to_output else "its output reaches no other layer"
+def _followed(
+    copy: nn.Module, inputs: Inputs, ran: dict[str, Layer], max_seconds: float, max_memory: int
+) -> tuple[Marking, Links]:
+    """Follow channels; a module in which marks lead another way (a router's experts) is not looked into."""
+    whole: list[str] = []
+    started = time.monotonic()
+    while True:
+        marking = Marking(copy, inputs, ran, max_seconds, max_memory, whole)
+        marking.started = started
+        try:
+            return marking, links_of(marking)
+        except Lost as lost:
+            module = lost.module
+            while module in whole:
+                module = module.rpartition(".")[0]
+            if not module:
+                raise InputError(
+                    f"the channels of this model cannot be followed: where some are NaN it breaks at {lost}; wrap the "
+                    "model so that this part stays outside"
+                ) from lost
+            whole.append(module)
 
 
-def _functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
-    """Matrices and kernels of modules that are no layers, where no axis goes with the channels of a layer."""
-    found = []
-    for prefix, module in copy.named_modules():
-        if kind_of(module) is not None or isinstance(module, _LISTED):
-            continue
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
-                found.append(
-                    Skipped(name, 0, "a parameter that code uses without a layer, whose outputs cannot be told")
-                )
-    return found
-
-
-def _uncalled(copy: nn.Module, name: str, module: nn.Module) -> list[Skipped]:
-    """Units of a layer that did not run, or of a recurrent one."""
-    if isinstance(module, nn.RNNBase):
-        units = module.hidden_size * module.num_layers * (1 + module.bidirectional)
-        return [Skipped(name, units, f"the hidden units of nn.{type(module).__name__} cannot be cut")]
-    widths = widths_of(module) if kind_of(module) in UNITS else None
-    if widths is None:
-        return []
-    if isinstance(copy.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
-        reason = "nn.MultiheadAttention uses its weight without calling it, and cannot run with fewer heads"
-        return [Skipped(name, widths[1], reason)]
-    return [Skipped(name, widths[1], "it did not run on the example inputs")]
+def _without(candidate: Candidate, finer: list[Candidate], layers: dict[str, Layer]) -> list[Skipped]:
+    """What stays of a candidate when parts of it are candidates."""
+    leave: Counter[str] = Counter()
+    for made in (made for part in finer for made in part.skipped(layers, "")):
+        leave[made.name] += made.channels
+    stay = candidate.skipped(layers, STAYS.format(repr(finer[0].name)))
+    return [replace(s, channels=s.channels - leave[s.name]) for s in stay if s.channels > leave[s.name]]
 
 
 def _parameters(copy: nn.Module, sources: list[Source]) -> dict[str, Layer]:
@@ -173,12 +183,15 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
     """Sets of channels that can only leave together."""
     joined = _Joined()
     shared: dict[_Node, list[_Node]] = defaultdict(list)  # channel of a norm -> who reaches it together with others
+    couples = [source.width > 1 for source in sources]  # one channel alone can never leave: nothing leaves with it
     for i, channels, reader, positions in links.pairs:
+        if not couples[i]:
+            continue
         role = _reading(layers[reader])
         for a, b in zip(channels.tolist(), positions.tolist(), strict=True):
             joined.join(_making(sources[i], a), (reader, role, b))
     for i, blocks, reached in links.mixed:
-        if not sources[i].is_layer and i in links.spread:
+        if not couples[i] or (not sources[i].is_layer and i in links.spread):
             continue  # an axis that is no channel axis (positions, entries of a table)
         for block, where in zip(blocks, reached, strict=True):
             first = _making(sources[i], int(block[0]))
@@ -196,15 +209,21 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
             for channel in range(layer.n_in):
                 joined.join((name, "both", channel - channel % size), (name, "both", channel))
         if layer.kind == "conv" and layer.groups > 1:
-            sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
-            for role, width in sides:
-                slots = width // layer.groups
-                for channel in range(slots, width):
-                    joined.join((name, role, channel % slots), (name, role, channel))
+            _join_groups(joined, name, layer)
     for norm_channel, nodes in shared.items():
         if len({joined.find(node) for node in nodes}) == 1:  # a norm that all heads share stays whole
             joined.join(nodes[0], norm_channel)
     return joined.sets()
+
+
+def _join_groups(joined: _Joined, name: str, layer: Layer) -> None:
+    """Couple what leaves a convolution in groups at once: a channel of every group, or a group as a whole."""
+    sides: list[tuple[Role, int]] = [("in", layer.n_in), ("out", layer.n_out)]
+    for role, width in sides:
+        slots = width // layer.groups
+        for channel in range(width):
+            whole: _Node = (name, "in", channel // slots * (layer.n_in // layer.groups))
+            joined.join(whole if layer.by_group else (name, role, channel % slots), (name, role, channel))
 
 
 def _making(source: Source, channel: int) -> _Node:
@@ -291,20 +310,12 @@ def _refusal(
         return "a parameter would be cut along two axes"
     if not any(role == "in" for _, role in sides):
         return "its output reaches no other layer"
-    if len(parts) > 1:
-        return None
-    if layers[sides[0][0]].n_out == 1:
-        return "it has one channel"
-    return _TOGETHER
+    return None if len(parts) > 1 else _TOGETHER
 
 
-def _mixing(marking: Marking, sides: list[_Side], layers: dict[str, Layer]) -> str:
+def _mixing(marking: Marking, producer: str) -> str:
     """Why all channels of a group's first producer hang together."""
-    for name, role in sides:
-        layer = layers[name]
-        if layer.kind == "conv" and layer.groups == (layer.n_in if role == "in" else layer.n_out) > 1:
-            return f"{_TOGETHER}: {name} is a convolution with {layer.groups} groups of one channel, which stay alike"
-    mixer = marking.mixer([s.name for s in marking.sources].index(sides[0][0]))
+    mixer = marking.mixer([s.name for s in marking.sources].index(producer))
     what = f"{mixer} mixes channels, so a mask is not a removal" if mixer else "the network's code mixes them"
     return f"{_TOGETHER}: {what}"
 

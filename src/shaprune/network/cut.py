@@ -1,30 +1,30 @@
 """The part of a network behind a mask: everything before it does not depend on the coalition and is computed once.
 
-`Cut` takes a trace apart at the consumers of the masked groups. `Whole` has the same interface and runs everything; for
-models that cannot be traced, see also `shaprune.network.replay`.
+`Cut` takes a trace apart at the consumers of the masked groups. `Whole` has the same interface and runs everything,
+`OneByOne` one coalition at a time; for models that cannot be traced, see also `shaprune.network.replay`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, main_output, transform
+from shaprune.network.batches import Forward, Inputs, main_output
 from shaprune.network.firstlinear import first_linear
 from shaprune.network.masks import Edge, Site, masked
-from shaprune.network.state import Fixed, State, batch_first, unfix
-from shaprune.network.trace import Env, Segment, Trace, first_not_finite, hooked, live_bytes
+from shaprune.network.state import Fixed, State, gather, unfix
+from shaprune.network.trace import Env, Segment, Trace, UntraceableError, first_not_finite, hooked, live_bytes
 
 
 class Whole:
     """Runs all of a model under masks; ``because`` says why it is not taken apart."""
 
     first_linear = None
+    rows_apart = True  # whether the rows of a batch may have masks of their own
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], forward: Forward, because: str | None = None) -> None:
         self.model, self.sites, self.forward, self.because = model, sites, forward, because
@@ -47,8 +47,8 @@ class Whole:
             if next(module.children(), None) is None:
                 total = max(total, 4 * live_bytes((args, output)))
 
-        with watched(self.model, hook):
-            self.run(state, mask)
+        with watched(self.model, hook), masked(self.model, self.sites, mask[:1]):
+            self.forward(self.model, state)
         return max(1, total // len(mask))
 
     def culprit(self, state: State, mask: Tensor) -> str | None:
@@ -65,6 +65,23 @@ class Whole:
         return found[0] if found else None
 
 
+class OneByOne(Whole):
+    """Runs all of a model, one coalition at a time: the rows of a batch cannot be masked apart."""
+
+    rows_apart = False
+
+    def run(self, state: State, mask: Tensor) -> Tensor:
+        """As `Whole.run`; rows with the same coalition run together, but where derivatives by the mask are wanted."""
+        if mask.requires_grad:
+            parts = [torch.tensor([row]) for row in range(len(mask))]
+        else:
+            _, which = mask.unique(dim=0, return_inverse=True)
+            parts = [torch.nonzero(which == i).flatten() for i in range(int(which.max()) + 1)]
+        parts = [part.to(mask.device) for part in parts]
+        outputs = [super(OneByOne, self).run(gather(state, part), mask[part[:1]]) for part in parts]
+        return torch.cat(outputs)[torch.cat(parts).argsort()]
+
+
 @contextmanager
 def watched(model: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
     """``hook`` stands behind every module; it is removed on any exit."""
@@ -77,34 +94,40 @@ def watched(model: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> It
 
 
 class Cut:
-    """Runs only what lies behind the masks."""
+    """Runs only what lies behind the masks.
+
+    Raises:
+        UntraceableError: the trace does not show a layer that reads a mask.
+    """
 
     because: str | None = None
+    rows_apart = True
     several_rows = False  # whether an example is several rows at the cut, known once a batch has been prepared
 
     def __init__(self, trace: Trace, edges: Sequence[Edge]) -> None:
         self.trace = trace
         self.edges = {edge.module: edge for edge in edges}
         consumers = [n for n in trace.nodes if n.op == "call_module" and n.target in self.edges]
+        hidden = self.edges.keys() - {str(n.target) for n in consumers if n.args}
+        if hidden:
+            raise UntraceableError(f"its trace has no place for the mask at {min(hidden)}")
         behind = _descendants(trace, consumers)
         rest = _closure(trace, behind)
         self.inlets = [n for n in trace.nodes if n not in rest and any(user in rest for user in n.users)]
         self._prefixes: dict[frozenset[fx.Node], Segment] = {}
         self.suffix = Segment(trace, [n for n in trace.nodes if n in rest])
         self.first_linear = first_linear(trace, consumers, self.edges, self.suffix)
-        self._moving: set[fx.Node] | None = None  # inlets with one entry per example
 
     def prepare(self, inputs: Inputs, known: State = None) -> State:
         """Values at the cut for a batch of inputs; what does not depend on the example is kept as it is.
 
         ``known`` are values at another cut for the same inputs: what lies before them is not computed again.
         """
-        if self._moving is None:
-            one, three = (self._at_cut(transform(inputs, partial(_first, rows=rows))) for rows in (1, 3))
-            self._moving = {n for n in self.inlets if batch_first(one[n], 1) and batch_first(three[n], 3)}
-            self.several_rows = any(_length(one[n]) != _length(three[n]) for n in self.inlets if n not in self._moving)
+        lengths = self.trace.lengths(inputs)
+        moving = {n for n in self.inlets if lengths[n].batch_first}
+        self.several_rows = any(lengths[n].grows for n in self.inlets if n not in moving)
         values = self._at_cut(inputs, known)
-        return {n: values[n] if n in self._moving else Fixed(values[n]) for n in self.inlets}
+        return {n: values[n] if n in moving else Fixed(values[n]) for n in self.inlets}
 
     def _at_cut(self, inputs: Inputs, known: State = None) -> Env:
         env = self.trace.feed(inputs) | unfix(known or {})
@@ -145,6 +168,17 @@ class Cut:
         """Whether anybody's hooks stand at the layers that are run."""
         return any(hooked(self.trace.layer(node)) for node in self.suffix.nodes)
 
+    def kept(self) -> dict[tuple[str, str], Any]:
+        """What layers of the user's own classes, among those that are run, keep: (layer, attribute or buffer) -> it."""
+        names = {str(node.target) for node in self.suffix.nodes if node.op == "call_module"}
+        own = {name: self.trace.modules[name] for name in sorted(names)}
+        return {
+            (name, key): value
+            for name, layer in own.items()
+            if not type(layer).__module__.startswith("torch.")
+            for key, value in {**vars(layer), **layer._buffers}.items()
+        }
+
     def culprit(self, state: State, mask: Tensor) -> str | None:
         """The first operation whose result is not finite."""
         found: list[str] = []
@@ -163,16 +197,6 @@ class Cut:
             return args if edge is None else (edge.apply(args[0], mask), *args[1:])
 
         return intercept
-
-
-def _first(tensor: Tensor, rows: int) -> Tensor:
-    """The first example, ``rows`` times."""
-    return tensor[:1].expand(rows, *tensor.shape[1:]).clone() if tensor.ndim else tensor
-
-
-def _length(value: Any) -> int:
-    """How many rows a tensor has; 0 for anything else."""
-    return len(value) if isinstance(value, Tensor) and value.ndim else 0
 
 
 def _descendants(trace: Trace, sources: Sequence[fx.Node]) -> set[fx.Node]:

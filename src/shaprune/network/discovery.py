@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
-from shaprune.errors import InputError, nearest
+from shaprune.errors import InputError, ShapruneWarning, nearest
 from shaprune.network import blocks
 from shaprune.network.acceptable import check_model
-from shaprune.network.batches import Inputs, transform
+from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.blocks import find_blocks, not_inside, outermost
-from shaprune.network.borrow import borrowed, copied
+from shaprune.network.borrow import borrowed, kept_globals
+from shaprune.network.compounds import compound_macs
 from shaprune.network.coupling import Candidate, candidates
 from shaprune.network.experts import find_experts
 from shaprune.network.huggingface import config_of
 from shaprune.network.kinds import measure, stored_bytes
 from shaprune.network.layers import Layer
 from shaprune.network.named import named_units, unite
+from shaprune.network.numbers import numbered
+from shaprune.network.passing import passable
 from shaprune.network.players import Players, Skipped
+from shaprune.network.sharing import private
 from shaprune.network.trial import check_runs
 from shaprune.network.units import alone, wanted
 from shaprune.network.verification import Totals, disagreement, players_of, verified
@@ -33,7 +37,7 @@ _Finder = Callable[[nn.Module, Inputs, Mapping[str, Layer]], tuple[list[Candidat
 _FINDERS: dict[str, _Finder] = {"block": find_blocks, "expert": find_experts, "weight": find_weights}
 _NOTHING = {
     "block": "it has no nn.Sequential or nn.ModuleList whose parts have weights",
-    "expert": "it has no nn.ModuleList of experts beside an nn.Linear router",
+    "expert": "it has no nn.ModuleList or nn.ModuleDict of experts beside an nn.Linear router",
 }
 
 
@@ -57,7 +61,8 @@ def find_players(
       of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys);
     - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
       blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
-    - ``"expert"``: the experts in an `nn.ModuleList` beside an `nn.Linear` router; one group per mixture;
+    - ``"expert"``: the experts in an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router (or a module
+      with one, called router or gate); one group per mixture;
     - ``"weight"``: the single weights of linear layers and convolutions, one group per layer, player k being entry k of
       the flat weight. They are set to zero, nothing gets smaller, and their costs are 0: plan with
       ``Budget(players=...)``, and name the layers by ``include``;
@@ -82,16 +87,22 @@ def find_players(
     kind = alone(units)
     is_wanted = wanted(units) if kind is None else lambda members, layers: True
     check_model(model)
-    with borrowed(copied(model)) as copy:
-        inputs = tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
-        inputs = transform(inputs, torch.clone)  # a model may write to what it is given
+    inputs, labels = example_of(model, example_inputs)
+    if labels is not None:
+        warnings.warn(
+            f"example_inputs hold {labels!r}, with which the model may compute a loss over the batch: taken out",
+            ShapruneWarning,
+            stacklevel=2,
+        )
+    inputs = copied_inputs(inputs)  # a model may write to what it is given
+    with kept_globals(), borrowed(private(model, inputs)) as copy:
         check_runs(copy, inputs)
         if kind is None:
             found, skipped, layers = candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)
-            costs = _model_cost(copy, layers)
+            costs = _model_cost(copy, inputs, layers)
         else:
             ran = measure(copy, inputs)
-            costs = _model_cost(copy, ran)
+            costs = _model_cost(copy, inputs, ran)
             found, skipped, layers = _FINDERS[kind](copy, inputs, ran)
         chosen, left_out = _choose(copy, found, _filters(include), _filters(exclude))
         left_out += [(c, f"it is no {unit!r}") for c in chosen if not is_wanted(c.members, layers)]
@@ -99,8 +110,15 @@ def find_players(
         if kind == "weight":
             chosen = entered(chosen, layers, named=include is not None)
         elif kind == "block":
-            chosen = outermost(chosen)
+            chosen, not_passed = passable(copy, inputs, outermost(chosen), layers)
+            left_out += not_passed
         accepted, refused = verified(copy, inputs, chosen, layers, costs)
+        found_numbers, refused = numbered(copy, inputs, refused, layers, costs) if kind is None else ({}, refused)
+        if found_numbers:
+            layers |= found_numbers
+            named = dict(refused)
+            accepted, refused = verified(copy, inputs, [c for c in chosen if c not in named], layers, costs)
+            refused += named.items()
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind == "block":
             skipped = not_inside(skipped, accepted)
@@ -128,8 +146,9 @@ def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> lis
     return candidate.skipped(layers, reason) if channels else [Skipped(candidate.name, 0, reason)]
 
 
-def _model_cost(copy: nn.Module, layers: dict[str, Layer]) -> Totals:
+def _model_cost(copy: nn.Module, inputs: Inputs, layers: dict[str, Layer]) -> Totals:
     macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
+    macs += sum(compound_macs(copy, inputs).values())
     outputs = sum(layer.activations(layer.n_out) for layer in layers.values())
     return sum(p.numel() for p in copy.parameters()), macs, stored_bytes(copy), outputs
 

@@ -1,8 +1,8 @@
-"""Experts of a mixture as players: an `nn.ModuleList` beside an `nn.Linear` router with one output per expert.
+"""Experts of a mixture as players: an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router.
 
-Where an expert is absent, the router's output is minus infinity, so that a softmax behind it (or before it, over the
-top k) shares the weight out among the others: what cutting the router's rows does. Without any expert a mixture adds
-nothing: its output is zero.
+The router has one output per expert. Where an expert is absent, its output is minus infinity, so that a softmax behind
+it (or before it, over the top k) shares the weight out among the others: what cutting the router's rows does. Without
+any expert a mixture adds nothing: its output is zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from shaprune.network.kinds import stored_tensors
 from shaprune.network.layers import Layer
 from shaprune.network.masks import Site, each_row
 from shaprune.network.players import Member, Skipped
+from shaprune.network.staying import fused_experts
 
+Listed = (nn.ModuleList, nn.ModuleDict)
 _ROUTERS = ("gate", "gating", "router", "switch")
 _COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
 _TOP_K = ("top_k", "topk", "k", "num_experts_per_tok", "num_selected_experts")
@@ -61,16 +63,27 @@ class Routing(Site):
 
 
 def drop_experts(model: nn.Module, name: str, experts: list[int]) -> None:
-    """Delete experts from their list, and tell the mixture how many are left; the router is cut as a layer."""
+    """Delete experts from their list, and tell the mixture how many are left; the router is cut as a layer.
+
+    In an `nn.ModuleDict` those that stay get the first names, as in an `nn.ModuleList`.
+    """
     listed = model.get_submodule(name)
-    assert isinstance(listed, nn.ModuleList)
+    assert isinstance(listed, Listed)
     owner, dense = model.get_submodule(mixture_of(name)), len(listed)
-    for i in sorted(experts, reverse=True):
-        del listed[i]
-    for count in _COUNTS:
-        value = getattr(owner, count, None)
-        if type(value) is int and value == dense:
-            setattr(owner, count, len(listed))
+    if isinstance(listed, nn.ModuleDict):
+        keys, modules = list(listed), list(listed.values())
+        listed.clear()
+        stay = [module for i, module in enumerate(modules) if i not in experts]
+        listed.update(dict(zip(keys, stay, strict=False)))
+    else:
+        for i in sorted(experts, reverse=True):
+            del listed[i]
+    inside = {module for expert in listed.children() for module in expert.modules()}
+    for module in (module for module in owner.modules() if module not in inside):
+        for count in _COUNTS:
+            value = getattr(module, count, None)
+            if type(value) is int and value == dense:
+                setattr(module, count, len(listed))
 
 
 def mixture_of(name: str) -> str:
@@ -95,10 +108,11 @@ def find_experts(
     """
     tensor_first = _watch(copy, inputs)
     found: list[Candidate] = []
-    skipped: list[Skipped] = []
+    skipped = [Skipped(n, 0, why) for n, m in copy.named_modules() if (why := fused_experts(n, m)) is not None]
     costs: dict[str, Layer] = {}
     for name, listed in _lists(copy):
-        routers = _routers(copy.get_submodule(mixture_of(name)), mixture_of(name), len(listed))
+        n = len(listed)
+        routers = _routers(copy.get_submodule(mixture_of(name)), mixture_of(name), n)
         if not routers and "expert" not in name.rpartition(".")[2].lower():
             continue  # a list of layers
         reason = _refusal(copy, name, listed, routers, layers, tensor_first)
@@ -107,11 +121,12 @@ def find_experts(
         if reason is not None:
             skipped.append(Skipped(name, 0, reason))
             continue
-        n, k = len(listed), _top_k(copy.get_submodule(mixture_of(name)), len(listed))
-        each = _macs(name, n, layers)
+        k = _top_k(copy.get_submodule(mixture_of(name)), n)
+        each = _macs(name, list(listed._modules), layers)
         macs = each[0] if k is None and len(set(each)) == 1 else 0.0
-        params = sum(p.numel() for p in listed[0].parameters())
-        buffers = stored_tensors(listed[0]) - 4 * params
+        first = next(listed.children())
+        params = sum(p.numel() for p in first.parameters())
+        buffers = stored_tensors(first) - 4 * params
         outputs = [x.activations(x.n_out) for key, x in layers.items() if key.startswith(f"{name}.")]
         activation = 0.0 if macs == 0.0 else sum(outputs) / n
         costs[name] = Layer(
@@ -123,25 +138,27 @@ def find_experts(
     return found, skipped, costs
 
 
-def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList | nn.ModuleDict]]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name and len(module) > 1 and len({type(m) for m in module}) == 1:
+        if isinstance(module, Listed) and name and len(module) > 1 and len({type(m) for m in module.children()}) == 1:
             yield name, module
 
 
 def _routers(mixture: nn.Module, name: str, n: int) -> list[str]:
-    """Names of the linear layers beside the experts that may be their router."""
+    """Names of the linear layers beside the experts, or in a router beside them, that may be their router."""
     return [
-        f"{name}.{key}" if name else key
+        ".".join(part for part in (name, key, inner) if part)
         for key, child in mixture.named_children()
-        if isinstance(child, nn.Linear) and child.out_features == n and any(w in key.lower() for w in _ROUTERS)
+        if any(word in key.lower() for word in _ROUTERS)
+        for inner, layer in child.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == n
     ]
 
 
 def _refusal(
     copy: nn.Module,
     name: str,
-    listed: nn.ModuleList,
+    listed: nn.ModuleList | nn.ModuleDict,
     routers: list[str],
     layers: Mapping[str, Layer],
     tensor_first: Mapping[nn.Module, bool],
@@ -157,7 +174,7 @@ def _refusal(
         return "the module around it does not return a tensor, or a tuple that starts with one"
     if _top_k(mixture, n) == n:
         return f"the mixture picks the top {n} of {n} experts, so none can leave"
-    if len({sum(p.numel() for p in expert.parameters()) for expert in listed}) > 1:
+    if len({sum(p.numel() for p in expert.parameters()) for expert in listed.children()}) > 1:
         return "its experts differ in size"
     holders = Counter(id(p) for _, p in copy.named_parameters(remove_duplicate=False))
     inside = [*listed.parameters(), *copy.get_submodule(routers[0]).parameters()]
@@ -166,10 +183,10 @@ def _refusal(
     return None
 
 
-def _macs(name: str, n: int, layers: Mapping[str, Layer]) -> list[float]:
+def _macs(name: str, keys: list[str], layers: Mapping[str, Layer]) -> list[float]:
     """Multiply-adds that each expert was seen to do."""
     ran = [(key, layer.macs(layer.n_in, layer.n_out)) for key, layer in layers.items()]
-    heads = [f"{name}.{i}" for i in range(n)]
+    heads = [f"{name}.{key}" for key in keys]
     return [sum(macs for key, macs in ran if key == head or key.startswith(f"{head}.")) for head in heads]
 
 

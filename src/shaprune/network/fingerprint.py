@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.network.batches import tensors
+from shaprune.network.borrow import device_of
 from shaprune.network.masks import Site
 from shaprune.network.metric import MetricFunction
 from shaprune.network.turns import turn
 from shaprune.network.worths import SetWorth, Worth
+
+DEPTH = 6  # of attributes and closures in which tensors are looked for
+ENTRIES = 1 << 12  # of the outputs of an example that are looked at
 
 
 def fingerprint_of(
@@ -24,8 +31,8 @@ def fingerprint_of(
     """SHA-256 in hexadecimal over all that a worth depends on, as far as it can be seen.
 
     Seen: the model's layers with their settings, weights and buffers; which channels belong to which player; the
-    tensors of ``data``; worths. Functions of the user are known by their qualified names only: one whose body has
-    changed, and two lambdas of one function, look alike.
+    tensors of ``data``; worths, with the tensors that they hold. Of a user's functions the code is not seen, nor what
+    else they depend on: there `shaprune.values.witness` asks anew.
 
     Args:
         model: the network.
@@ -51,18 +58,82 @@ def fingerprint_of(
 
 
 def identity(function: object) -> str:
-    """What tells a worth or a function from others: names, and a metric's options; a text says it itself."""
+    """What tells a worth or a function from others: names, options, and the tensors in it; a text says it itself."""
     if isinstance(function, str):
         return function
+    held = list(_held(function, DEPTH, set()))
+    if not held:
+        return _named(function)
+    digest = hashlib.sha256()
+    for number, tensor in enumerate(held):
+        _add(digest, str(number), tensor)
+    return f"{_named(function)}, tensors {digest.hexdigest()[:16]}"
+
+
+def _named(function: object) -> str:
     if isinstance(function, (Worth, SetWorth)):
-        kept = identity(function.keep) if isinstance(function, SetWorth) else ""
-        return f"{function.name}, {function.reference}, {identity(function.function)}, {kept}"
+        kept = _named(function.keep) if isinstance(function, SetWorth) else ""
+        return f"{function.name}, {function.reference}, {_named(function.function)}, {kept}"
     if isinstance(function, MetricFunction):
         return _plain(function.identity)
     if isinstance(function, partial):
-        return f"partial({identity(function.func)}, {_plain(repr((function.args, function.keywords)))})"
+        return f"partial({_named(function.func)}, {_plain(repr((function.args, function.keywords)))})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
+
+
+def _held(thing: object, depth: int, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors that a function closes over or has as a default, or that stand among an object's attributes."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, np.ndarray):
+        if thing.dtype.kind in "biufc":
+            yield torch.from_numpy(np.ascontiguousarray(thing))
+    elif depth and id(thing) not in seen:
+        seen.add(id(thing))
+        for inside in _inside(thing):
+            yield from _held(inside, depth - 1, seen)
+
+
+def _inside(thing: object) -> list[object]:
+    if isinstance(thing, Mapping):
+        return list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return list(thing)
+    if isinstance(thing, partial):
+        return [thing.func, thing.args, thing.keywords]
+    if isinstance(thing, MethodType):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
+        return [*cells, thing.__defaults__, thing.__kwdefaults__]
+    if isinstance(thing, (type, ModuleType)):
+        return []
+    return list(getattr(thing, "__dict__", {}).values())
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # the variable has no value yet
+        return False
+
+
+def told(outputs: Tensor) -> NDArray[np.float64]:
+    """(N,) one number for each example of outputs (N, ...), to which many of its entries contribute."""
+    flat = outputs.detach().reshape(len(outputs), -1)
+    flat = flat[:, :: max(1, flat.shape[1] // ENTRIES)].cpu()
+    parts = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
+    weights = torch.cos(torch.arange(parts.shape[1], dtype=torch.float64)) + 0.1
+    found: NDArray[np.float64] = (parts.to(torch.float64) @ weights).numpy()
+    return found
+
+
+def few_digits(model: nn.Module) -> bool:
+    """Whether a network is computed in half precision, or on a GPU that rounds its products."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    rounded = device_of(model).type != "cpu" and torch.get_float32_matmul_precision() != "highest"
+    return rounded or bool(dtypes & {torch.float16, torch.bfloat16})
 
 
 def _plain(text: str) -> str:

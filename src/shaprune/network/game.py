@@ -20,12 +20,13 @@ from shaprune.network.acceptable import check_model
 from shaprune.network.batches import Forward
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.cut import Cut, Whole
-from shaprune.network.fingerprint import fingerprint_of
+from shaprune.network.fingerprint import few_digits, fingerprint_of, told
 from shaprune.network.judging import Judge, answers, walks
 from shaprune.network.masks import masked
 from shaprune.network.only import Only, restricted
 from shaprune.network.players import Group, Players
 from shaprune.network.precision import RowPrecision
+from shaprune.network.reached import check_reached
 from shaprune.network.replay import Replay
 from shaprune.network.rows import Rows
 from shaprune.network.sites import sites_of
@@ -33,8 +34,11 @@ from shaprune.network.slopes import OTHERWISE, Slopes
 from shaprune.network.spill import MAX_MEMORY as MAX_MEMORY
 from shaprune.network.subject import Subject
 from shaprune.network.surgery import check_fits
-from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, check_targets, judge_of
+from shaprune.network.worths import AnyWorth, Evaluate, SetWorth, built_in, judge_of, reference_for
 from shaprune.values.game import Coalitions, Examples, Game, Orders, Start, Worths, describe
+from shaprune.values.witness import question_for
+
+MOST_TOLD = 1 << 10  # examples by whose outputs a network is known again
 
 
 class NetworkGame(Game):
@@ -58,7 +62,9 @@ class NetworkGame(Game):
             ``"bfloat16-channels-last"``, see `shaprune.network.precision`.
 
     Attributes:
-        separable: False for set worths and `Evaluate`: ``examples`` is then refused.
+        separable: whether single examples have worths; not for set worths, `Evaluate`, and networks in which the
+            examples of a batch meet: ``examples`` is then refused.
+        inseparable_because: why they have none, or None where they do.
         repeatable: True for worths of ours on networks that torch.fx takes apart.
         labels: (N,) class of each example where targets are one whole number per example.
 
@@ -99,6 +105,7 @@ class NetworkGame(Game):
                 raise InputError(
                     f"Evaluate runs the model itself; use torch.autocast there, not precision={precision!r}"
                 )
+            self.inseparable_because: str | None = "worth 'evaluate' is one number over all examples"
             self.separable = False
             return
         if data is None:
@@ -106,6 +113,7 @@ class NetworkGame(Game):
         subject = data if isinstance(data, Subject) else Subject(model, data, forward, max_memory=max_memory)
         if subject.model is not model:
             raise InputError("the Subject given as data belongs to another model; make one of this model")
+        check_reached(subject, players, self.groups)
         self.subject, judged_by = restricted(subject, worth)
         self.n_examples = self.subject.n_examples
         self.labels = self.subject.labels
@@ -147,17 +155,25 @@ class NetworkGame(Game):
 
     def _judge_by(self, worth: AnyWorth, rows: Rows | None, max_memory: int) -> None:
         chosen, subject = judge_of(worth), self.subject
-        check_targets(chosen, subject.targets, subject.outputs)
-        reference = subject.outputs if chosen.reference == "dense" else subject.targets
-        assert reference is not None
+        reference, factor = reference_for(chosen, subject.targets, subject.outputs)
         rows = Rows(subject, self.sites, max_memory, self.precision) if rows is None else rows
-        self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]))
-        self.separable = not isinstance(chosen, SetWorth)
+        self.judge = Judge(rows, chosen, reference, ", ".join(g.name for g in self.groups[:3]), factor)
+        self.inseparable_because = None
+        if isinstance(chosen, SetWorth):
+            self.inseparable_because = f"worth {chosen.name!r} is one number over all examples"
+        elif subject.meet:
+            self.inseparable_because = "the examples of a batch meet in this model"
+        self.separable = self.inseparable_because is None
         self._known_slopes: Slopes | None = None
         self.repeatable = built_in(chosen) and isinstance(rows.runner, Cut)
         if isinstance(chosen, SetWorth):
             with borrowed(self.model), torch.no_grad():
                 self.judge.check_dense()
+
+    @property
+    def refuted(self) -> tuple[tuple[str, str], ...]:
+        """Fast ways to run rows that are not used, and how they answer otherwise than the plain masked network."""
+        return () if self.whole_model is not None else tuple(self.judge.rows.refuted)
 
     @property
     def runner(self) -> Cut | Replay | Whole:
@@ -168,6 +184,23 @@ class NetworkGame(Game):
     def whole_because(self) -> str | None:
         """Why the whole model is run for every coalition, or None where only the part behind the mask is."""
         return None if self.whole_model is not None else self.runner.because
+
+    def why_flat(self) -> str:
+        """Name the likely cause where all values are the same: what removing every player changes."""
+        both = np.stack([np.ones(self.n_players, bool), np.zeros(self.n_players, bool)])
+        try:
+            dense, none = self(both)
+        except GameError as error:
+            return f"without any of its players there is no worth ({error})"
+        asked = None if self.whole_model is not None else self.judge.rows.asked
+        if dense == none and asked is not None and asked.moves_outputs() is False:
+            return (
+                "the output that is judged stays the same without all of these players: nothing behind them uses what "
+                "they give (units that are always zero?), or they reach another output only (choose it by forward=...)"
+            )
+        if dense == none:
+            return f"the worth is {dense:g} with and without all of these players; take another worth or data"
+        return "each of these players is worth the same"
 
     @property
     def fingerprint(self) -> str:
@@ -185,6 +218,18 @@ class NetworkGame(Game):
             self._fingerprint = fingerprint_of(self.model, self.sites, data, functions, n_players=self.n_players)
         return self._fingerprint
 
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        if self.whole_model is not None:
+            return np.zeros(0)
+        examples = question_for(self).examples
+        rows = np.arange(min(self.n_examples, MOST_TOLD)) if examples is None else np.unique(examples)
+        return told(self.subject.outputs[torch.from_numpy(rows).to(self.subject.outputs.device)])
+
+    @property
+    def rough(self) -> bool:
+        return self.precision != "float32" or few_digits(self.model)
+
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         coalitions = self.checked_rows(coalitions, examples)
         if self.whole_model is not None:
@@ -195,6 +240,11 @@ class NetworkGame(Game):
         if self.whole_model is not None:
             return super().walk(orders, examples, start)
         return walks([self.judge], orders, examples, self.checked_start(orders, examples, start))[0]
+
+    def rounding(self, worth: float) -> float:
+        """Rounding error of a worth of this size, see `Judge.rounding`."""
+        least = super().rounding(worth)
+        return least if self.whole_model is not None else max(least, self.judge.rounding(worth))
 
     @property
     def derivative_price(self) -> int:
@@ -211,9 +261,8 @@ class NetworkGame(Game):
         return self._slopes().of(self.checked_rows(coalitions, examples), examples)
 
     def _slopes(self) -> Slopes:
-        if self.whole_model is not None or not self.separable:
-            name = "evaluate" if self.whole_model is not None else self.judge.worth.name
-            raise InputError(f"worth {name!r} is one number over all examples and has no derivatives here; {OTHERWISE}")
+        if self.inseparable_because is not None:
+            raise InputError(f"{self.inseparable_because}, so that there are no derivatives here; {OTHERWISE}")
         if self._known_slopes is None:
             self._known_slopes = Slopes(self.judge)
         return self._known_slopes
@@ -251,11 +300,8 @@ class NetworkGame(Game):
         return start
 
     def _check_separable(self, examples: Examples | None) -> None:
-        if examples is not None and not self.separable:
-            name = "evaluate" if self.whole_model is not None else self.judge.worth.name
-            raise InputError(
-                f"worth {name!r} is one number over all examples and has none for single ones; ask with examples=None"
-            )
+        if examples is not None and self.inseparable_because is not None:
+            raise InputError(f"{self.inseparable_because}, and has none for single ones; ask with examples=None")
 
     def _evaluate(self, kept: NDArray[np.bool_]) -> float:
         assert self.whole_model is not None

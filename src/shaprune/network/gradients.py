@@ -15,7 +15,7 @@ from shaprune.network.borrow import borrowed
 from shaprune.network.masks import Edge, edges_of
 from shaprune.network.players import Players
 from shaprune.network.subject import BATCH, Subject
-from shaprune.network.worths import AnyWorth, Worth, check_targets, rows_worth, worth_of
+from shaprune.network.worths import AnyWorth, Worth, reference_for, rows_worth, worth_of
 
 Derive = Callable[[Tensor, list[Tensor]], Tensor]
 _NO_SECOND = "criterion 'second_order' needs second derivatives, which this model does not have: {}"
@@ -116,16 +116,17 @@ def differentiated(
         rows: examples per batch.
 
     Raises:
-        InputError: the worth has no gradient.
+        InputError: the worth has no gradient, or the examples of a batch meet.
     """
+    subject.check_apart("a criterion")
     reference = reference_of(subject, worth)
     masks: list[Tensor] = []
     gates = [_Gate.before(edge, players, masks) for edge in edges]
     parts = []
     with borrowed(subject.model):
         with torch.no_grad():
-            runner = subject.runner(gates)
-        for batch in torch.arange(subject.n_examples, device=reference.device).split(rows):
+            runner, _ = subject.runner(gates, subject.question(gates))
+        for batch in torch.arange(subject.n_examples, device=reference.device).split(rows if runner.rows_apart else 1):
             with torch.no_grad():
                 runner, state = subject.ready(runner, batch)
             with torch.enable_grad():
@@ -181,7 +182,4 @@ def reference_of(subject: Subject, worth: Worth) -> Tensor:
     Raises:
         InputError: the targets are missing, or do not fit.
     """
-    check_targets(worth, subject.targets, subject.outputs)
-    reference = subject.outputs if worth.reference == "dense" else subject.targets
-    assert reference is not None
-    return reference
+    return reference_for(worth, subject.targets, subject.outputs)[0]

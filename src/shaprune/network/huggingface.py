@@ -23,6 +23,7 @@ from shaprune.network.borrow import kept_globals
 from shaprune.network.config import Config, Field
 from shaprune.network.players import Group, Players
 from shaprune.network.quiet import quiet
+from shaprune.network.stored import tensors_of
 from shaprune.network.surgery import cut
 
 _HIDDEN = ("inner", "intermediate", "ffn", "d_ff")  # in names of fields that may be None, for a multiple of the width
@@ -110,12 +111,12 @@ class _Pretrained:
         """Shapes of a model that is built anew with these numbers; or what its classes have against them."""
         key = frozenset(values.items())
         if key not in self.known:
-            config = copy.deepcopy(self.module.config)
-            _set(config, values)
             with quiet(), kept_globals(), torch.device("meta"):
                 try:  # as from_pretrained does, which reads a config.json
+                    config = copy.deepcopy(self.module.config)
+                    _set(config, values)
                     self.known[key] = _shapes(type(self.module)(type(config).from_dict(config.to_dict())))
-                except Exception as error:  # of any kind: the validators' or the constructor's own
+                except Exception as error:  # of any kind: a number that is computed, a validator, the constructor
                     self.known[key] = _last_line(error)
         return self.known[key]
 
@@ -161,7 +162,7 @@ def _knobs(config: Any, players: Players, group: Group) -> Iterator[_Knob]:
     widths = [int(m.widths[0]) for m in group.producers]
     if not widths:
         return
-    least = min(widths)
+    least = _least(group)
     numbers = dict(_integers(config))
     if least == 1:
         yield from (_Knob({name: 1}, {}) for name, value in numbers.items() if value == n)
@@ -182,10 +183,15 @@ def _knobs(config: Any, players: Players, group: Group) -> Iterator[_Knob]:
             yield from (_Knob({name: each}, pinned) for name, each in heads.items())
 
 
+def _least(group: Group) -> int:
+    """The fewest channels that each player has in a layer: the size of a head, 1 of a neuron (its gate beside it)."""
+    return min(int(m.widths[0]) for m in (*group.producers, *group.consumers))
+
+
 def _tried(part: _Pretrained, meta: nn.Module, players: Players, group: Group, knob: _Knob) -> Field | str:
     """What a knob does: the field it is, or what speaks against it."""
     n = len(group)
-    several = min(int(m.widths[0]) for m in group.producers) > 1  # classes often accept only some numbers of heads
+    several = _least(group) > 1  # classes often accept only some numbers of heads
     tried = {left: part.built(knob.values(left)) for left in range(n - 1, 0, -1) if several or left in (n - 1, 1)}
     built = {left: shapes for left, shapes in tried.items() if not isinstance(shapes, str)}
     if not built:
@@ -255,7 +261,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _shapes(module: nn.Module) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
 
 
 def _integers(config: Any, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +17,8 @@ from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
 from shaprune.network.coalitions import Listed, Masks, Walked
 from shaprune.network.cut import Cut
-from shaprune.network.rows import Block, Rows
+from shaprune.network.row_batches import Block
+from shaprune.network.rows import Rows
 from shaprune.network.subject import BATCH
 from shaprune.network.trace import live_bytes
 from shaprune.network.worths import SetWorth, Worth, built_in, rows_worth, set_worth
@@ -38,18 +39,24 @@ class Judge:
         worth: per row, or of all examples together.
         reference: (N, ...) targets or dense outputs.
         of: names of the groups that play, for messages.
+        factor: of a row worth, see `reference_for`.
+        types: in which the worth of rows has been computed.
     """
 
     rows: Rows
     worth: Worth | SetWorth
     reference: Tensor
     of: str
+    factor: float = 1.0
+    types: set[torch.dtype] = field(default_factory=set)
 
     def each(self, block: Block, shared: bool) -> Tensor:
         """Worth of each row of a block, (B,), by a row worth; whether it is finite is for `inspected` to see."""
         assert isinstance(self.worth, Worth)
         outputs = block.outputs.clone() if shared and not built_in(self.worth) else block.outputs
-        return rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
+        worths = rows_worth(self.worth, outputs, self.reference.index_select(0, block.examples))
+        self.types.add(worths.dtype)
+        return worths if self.factor == 1.0 else worths * self.factor
 
     def kept(self, block: Block) -> Tensor:
         """What a set worth keeps of each row of a block, (B, ...)."""
@@ -92,6 +99,23 @@ class Judge:
             pairs = zip(outputs.split(BATCH), self.reference.split(BATCH), strict=True)
             kept = torch.cat([keep(some.clone(), reference) for some, reference in pairs])
         self.total(kept, torch.ones(self.rows.n_players))
+
+    def rounding(self, worth: float) -> float:
+        """Rounding error of a row worth of this size: of its own type, and of the outputs that it is computed from."""
+        if not isinstance(self.worth, Worth):
+            return 0.0
+        outputs, reference = (t[:BATCH] for t in (self.rows.subject.outputs, self.reference))
+        found = max((torch.finfo(t).eps / 2 * abs(worth) for t in self.types if t.is_floating_point), default=0.0)
+        smooth = built_in(self.worth) and self.worth.name != "accuracy"
+        if not smooth or outputs.dtype not in (torch.float32, torch.float64):
+            return found
+        if self.worth.reference == "dense":  # the dense network's own worth is 0, whatever the outputs are
+            reference = reference.roll(1, 0)
+        with torch.no_grad():
+            up = torch.arange(outputs.numel(), device=outputs.device).view_as(outputs) % 2 == 0
+            near = torch.nextafter(outputs, torch.where(up, torch.inf, -torch.inf).to(outputs))
+            gap = self.worth.function(near, reference) - self.worth.function(outputs, reference)
+        return found + float(gap.double().abs().mean()) / 2
 
     def at_once(self, coalitions: int) -> int:
         """How many coalitions can be judged together; what is kept of all examples may take a quarter of the memory."""

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shaprune.network.batches import Inputs, call, length
+from shaprune.network.batches import Inputs, length, run
+from shaprune.network.given import input_of
 from shaprune.network.layers import Kind, Layer
+from shaprune.network.stored import distinct, tensors_of
 
 _CONV = nn.modules.conv._ConvNd
 _BATCH = nn.modules.batchnorm._BatchNorm
@@ -30,6 +32,7 @@ _STORED = {  # what safetensors calls types, in the order in which it writes the
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+UNITS: tuple[Kind, ...] = (*PRODUCERS, "depthwise")  # all their channels are accounted for: players, or skipped
 CONSUMERS: tuple[Kind, ...] = ("conv", "linear")  # at their inputs stand the masks
 
 
@@ -45,7 +48,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     if isinstance(module, (_BATCH, _INSTANCE, nn.GroupNorm)):
         return "norm"
     if isinstance(module, nn.PReLU):
-        return "prelu"
+        return "prelu" if module.num_parameters > 1 else None  # one for all channels is no channel's
     if isinstance(module, nn.Unflatten):
         return "unflatten" if widths_of(module) is not None else None
     return "embedding" if isinstance(module, nn.Embedding) else None
@@ -110,54 +113,80 @@ def _layer_of(module: nn.Module, positions: float) -> Layer:
     if kind == "embedding":
         return Layer(kind, n_in, n_out, 1, module.num_embeddings, False, positions)  # type: ignore[arg-type]
     if kind == "prelu":
-        return Layer(kind, n_in, n_out, 1, 1 if n_out > 1 else 0, False, positions)
+        return Layer(kind, n_in, n_out, 1, 1, False, positions)
     vectors = [p for p in module.parameters(recurse=False) if p.shape == (n_out,)]
     return Layer(kind, n_in, n_out, 1, len(vectors), False, positions)
 
 
 def measure(model: nn.Module, inputs: Inputs) -> dict[str, Layer]:
     """Run once and record the cost of every layer, in order of execution."""
+    return measured(model, inputs)[0]
+
+
+def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Run once and record the cost of every layer, in order of execution.
+
+    Returns:
+        The layers; and why others that ran are none: what they take or give is not one tensor of their width.
+    """
     names = {module: name for name, module in model.named_modules()}
     positions: dict[str, float] = defaultdict(float)
     activations: dict[str, float] = defaultdict(float)
+    odd: dict[str, str] = {}
     rows = length(inputs)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         widths = widths_of(module)
         assert widths is not None
+        x = input_of(args, kwargs)
+        why = _odd(module, "takes", x, widths[0]) or _odd(module, "gives", output, widths[1])
+        if why is not None:
+            odd.setdefault(names[module], why)
+            return
+        assert x is not None
         counted = output.numel() / widths[1]
         if not isinstance(module, nn.Unflatten):  # a view
             activations[names[module]] += counted * output.element_size() / rows
         if getattr(module, "transposed", False):
-            counted = args[0].numel() / widths[0]
+            counted = x.numel() / widths[0]
         positions[names[module]] += counted / rows
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if kind_of(m) is not None]
+    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in model.modules() if kind_of(m) is not None]
     try:
         with torch.no_grad():
-            call(model, inputs)
+            run(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in positions.items()}
+    found = {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in positions.items()}
+    return {name: layer for name, layer in found.items() if name not in odd}, odd
+
+
+def _odd(module: nn.Module, verb: str, given: Any, width: int) -> str | None:
+    """Why what a layer takes or gives has no axis of its channels; None where it has."""
+    kind = type(module).__name__
+    if not isinstance(given, Tensor):
+        return f"it is a {kind} that {verb} a {type(given).__name__}, not one tensor"
+    if isinstance(module, nn.Unflatten) or (isinstance(module, nn.Embedding) and verb == "takes"):
+        return None
+    axis = channel_axis(module, given.ndim)
+    if not 0 <= axis < given.ndim or given.shape[axis] != width:
+        return f"it is a {kind} that {verb} a tensor of shape {tuple(given.shape)}, with no axis of {width} channels"
+    return None
 
 
 def stored_tensors(model: nn.Module) -> int:
     """Bytes of the parameters and buffers that a state dict holds."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model).values())
 
 
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of the parameters and buffers as a safetensors file, its header included; shared tensors count once."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     header: dict[str, Any] = {}
     end = 0
     ranks = {dtype: rank for rank, dtype in enumerate(_STORED)}
-    for name, tensor in sorted(model.state_dict().items(), key=lambda item: (ranks.get(item[1].dtype, 2), item[0])):
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
+    kept, _ = distinct(tensors_of(model))
+    for name, tensor in sorted(kept.items(), key=lambda item: (ranks.get(item[1].dtype, 2), item[0])):
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _STORED.get(tensor.dtype, "F32"),

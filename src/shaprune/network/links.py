@@ -10,16 +10,16 @@ channels takes some 2 log2(P n) runs, plus a few per layer whose outputs are add
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.network.marks import OUTPUT, Channels, Marking
+from shaprune.network.mixing import Position, met, positions_of, spread_of
 
-_BLOCKS = 64  # runs of neighbouring channels that are tried first where channels are mixed
-Position = tuple[str, int]  # a reader and one of its input channels
+Mixed = tuple[int, list[NDArray[np.int64]], list[set[Position]]]
 
 
 @dataclass
@@ -30,20 +30,60 @@ class Links:
         pairs: (source, channels (m,), reader, reader's channels (m,)): one to one.
         mixed: (source, sets of its channels, the positions that each set reaches): several channels reach one position.
         to_output: sources that reach the network's output.
+        passed: layers that sources pass channel by channel, on another axis than the layer's own.
         spread: layers whose every channel reaches all positions of some reader; axes of parameters, of all readers.
     """
 
     pairs: list[tuple[int, NDArray[np.int64], str, NDArray[np.int64]]] = field(default_factory=list)
-    mixed: list[tuple[int, list[NDArray[np.int64]], list[set[Position]]]] = field(default_factory=list)
+    mixed: list[Mixed] = field(default_factory=list)
     to_output: set[int] = field(default_factory=set)
+    passed: set[str] = field(default_factory=set)
     spread: set[int] = field(default_factory=set)
 
 
 def links_of(marking: Marking) -> Links:
-    """Follow every source of ``marking`` to its readers."""
+    """Follow every source of ``marking`` to its readers.
+
+    Sources that pass a layer channel by channel, on another axis than the layer's own, are followed again, past it.
+    """
     links = Links()
-    together = [i for i, s in enumerate(marking.sources) if s.alone]
-    apart = [i for i, s in enumerate(marking.sources) if not s.alone]
+    waiting = {frozenset[str](): list(range(len(marking.sources)))}
+    while waiting:
+        past = min(waiting, key=lambda layers: min(waiting[layers]))  # in order of execution, then parameters
+        sources = _that_may_pass(marking, past, waiting.pop(past), links)
+        for i, layers in (_follow(marking.past(past), sources, links) if sources else {}).items():
+            waiting.setdefault(past | layers, []).append(i)
+    for k, (i, _, _) in enumerate(links.mixed):
+        if marking.sources[i].name in links.passed:
+            links.mixed[k] = _whole(marking, i)
+    return links
+
+
+def _that_may_pass(marking: Marking, past: frozenset[str], sources: Sequence[int], links: Links) -> list[int]:
+    """Those sources that may pass these layers; others hang together.
+
+    Of two axes, the channels of one can leave: those of the layer that runs first. A layer that they pass stays where
+    it passes them, and a parameter passes what some layer passes.
+    """
+    named = {i: marking.sources[i].name for i in sources if marking.sources[i].is_layer}
+    layers = {i for i, name in named.items() if not past or name not in links.passed}
+    links.passed |= past if layers else frozenset()
+    chosen = [i for i in sources if i in layers or (i not in named and past <= links.passed)]
+    for i in set(sources).difference(chosen):
+        links.spread.add(i)
+        links.mixed.append(_whole(marking, i))
+    return chosen
+
+
+def _whole(marking: Marking, source: int, where: set[Position] | None = None) -> Mixed:
+    """All channels of a source hang together, and with these positions."""
+    return source, [np.arange(marking.sources[source].width)], [where or set()]
+
+
+def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int, frozenset[str]]:
+    """Follow some sources; return the layers that single ones of them pass channel by channel."""
+    together = [i for i in sources if marking.sources[i].alone]
+    apart = [i for i in sources if not marking.sources[i].alone]
     channel = _decode(marking, {i: np.arange(marking.sources[i].width) for i in together})
     source = _decode(marking, {i: np.full(marking.sources[i].width, i) for i in together})
     open_positions: dict[str, tuple[Channels, Channels]] = {}  # several sources; several numbers of channels
@@ -76,8 +116,8 @@ def links_of(marking: Marking) -> Links:
                 unsure.setdefault(i, {})[reader] = here & mixed
     for i in apart:
         unsure[i] = {reader: here for reader, here in reach[i].items() if reader != OUTPUT and here.any()}
-    _ask_alone(marking, {i: where for i, where in unsure.items() if where}, links)
-    return links
+    wide = {i: where for i, where in unsure.items() if where and marking.sources[i].width > 1}
+    return _ask_alone(marking, wide, links)
 
 
 @dataclass(frozen=True)
@@ -119,13 +159,13 @@ def _decode(marking: Marking, numbers: dict[int, NDArray[np.int64]]) -> dict[str
     }
 
 
-def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: Links) -> None:
+def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: Links) -> dict[int, frozenset[str]]:
     """Number the channels of single sources; sources that share no reader are marked in the same runs."""
+    passing: dict[int, frozenset[str]] = {}
     mixing: dict[int, dict[str, Channels]] = {}
     for together in _apart(unsure):
-        _ask_whether_spread(marking, together, unsure, links)
-    rest = {i: where for i, where in unsure.items() if i not in links.spread}
-    for together in _apart(rest):
+        _ask_whether_spread(marking, {i: unsure[i] for i in together}, links, passing)
+    for together in _apart(_left(unsure, links)):
         codes = _decode(marking, {i: np.arange(marking.sources[i].width) for i in together})
         for i in together:
             for reader, where in unsure[i].items():
@@ -136,7 +176,33 @@ def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: 
                 if (where & code.ambiguous).any():
                     mixing.setdefault(i, {})[reader] = where & code.ambiguous
     for together in _apart(mixing):
-        _ask_blocks(marking, together, mixing, links)
+        _ask_whether_spread(marking, {i: mixing[i] for i in together}, links, passing)
+        for i, entries in met(marking, _left({i: mixing[i] for i in together}, links)).items():
+            links.mixed.append((i, [block for block, _ in entries], [positions for _, positions in entries]))
+    new = {i: layers - marking.passed for i, layers in passing.items() if i not in links.spread}
+    return {i: layers for i, layers in new.items() if layers}
+
+
+def _left(unsure: dict[int, dict[str, Channels]], links: Links) -> dict[int, dict[str, Channels]]:
+    return {i: where for i, where in unsure.items() if where and i not in links.spread}
+
+
+def _ask_whether_spread(
+    marking: Marking, unsure: dict[int, dict[str, Channels]], links: Links, passing: dict[int, frozenset[str]]
+) -> None:
+    """Note sources all of whose channels hang together; drop the readers that others pass channel by channel.
+
+    Where the former go beside the mixing does not matter. What has passed a layer on its own axis stands on another one
+    than the channels of the readers behind it: it hangs together with none of these.
+    """
+    spread, passed = spread_of(marking, unsure)
+    for i in spread:
+        links.spread.add(i)
+        links.mixed.append(_whole(marking, i, set() if marking.passed else positions_of(unsure[i], unsure[i])))
+    for i, readers in passed.items():
+        passing[i] = passing.get(i, frozenset()) | {r for r in readers if marking.is_maker(r)}
+        for reader in readers:
+            del unsure[i][reader]
 
 
 def _apart(unsure: dict[int, dict[str, Channels]]) -> Iterator[list[int]]:
@@ -151,80 +217,3 @@ def _apart(unsure: dict[int, dict[str, Channels]]) -> Iterator[list[int]]:
         else:
             parts.append((set(where), [i]))
     yield from (members for _, members in parts)
-
-
-def _ask_blocks(
-    marking: Marking, together: Sequence[int], mixing: dict[int, dict[str, Channels]], links: Links
-) -> None:
-    """Find which neighbouring channels reach the same positions.
-
-    Blocks are halved until they separate anything; channels of one block count as one, which can only couple too much,
-    never too little.
-    """
-    width = {i: marking.sources[i].width for i in together}
-    _ask_whether_spread(marking, together, mixing, links)
-    rest = [i for i in together if i not in links.spread]
-    size = {i: _block(width[i]) for i in rest}
-    while rest:
-        sets = {i: np.split(np.arange(width[i]), range(size[i], width[i], size[i])) for i in rest}
-        seen: dict[int, list[set[Position]]] = {i: [] for i in rest}
-        for block in range(max(len(s) for s in sets.values())):
-            marked = {i: np.isin(np.arange(width[i]), sets[i][block]) for i in rest if block < len(sets[i])}
-            run = marking.run(marked)
-            for i in marked:
-                seen[i].append(_positions(run, mixing[i]))
-        for i in list(rest):
-            if size[i] == 1 or _separated(seen[i]):
-                links.mixed.append((i, sets[i], seen[i]))
-                rest.remove(i)
-            else:
-                size[i] //= 2
-
-
-def _ask_whether_spread(
-    marking: Marking, together: Sequence[int], unsure: dict[int, dict[str, Channels]], links: Links
-) -> None:
-    """Find layers whose first channel, and whose last, reaches all positions of some reader (behind a LayerNorm, say).
-
-    Then all channels hang together there, and where they go beside it does not matter. An axis of a parameter must do
-    so in all readers: it is then no channel axis.
-    """
-    everywhere = {i: set(unsure[i]) for i in together}  # readers that every channel asked so far reaches as a whole
-    for channel in (0, -1):
-        asked = {i: np.arange(marking.sources[i].width) for i, readers in everywhere.items() if readers}
-        run = marking.run({i: numbers == numbers[channel] for i, numbers in asked.items()}) if asked else {}
-        for i in asked:
-            left = {r for r in everywhere[i] if (run[r] | ~unsure[i][r]).all()}
-            everywhere[i] = left if marking.sources[i].is_layer or left == set(unsure[i]) else set()
-    for i in (i for i, readers in everywhere.items() if readers):
-        links.spread.add(i)
-        links.mixed.append((i, [np.arange(marking.sources[i].width)], [_positions(unsure[i], unsure[i])]))
-
-
-def _positions(run: dict[str, Channels], where: dict[str, Channels]) -> set[Position]:
-    return {(reader, int(c)) for reader, mask in where.items() for c in np.flatnonzero(run[reader] & mask)}
-
-
-def _block(width: int) -> int:
-    """The largest power of two that divides the width into at least `_BLOCKS` blocks."""
-    size = 1
-    while width % (2 * size) == 0 and width // (2 * size) >= _BLOCKS:
-        size *= 2
-    return size
-
-
-def _separated(reached: Iterable[set[Position]]) -> bool:
-    """Whether some of the sets have nothing to do with the others."""
-    parts: list[set[Position]] = []
-    for positions in reached:
-        if not positions:
-            continue
-        merged = set(positions)
-        apart = []
-        for part in parts:
-            if part & merged:
-                merged |= part
-            else:
-                apart.append(part)
-        parts = [*apart, merged]
-    return len(parts) > 1

@@ -8,8 +8,9 @@ channels marked, so that a mark ends at the next such layer. Who reads marks is 
 
 from __future__ import annotations
 
+import copy as copying
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,10 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.broken import container_of, place_of
 from shaprune.network.calls import replaced
+from shaprune.network.examples import pair_of
+from shaprune.network.given import input_of
 from shaprune.network.kinds import PRODUCERS, channel_axis, kind_of
 from shaprune.network.layers import Layer
 
@@ -44,33 +48,58 @@ class Source:
         return self.axis is None
 
 
+class Lost(Exception):
+    """Marks broke the run.
+
+    Attributes:
+        module: name of the innermost module around the break that holds others; empty for the network itself.
+    """
+
+    def __init__(self, module: str, place: str) -> None:
+        super().__init__(place)
+        self.module = module
+
+
 class Marking:
     """Runs a model with marks.
 
     Args:
         copy: a private copy in eval mode; between runs it is as it was.
-        inputs: example inputs; the first example is run, twice in one batch.
+        inputs: example inputs, of which two are run.
         layers: the layers that run, by name.
         max_seconds: when to give up.
         max_memory: bytes that the clean outputs may take.
+        whole: modules that are not looked into: with a mark anywhere they give marks everywhere.
 
     Attributes:
+        layers: those of ``layers`` that are followed.
         sources: what can be marked.
+        passed: layers that are run, so that marks pass them.
 
     Raises:
         InputError: the bounds are passed.
     """
 
     def __init__(
-        self, copy: nn.Module, inputs: Inputs, layers: Mapping[str, Layer], max_seconds: float, max_memory: int
+        self,
+        copy: nn.Module,
+        inputs: Inputs,
+        layers: Mapping[str, Layer],
+        max_seconds: float,
+        max_memory: int,
+        whole: Sequence[str] = (),
     ) -> None:
         self.model, self.max_seconds, self.started = copy, max_seconds, time.monotonic()
-        self.inputs = transform(inputs, lambda t: t[:1].expand(2, *t.shape[1:]).clone() if t.ndim else t.clone())
+        self.inputs, self.whole = pair_of(copy, inputs), tuple(whole)
+        layers = self.layers = {name: layer for name, layer in layers.items() if self.inside(name) is None}
         self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
+        self._silent = {name: np.zeros(layers[name].n_in, dtype=bool) for name in self.readers}  # of experts, say
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
-        self.sources = [Source(name, layers[name].n_out) for name in makers] + list(_outside(copy))
-        self._clean = self._record(makers, max_memory)
+        self.sources = [Source(name, layers[name].n_out) for name in makers]
+        self.sources += [source for source in _outside(copy) if self.inside(source.name) is None]
+        self._clean = self._record([*makers, *self.whole], max_memory)
         self._index = {name: i for i, name in enumerate(makers)}
+        self.passed: frozenset[str] = frozenset()
 
     def run(self, marked: Mapping[int, Channels], *, inputs: bool = False) -> dict[str, Channels]:
         """Which input channels of each layer are reached from marked channels.
@@ -90,40 +119,99 @@ class Marking:
         seen: dict[str, Channels] = {}
         plain = replaced(("scaled_dot_product_attention",), lambda *_: _plain_attention)
         with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
-            outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
+            try:
+                outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
+            except Exception as error:
+                raise Lost(container_of(error, self.model), place_of(error)) from error
         seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
-        return seen
+        return {**self._silent, **seen}
+
+    def inside(self, name: str) -> str | None:
+        """Why a layer or parameter is not looked at: it is in a module that is not looked into."""
+        around = next((module for module in self.whole if name.startswith(f"{module}.")), None)
+        if around is None:
+            return None
+        kind = type(self.model.get_submodule(around)).__name__
+        return f"{around} ({kind}) goes another way where channels are missing, so that they cannot be followed inside"
+
+    def is_silent(self, layer: str) -> bool:
+        """Whether a layer that makes channels is not called on the example that is followed."""
+        return layer in self._index and not self._clean[layer]
+
+    def past(self, layers: frozenset[str]) -> Marking:
+        """The same, with marks that pass these layers."""
+        other = copying.copy(self)
+        other.passed = layers
+        return other
+
+    def is_maker(self, layer: str) -> bool:
+        """Whether marks end at this layer, where it is not passed."""
+        return layer in self._index
+
+    def entries(
+        self, marked: Mapping[int, Channels], readers: Collection[str], *, behind: bool = False
+    ) -> dict[str, list[Tensor]]:
+        """Which entries of each layer's input, or of its output (``behind``), are reached: a tensor per call."""
+        found: dict[str, list[Tensor]] = {name: [] for name in readers}
+
+        def hook_of(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Tensor) -> None:
+                x = output[0] if output else input_of(args, kwargs)
+                found[name] += [torch.isnan(x)] if x is not None else []
+
+            return hook
+
+        modules = {name: self.readers[name] for name in readers}
+        handles = [
+            m.register_forward_hook(hook_of(name), with_kwargs=True)
+            if behind
+            else m.register_forward_pre_hook(hook_of(name), with_kwargs=True)
+            for name, m in modules.items()
+        ]
+        try:
+            self.run(marked)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     def mixer(self, source: int) -> str | None:
-        """The first module that spreads one channel's mark over others; None where no module alone does."""
+        """The first module that spreads a channel's mark over others; None where no module alone does.
+
+        The first channel is asked, the last, and one between: halves of a layer's channels may go different ways.
+        """
         names = {module: name for name, module in self.model.named_modules()}
         found: list[str] = []
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            before, after = _marked_share(args), _marked_share(output)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before, after = _marked_share((args, kwargs)), _marked_share(output)
             if before and after > 1.5 * before and not found:
                 found.append(f"{names[module]} ({type(module).__name__})")
 
         leaves = [m for m in names if next(m.children(), None) is None and kind_of(m) not in PRODUCERS]
-        handles = [m.register_forward_hook(hook) for m in leaves]
+        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in leaves]
         try:
-            self.run({source: np.arange(self.sources[source].width) == 0})
+            width = self.sources[source].width
+            for channel in dict.fromkeys((0, width - 1, width // 2)):
+                self.run({source: np.arange(width) == channel})
+                if found:
+                    break
         finally:
             for handle in handles:
                 handle.remove()
         return found[0] if found else None
 
-    def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Tensor]]:
-        clean: dict[str, list[Tensor]] = {name: [] for name in makers}
+    def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Any]]:
+        clean: dict[str, list[Any]] = {name: [] for name in makers}
         room = max_memory
 
         def hook_of(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
                 nonlocal room
-                room -= output.numel() * output.element_size()
+                room -= sum(t.numel() * t.element_size() for t in tensors(output))
                 if room < 0:
                     raise MemoryError
-                clean[name].append(output.detach().clone())
+                clean[name].append(transform(output, lambda t: t.detach().clone()))
 
             return hook
 
@@ -144,13 +232,13 @@ class Marking:
     @contextmanager
     def _patched(self, marked: Mapping[int, Channels]) -> Iterator[None]:
         """Layers hand out their clean outputs with marks; parameters carry theirs."""
-        patched: list[nn.Module] = []
+        patched: list[tuple[nn.Module, Any]] = []
         kept: list[tuple[Tensor, Tensor]] = []
         try:
-            for name, i in self._index.items():
+            for name in self._clean:
                 module = self.model.get_submodule(name)
-                module.forward = self._answer(module, name, marked.get(i))
-                patched.append(module)
+                patched.append((module, vars(module).get("forward")))
+                module.forward = self._answer(module, name, marked.get(self._index.get(name, -1)))
             for i, channels in marked.items():
                 source = self.sources[i]
                 if source.axis is not None and channels.any():
@@ -159,16 +247,25 @@ class Marking:
                     tensor.data = _with_marks(tensor.data, source.axis, channels)
             yield
         finally:
-            for module in patched:
-                del module.forward
+            for module, own in patched:
+                if own is None:
+                    del module.forward
+                else:
+                    module.forward = own
             for tensor, data in reversed(kept):
                 tensor.data = data
 
     def _answer(self, module: nn.Module, name: str, channels: Channels | None) -> Any:
         outputs = iter(self._clean[name])
+        run = module.forward if name in self.passed else None
 
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            output = next(outputs)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output: Any = next(outputs, None) if run is None else run(*args, **kwargs)
+            if name in self.whole:
+                return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
+            x = input_of(args, kwargs)
+            if x is not None and (output is None or (x.ndim == output.ndim > 1 and len(x) != len(output))):
+                output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
             if channels is None or not channels.any():
                 return output.clone()
             return _with_marks(output, channel_axis(module, output.ndim), channels)
@@ -178,17 +275,21 @@ class Marking:
     @contextmanager
     def _watched(self, seen: dict[str, Channels]) -> Iterator[None]:
         def hook_of(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                x = args[0]
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                x = input_of(args, kwargs)
+                assert x is not None
                 axis = channel_axis(module, x.ndim)
                 others = [d for d in range(x.ndim) if d != axis]
                 sums = x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32)) if others else x  # keeps a NaN
                 found = torch.isnan(sums).cpu().numpy()
+                if len(found) != self.layers[name].n_in:
+                    raise ValueError(f"layer {name!r} is given {len(found)} channels")
                 seen[name] = seen[name] | found if name in seen else found
 
             return hook
 
-        handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in self.readers.items()]
+        readers = self.readers.items()
+        handles = [module.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, module in readers]
         try:
             yield
         finally:

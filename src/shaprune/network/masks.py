@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError
+from shaprune.network.given import Arguments, input_of, with_input
 from shaprune.network.players import Group, Players, check_channels
 from shaprune.network.turns import turn
 
@@ -75,22 +76,29 @@ class Edge(Site):
         return str(self.last)
 
     def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self.apply(args[0], mask), *args[1:])
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+            x = input_of(args, kwargs)
+            if x is None:
+                raise GameError(f"layer {self.module} is given no tensor, so that no mask can stand there; exclude it")
+            return with_input(args, kwargs, self.apply(x, mask))
 
-        return [model.get_submodule(self.module).register_forward_pre_hook(hook)]
+        return [model.get_submodule(self.module).register_forward_pre_hook(hook, with_kwargs=True)]
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
         """Multiply ``x`` (rows, channels, ...) or (rows, ..., channels) by ``mask`` (rows, n) or (1, n) for all alike.
 
-        Where an example has become several rows side by side (windows), each of them has its mask.
+        Where an example has become several rows side by side (windows), each of them has its mask. A mask for all
+        alike does not ask which axis the batch is.
         """
-        columns = each_row(self.columns(mask.to(x.dtype)), len(x), f"the input of {self.module}")
+        columns = self.columns(mask.to(x.dtype))
+        if len(columns) == 1:
+            return x * (columns[0] if self.last else _channels_second(columns, x))
+        columns = each_row(columns, len(x), f"the input of {self.module}")
         return x * (columns.view(len(x), *[1] * (x.ndim - 2), -1) if self.last else _channels_second(columns, x))
 
 
 def _channels_second(columns: Tensor, x: Tensor) -> Tensor:
-    return columns.view(len(x), -1, *[1] * (x.ndim - 2))
+    return columns.view(len(columns), -1, *[1] * (x.ndim - 2))
 
 
 def edges_of(players: Players, groups: Sequence[Group], device: torch.device) -> list[Edge]:

@@ -8,7 +8,7 @@ Blocks, the experts of a mixture and the single weights of a layer are groups, t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shaprune.errors import InputError, nearest
 from shaprune.network.config import Config
 from shaprune.network.layers import Layer
+from shaprune.network.written import check_config, check_players
 
 Role = Literal["out", "in", "both", "skip", "expert", "weight"]
 _LESS_OUT = ("out", "both", "skip", "expert")  # roles whose layer has fewer outputs when a player leaves
@@ -189,6 +190,18 @@ class Players:
         left = {name: min(widths) for name, widths in self.widths(kept).items()}
         return {name: (n, self.layers[name].least) for name, n in left.items() if n < self.layers[name].least}
 
+    def needed(self) -> dict[int, str]:
+        """Players that can never leave: without one of them alone a layer could not run; each with that layer."""
+        found: dict[int, str] = {}
+        for group in self.groups:
+            for member in group.members:
+                layer = self.layers[member.module]
+                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
+                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
+                for i in group.indices[np.minimum(n_in, n_out) < layer.least].tolist():
+                    found.setdefault(i, member.module)
+        return found
+
     def cost(self, kept: NDArray[np.bool_]) -> tuple[int, float]:
         """Parameters and multiply-adds per example of the network in which the players ``kept`` stay."""
         params, macs = self.model_params, self.model_macs
@@ -257,35 +270,30 @@ class Players:
         """Inverse of `to_json`.
 
         Raises:
-            InputError: if a field is missing or of the wrong kind.
+            InputError: a field that is missing or of the wrong kind, or parts that do not fit together.
         """
-        try:
-            members = [
-                (
-                    g["name"],
-                    [
-                        Member(m["module"], m["role"], tuple(tuple(int(i) for i in c) for c in m["channels"]))
-                        for m in g["members"]
-                    ],
-                )
-                for g in data["groups"]
-            ]
-            labels = [tuple(map(str, g.get("labels", ()))) for g in data["groups"]]
-            groups = [replace(g, labels=own) for g, own in zip(number_groups(members), labels, strict=True)]
-            if any(len(g.labels) not in (0, len(g)) for g in groups):
-                raise ValueError("labels do not fit the players of a group")
-            return Players(
-                groups=tuple(groups),
-                layers={name: Layer(**layer) for name, layer in data["layers"].items()},
-                skipped=tuple(Skipped(*s) for s in data["skipped"]),
-                model_params=int(data["model_params"]),
-                model_macs=float(data["model_macs"]),
-                model_bytes=int(data.get("model_bytes", 0)),
-                model_activations=float(data.get("model_activations", 0.0)),
-                config=None if data.get("config") is None else Config.from_json(data["config"]),
-            )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"these are not players written by shaprune: {error!r}") from error
+        check_players(data)
+        if data.get("config") is not None:
+            check_config(data["config"], [g["name"] for g in data["groups"]])
+        members = [
+            (g["name"], [Member(m["module"], m["role"], tuple(map(tuple, m["channels"]))) for m in g["members"]])
+            for g in data["groups"]
+        ]
+        labels = [tuple(g.get("labels", ())) for g in data["groups"]]
+        known = {field.name for field in fields(Layer)}
+        return Players(
+            groups=tuple(replace(g, labels=own) for g, own in zip(number_groups(members), labels, strict=True)),
+            layers={
+                name: Layer(**{key: entry for key, entry in layer.items() if key in known})
+                for name, layer in data["layers"].items()
+            },
+            skipped=tuple(Skipped(*s) for s in data["skipped"]),
+            model_params=data["model_params"],
+            model_macs=float(data["model_macs"]),
+            model_bytes=data.get("model_bytes", 0),
+            model_activations=float(data.get("model_activations", 0.0)),
+            config=None if data.get("config") is None else Config.from_json(data["config"]),
+        )
 
     def _each(self, cost: Any) -> NDArray[np.float64]:
         result = np.zeros(self.n)

@@ -75,7 +75,7 @@ class GameRecipe:
         if not isinstance(model, nn.Module):
             raise InputError(f"build returned a {type(model).__name__}; it must return a torch.nn.Module")
         try:
-            model.load_state_dict(dict(self.weights))
+            model.load_state_dict(self.weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"build made another network than the one that is scored: {reason}") from error

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from shaprune.errors import InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.equations import Equations, can_solve, counted, has_bias, install, ridged, rows_of, weights_of
+from shaprune.network.given import input_of
 from shaprune.network.players import Group, Players
 from shaprune.network.subject import BATCH, Subject
 
@@ -176,14 +177,15 @@ def _collected(subject: Subject, names: Sequence[str]) -> dict[str, Equations]:
     real: Tensor | None = None
 
     def hook_of(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            for rows in rows_of(layer, args[0], output, real):
+        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            x = input_of(args, kwargs)
+            for rows in rows_of(layer, x, output, real) if x is not None else ():
                 found[name].add(*rows)
 
         return hook
 
     with borrowed(subject.model), torch.no_grad():
-        handles = [layers[name].register_forward_hook(hook_of(name)) for name in names]
+        handles = [layers[name].register_forward_hook(hook_of(name), with_kwargs=True) for name in names]
         try:
             for rows in torch.arange(subject.n_examples).split(BATCH):
                 inputs = subject.rows(rows)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.errors import ShapruneWarning
-from shaprune.network.agreement import limit_for, relative_difference
 from shaprune.network.batches import Inputs, call, main_output, tensors, transform
 from shaprune.network.borrow import device_of
 from shaprune.network.calls import DivergedError, Forward, Handed, Slot, Who, heard, planned, replaced
@@ -26,7 +25,7 @@ from shaprune.network.cut import Whole, watched
 from shaprune.network.masks import Site, masked
 from shaprune.network.reading import Reading
 from shaprune.network.spill import out_of_memory
-from shaprune.network.state import State, gather
+from shaprune.network.state import State
 from shaprune.network.trace import live_bytes
 
 Answer = Callable[[Handed, Callable[[], Any]], Any]  # what is handed out, and what computes the call
@@ -39,14 +38,14 @@ class Replay:
         model: in eval mode, called as `shaprune.network.batches.call` does.
         sites: where the masks stand.
         fetch: gives the inputs of examples.
-        examples: numbers of some, by which it is verified that nothing changes.
-        near: relative difference up to which outputs are the same.
+        examples: numbers of some, on which its calls are recorded.
 
     Raises:
         DivergedError: the model cannot be run so, and why.
     """
 
     first_linear = None
+    rows_apart = True
     because: str | None = None
 
     def __init__(
@@ -55,7 +54,6 @@ class Replay:
         sites: Sequence[Site],
         fetch: Callable[[Tensor], Inputs],
         examples: Tensor,
-        near: float,
     ) -> None:
         self.model, self.sites, self.fetch = model, sites, fetch
         self.whole = Whole(model, sites, call)
@@ -67,7 +65,6 @@ class Replay:
         self.plan, self.given = planned(model, sites, fetch(three[:1]), fetch(three))
         self._unread = self._not_needed(self.prepare(three))
         self._same = {key: tensor for key, tensor in self._same.items() if key not in self._unread}
-        self._check(examples, near)
 
     def prepare(self, examples: Tensor) -> State:
         """What is needed of the inputs, and what modules hand out for them; ``examples`` (rows,) are numbers.
@@ -101,7 +98,7 @@ class Replay:
         Where the model goes another way than it was recorded on, or fails, it is run whole for these rows.
         """
         try:
-            return self._replayed(state, mask)
+            return self.replayed(state, mask)
         except Exception as error:
             if out_of_memory(error):
                 raise
@@ -135,7 +132,7 @@ class Replay:
 
     # -- how it is run ----------------------------------------------------------------------------------------------
 
-    def _replayed(self, state: State, mask: Tensor) -> Tensor:
+    def replayed(self, state: State, mask: Tensor) -> Tensor:
         """As `run`; raises where the model goes another way."""
         rows = len(mask)
 
@@ -222,21 +219,3 @@ class Replay:
             raise DivergedError("it writes to its inputs")
         unread = floating.keys() - reading.needed(output)
         return {key: torch.tensor(float("nan"), dtype=floating[key], device=self.device) for key in unread}
-
-    def _check(self, examples: Tensor, near: float) -> None:
-        """Check that everyone and random coalitions, in another order, have the outputs of the whole model.
-
-        Raises:
-            DivergedError: they have not.
-        """
-        n = len(examples)
-        rows = torch.cat([torch.arange(n), torch.arange(n).flip(0), torch.zeros(1, dtype=torch.int64)]).to(self.device)
-        mask = torch.rand(len(rows), self.sites[0].n_players, generator=torch.Generator().manual_seed(0)).round()
-        mask[:n] = 1
-        mask = mask.to(self.device)
-        ours = self._replayed(gather(self.prepare(examples), rows), mask)
-        theirs = self.whole.run(self.fetch(examples[rows]), mask)
-        alike = ours.shape == theirs.shape and torch.equal(ours.isfinite(), theirs.isfinite())
-        limit = limit_for(ours.dtype, near)
-        if not alike or relative_difference(*(t.nan_to_num(0.0, 0.0, 0.0) for t in (ours, theirs))) > limit:
-            raise DivergedError("its outputs change where modules before the mask hand out what they gave")

@@ -7,18 +7,17 @@ running the layer again (see `shaprune.network.firstlinear`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shaprune.errors import InputError
-from shaprune.network.agreement import limit_for, relative_difference
+from shaprune.errors import InputError, ShapruneWarning
+from shaprune.network.agreement import HALF, limit_for, relative_difference
 from shaprune.network.batches import tensors
 from shaprune.network.borrow import borrowed
 from shaprune.network.calls import DivergedError
@@ -29,38 +28,16 @@ from shaprune.network.graphs import Recordings, recorder_for
 from shaprune.network.grid import Grid
 from shaprune.network.masks import Site
 from shaprune.network.precision import RowPrecision, check_runs, in_precision, laid_out
+from shaprune.network.proof import NEAR, Question
 from shaprune.network.replay import Replay
-from shaprune.network.spill import PARTS, joined, out_of_memory
+from shaprune.network.row_batches import WALKS_SET, Block, RowBatches
+from shaprune.network.spill import PARTS, joined
 from shaprune.network.state import State, gather, unfix
-from shaprune.network.subject import BATCH, NEAR, Subject
-from shaprune.network.threads import MOST, at_once, side_by_side
+from shaprune.network.subject import BATCH, Subject
+from shaprune.network.threads import MOST, side_by_side
 from shaprune.network.trace import live_bytes
 
-T = TypeVar("T")
-ROWS_SET = 1 << 23  # bytes of one batch of rows on a CPU, where the bound allows more; larger ones leave the caches
-CALLED_SET = 1 << 27  # the same where a model's own code is called, which costs about a millisecond each time
-WALKS_SET = 1 << 24  # the same for walks, whose steps are small operations over all walks of a batch
-MASKS = 20  # bytes that a row's mask takes per player, with what it is made from and what the layers read of it
-SMALL = 32  # rows of a batch below which operations are too short to be worth their calls
 SCANNED = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Rows that were run together.
-
-    Attributes:
-        outputs: (B, ...) the network's outputs.
-        examples: (B,) the example of each row.
-        into: which part of what was asked the rows belong to: rows of `Rows.pairs`; walks of `Rows.walks`, the rows
-            being (steps + 1) x walks; coalitions of `Rows.everyone`, the rows being examples x coalitions.
-        mask_of: the coalition (n,) of a row, for messages.
-    """
-
-    outputs: Tensor
-    examples: Tensor
-    into: slice
-    mask_of: Callable[[int], Tensor]
 
 
 class Rows:
@@ -81,25 +58,108 @@ class Rows:
         self.n_players, self.n_examples = sites[0].n_players, subject.n_examples
         self.device = subject.outputs.device
         self._cache: State | None = None
-        self._room = max_memory  # bytes that the device is known to have at most for a batch
+        self.batches = RowBatches(max_memory, self.device, self.n_players, self._divisible)
+        self._side_by_side = True
+        self.refuted: list[tuple[str, str]] = []  # fast ways that are not used, and why
         with borrowed(subject.model), torch.no_grad():
-            self.runner: Cut | Replay | Whole = subject.runner(sites)
-            if precision != "float32" and isinstance(self.runner, Cut):
-                self.runner.fold()
-            try:
-                self._measure()
-            except DivergedError as error:
-                self._run_whole(error)
+            self.asked = None if subject.meet else subject.question(sites)
+            self._begin()
+            if self.asked is not None and precision != "float32":
+                self._prove_precision(self.asked)
+            if self.asked is not None and isinstance(self.runner, Cut):
+                self._prove_ways(self.runner, self.asked)
+
+    def _begin(self) -> None:
+        """Find what runs the rows, and what a row takes."""
+        self.runner, self._known_state = self.subject.runner(self.sites, self.asked)
+        if self.precision != "float32" and isinstance(self.runner, Cut):
+            self.runner.fold()
+        try:
+            self._measure()
+        except DivergedError as error:
+            self._run_whole(error)
+
+    # -- what is proved once: every way but the plain one, see `shaprune.network.proof` ------------------------------
+
+    def asked_state(self) -> State:
+        """A copy of the values at the cut for the rows of the question."""
+        assert self.asked is not None
+        return gather(self._known_state, torch.arange(len(self.asked.masks), device=self.device))
+
+    def _prove_precision(self, asked: Question) -> None:
+        why = self._differs(asked, lambda: self.lowered(self.runner.run, self.asked_state(), asked.masks))
+        if why is not None:
+            self.refuse(f"precision {self.precision!r} is not used, rows are run in float32", why)
+            self.precision = "float32"
+            self._begin()
+
+    def _prove_ways(self, runner: Cut, asked: Question) -> None:
+        first = runner.first_linear
+        if first is not None:
+            row = len(asked.masks[:2]) - 1
+            walked = self._differs(asked, lambda: self._walked(first, asked.masks[row], row), slice(row, row + 1))
+            why = self._differs(asked, lambda: self._added(first, asked)) or walked
+            if why is not None:
+                self.refuse("players are not added one by one, the layer behind the mask is run again", why)
+                runner.first_linear = None
+        why = self._differs(asked, lambda: self._beside(runner, asked)) if self._divisible() else None
+        if why is not None:
+            self.refuse("batches are not run side by side", why)
+            self._side_by_side = False
+
+    def _differs(self, asked: Question, ask: Callable[[], Tensor], rows: slice = slice(None)) -> str | None:
+        """How a fast way answers otherwise than the plain network, None where it does not."""
+        try:
+            outputs = ask()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return asked.refuted(outputs, NEAR if self.precision == "float32" else HALF, rows)
+
+    def refuse(self, what: str, why: str) -> None:
+        """Note, and warn, that a fast way is not used."""
+        self.refuted.append((what, why))
+        warnings.warn(f"{what}: {why}", ShapruneWarning, stacklevel=2)
+
+    def _added(self, first: FirstLinear, asked: Question) -> Tensor:
+        """Outputs of the question's rows, from contributions to the first linear layer."""
+        state = self.asked_state()
+        parts = first.contributions(state)
+        sums = torch.matmul(_with_base(asked.masks)[:, None].to(parts), parts.flatten(2))
+        return self.lowered(first.finish, first.leftover(state), sums.view(len(sums), *parts.shape[2:]))
+
+    def _walked(self, first: FirstLinear, mask: Tensor, row: int) -> Tensor:
+        """Outputs of a row of the question, as the end of a walk on which those who have left it leave."""
+        state = gather(self._known_state, torch.tensor([row], device=self.device))
+        return self._along(first, state, torch.nonzero(mask == 0).T, torch.ones_like(mask))[-1:]
+
+    def _beside(self, runner: Cut, asked: Question) -> Tensor:
+        """Outputs of the question's rows, each in a thread of its own.
+
+        Raises:
+            RuntimeError: a layer keeps something of what it is given, which another thread would find.
+        """
+        before = runner.kept()
+
+        def run(row: int) -> Tensor:
+            rows = torch.tensor([row], device=self.device)
+            return self.lowered(runner.run, gather(self._known_state, rows), asked.masks[rows])
+
+        found = [result() for _, result in side_by_side(run, range(len(asked.masks)), threads=2)]
+        for (name, key), value in runner.kept().items():
+            if value is not before.get((name, key), self):
+                raise RuntimeError(f"layer {name!r} keeps something of what it is given in its {key}")
+        return torch.cat(found)
 
     def _measure(self) -> None:
         """Find what a row takes, and its values at the cut."""
         self._recordings = self.new_recordings()
-        some = self.some
-        probe = self.subject.prepared(self.runner, some)
-        self.row_bytes = self.runner.row_bytes(probe, torch.ones(len(some), self.n_players, device=self.device))
+        self.batches.called = isinstance(self.runner, Replay)
+        rows = len(self.some) if self.asked is None else len(self.asked.masks)
+        probe = self.asked_state() if self.asked is not None else self.subject.prepared(self.runner, self.some)
+        self.row_bytes = self.runner.row_bytes(probe, torch.ones(rows, self.n_players, device=self.device))
         first = self.runner.first_linear
-        self.part_bytes = live_bytes(first.contributions(probe)) // len(some) if first is not None else 0
-        self.state_bytes = max(1, live_bytes(probe) // len(some)) if isinstance(probe, dict) else 1
+        self.part_bytes = live_bytes(first.contributions(probe)) // rows if first is not None else 0
+        self.state_bytes = max(1, live_bytes(probe) // rows) if isinstance(probe, dict) else 1
         if self.row_bytes > self.max_memory:
             raise InputError(
                 f"max_memory is {self.max_memory:,} bytes and one row of the network takes {self.row_bytes:,}; give at "
@@ -126,15 +186,18 @@ class Rows:
             return Block(outputs, examples[part], part, partial(_one_of, masks, part.start))
 
         self.fill()
-        yield from self.spread(run, self.split(len(masks), self.row_bytes), self.row_bytes)
+        yield from self.batches.spread(run, self.batches.split(len(masks), self.row_bytes), self.row_bytes)
 
     def everyone(self, masks: Masks) -> Generator[Block, None, None]:
         """Every coalition, masks (R, n), on every example."""
         if not len(masks):
             return
+        if self.subject.meet:
+            yield from self._in_order(masks)
+            return
         self.fill()
         first = self.runner.first_linear if len(masks) > 1 else None  # contributions pay off from the second on
-        per_batch = self.batch(self.row_bytes)
+        per_batch = self.batches.largest(self.row_bytes)
         grid = None if first is None else masks.grid(per_batch)
         unit = 1 if grid is None else len(grid.low)
         blocks = -(-len(masks) // max(per_batch, unit))
@@ -144,6 +207,13 @@ class Rows:
         for examples in torch.arange(self.n_examples, device=self.device).split(height):
             yield from self._over(masks, examples, first, grid, parts)
 
+    def _in_order(self, masks: Masks) -> Iterator[Block]:
+        """One coalition after the other, on the batches on which the dense network was run."""
+        for i in range(len(masks)):
+            for examples in torch.arange(self.n_examples, device=self.device).split(BATCH):
+                outputs = self.lowered(self.runner.run, self.subject.rows(examples), masks[i : i + 1])
+                yield Block(outputs, examples, slice(i, i + 1), partial(_cyclic, masks[i : i + 1]))
+
     def _over(
         self, masks: Masks, examples: Tensor, first: FirstLinear | None, grid: Grid | None, parts: Sequence[slice]
     ) -> Iterator[Block]:
@@ -152,7 +222,9 @@ class Rows:
         sums = None if first is None else self._sums_of(first.contributions(state), masks, grid)
         run = partial(self._crossed, masks, examples, state, sums)
         for part in parts:
-            yield from self.halving(run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples))
+            yield from self.batches.halving(
+                run, part, self.row_bytes * len(examples), partial(self._fewer, masks, examples)
+            )
 
     def _fewer(self, masks: Masks, examples: Tensor, part: slice) -> Iterator[Block]:
         """Coalitions on one half of the examples, and then on the other."""
@@ -194,17 +266,23 @@ class Rows:
         somebody_stays = orders.shape[1] < (self.n_players if start is None else int(start.sum()))
         run = partial(self._walks, first, orders, examples, everyone, somebody_stays)
         short = self.part_bytes <= 4 * SCANNED * (self.n_players + 1)  # sums so small that threads wait for Python
-        yield from self.spread(run, self.split(len(orders), cost, WALKS_SET), cost, most=1 if short else MOST)
+        yield from self.batches.spread(
+            run, self.batches.split(len(orders), cost, WALKS_SET), cost, most=1 if short else MOST
+        )
 
     def _walks(
         self, first: FirstLinear, orders: Tensor, examples: Tensor, start: Tensor, somebody_stays: bool, part: slice
     ) -> Block:
         orders, examples = orders[part], examples[part]
-        state = self.state(examples)
-        sums = self._sums(first.contributions(state), orders, start if somebody_stays else None)
-        rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
-        outputs = self._run(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
+        outputs = self._along(first, self.state(examples), orders, start if somebody_stays else None)
+        rows = torch.arange(len(orders), device=self.device).repeat(orders.shape[1] + 1)
         return Block(outputs, examples[rows], part, partial(self._mask_of_step, orders, start))
+
+    def _along(self, first: FirstLinear, state: State, orders: Tensor, start: Tensor | None) -> Tensor:
+        """Outputs (steps + 1, walks), flat, along walks; see `_sums`."""
+        sums = self._sums(first.contributions(state), orders, start)
+        rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
+        return self._run(first.finish, gather(first.leftover(state), rows), sums.flatten(0, 1))
 
     def culprit(self, example: Tensor, mask: Tensor) -> str | None:
         """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
@@ -250,75 +328,12 @@ class Rows:
         """Bytes that one walk takes where contributions are added."""
         return self.row_bytes * (steps + 1) + self.part_bytes
 
-    # -- memory ---------------------------------------------------------------------------------------------------
-
-    def batch(self, bytes_per_row: int, working_set: int | None = None) -> int:
-        """How many rows are run at once; other devices than the CPU take as many as the bound allows."""
-        most = min(self.max_memory // 2, self._room)
-        if working_set is None:
-            working_set = CALLED_SET if isinstance(self.runner, Replay) else ROWS_SET
-        size = (min(most, working_set) if self.device.type == "cpu" else most) // bytes_per_row
-        return max(1, min(size, most // 2 // (MASKS * self.n_players)))
-
-    def split(self, rows: int, bytes_per_row: int, working_set: int | None = None) -> list[slice]:
-        """Rows in parts of equal size, none larger than a batch; some smaller ones where they can run side by side."""
-        batch = self.batch(bytes_per_row, working_set)
-        parts = -(-rows // batch)
-        if self._divisible:
-            parts = max(parts, min(MOST, rows // max(SMALL, batch // MOST)))
-            even = 1 << (parts - 1).bit_length() if 0 < parts < MOST else parts  # 2, 4 or 8 share it evenly
-            parts = min(even, rows)
-        ends = [rows * i // parts for i in range(parts + 1)] if parts else []
-        return [slice(*ends) for ends in pairwise(ends)]
-
-    @property
     def _divisible(self) -> bool:
-        """Whether batches can run side by side: on a CPU, where nothing but torch's operations runs."""
-        return self.device.type == "cpu" and isinstance(self.runner, Cut) and not self.runner.listened
+        """Whether batches can run side by side: on a CPU, where nothing but torch's operations and layers runs."""
+        plain = self.device.type == "cpu" and isinstance(self.runner, Cut) and not self.runner.listened
+        return plain and self._side_by_side
 
-    def spread(
-        self, run: Callable[[slice], T], parts: Sequence[slice], bytes_each: int, most: int = MOST
-    ) -> Iterator[T]:
-        """``run`` on all parts, in order; at most ``most`` at a time, as there are threads, and memory, for them."""
-        largest = max((part.stop - part.start for part in parts), default=1) * max(bytes_each, MASKS * self.n_players)
-        room = max(1, self.max_memory // 2 // largest)
-        threads = at_once(min(len(parts), room, most)) if self._divisible else 1
-        for part, result in side_by_side(run, parts, threads):
-            yield from self.halving(run, part, bytes_each, begun=result)
-
-    def halving(
-        self,
-        run: Callable[[slice], T],
-        part: slice,
-        bytes_each: int,
-        fewer: Callable[[slice], Iterator[T]] | None = None,
-        begun: Callable[[], T] | None = None,
-    ) -> Iterator[T]:
-        """``run(part)``; where the device has no memory for it, its halves, and later batches are as small.
-
-        Where one row, walk or coalition is too much, ``fewer`` runs it on fewer examples; without it, torch's own error
-        stays. Batches of other sizes may differ in the last bits. ``begun`` gives ``run(part)`` where that has begun.
-        """
-        size = part.stop - part.start
-        done = None
-        known_too_large = self._room < self.max_memory and size > 1 and size * bytes_each > self._room
-        if not known_too_large:
-            try:
-                done = run(part) if begun is None else begun()
-            except RuntimeError as error:
-                single = size < 2 and (fewer is None or bytes_each <= self.row_bytes)
-                if single or not out_of_memory(error):
-                    raise
-        if done is not None:  # outside of the blocks above nothing holds what has been computed
-            yield done
-            return
-        self._room = min(self._room, max(1, size * bytes_each // 2))
-        if size < 2 and fewer is not None:
-            yield from fewer(part)
-            return
-        middle = (part.start + part.stop) // 2
-        for half in (slice(part.start, middle), slice(middle, part.stop)):
-            yield from self.halving(run, half, bytes_each, fewer)
+    # -- values at the cut -----------------------------------------------------------------------------------------
 
     def state(self, examples: Tensor) -> State:
         """Values at the cut for some examples, see `fill`."""
@@ -343,8 +358,7 @@ class Rows:
             self.subject.keep_known(self._cache)
 
     def _run_whole(self, error: DivergedError) -> None:
-        self.runner = Whole(self.subject.model, self.sites, self.subject.forward, str(error))
-        self.subject.say_whole(str(error))
+        self.runner, self._known_state = self.subject.whole(self.sites, self.asked, str(error))
         self._measure()
 
     def _known(self) -> State | None:

@@ -12,13 +12,15 @@ from torch import Tensor
 from shaprune.errors import GameError, InputError
 from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
+from shaprune.network.cut import OneByOne
 from shaprune.network.judging import Judge, Look, inspected
-from shaprune.network.rows import Block
+from shaprune.network.row_batches import Block
 from shaprune.network.spill import out_of_memory
-from shaprune.network.state import State
+from shaprune.network.state import State, gather
 from shaprune.network.worths import built_in
 from shaprune.values.game import Coalitions, Examples, Worths
 
+_NEAR, _NEAR_LOW = 1e-3, 0.3  # how far apart derivatives may lie, relative; in lower precision
 OTHERWISE = "use a worth that has them, such as 'fidelity' or 'cross_entropy', or method='permutation'"
 
 
@@ -37,8 +39,10 @@ class Slopes:
         self.judge, self.rows = judge, judge.rows
         self.row_bytes = self.rows.row_bytes
         self._recordings = self.rows.new_recordings()
+        self._plain: OneByOne | None = None  # runs the rows where what runs them else has other derivatives
         with borrowed(self.rows.subject.model), torch.no_grad():
             self.row_bytes = self._kept_bytes()
+            self._prove()
         if self.row_bytes > self.rows.max_memory:
             raise InputError(
                 f"max_memory is {self.rows.max_memory:,} bytes and one row with its derivatives takes "
@@ -74,16 +78,22 @@ class Slopes:
         """Parts of the rows with their answers, (B, n + 1)."""
 
         def run(part: slice) -> tuple[slice, Tensor]:
-            return part, self._differentiated(self.rows.state(examples[part]), masks[part], examples[part], look)
+            return part, self._differentiated(self._state(examples[part]), masks[part], examples[part], look)
 
-        self.rows.fill()
-        as_many = self.rows.batch(self.rows.row_bytes) * self.row_bytes  # as without derivatives, where there is room
-        yield from self.rows.spread(run, self.rows.split(len(masks), self.row_bytes, as_many), self.row_bytes)
+        as_many = (
+            self.rows.batches.largest(self.rows.row_bytes) * self.row_bytes
+        )  # as without derivatives, where there is room
+        yield from self.rows.batches.spread(
+            run, self.rows.batches.split(len(masks), self.row_bytes, as_many), self.row_bytes
+        )
+
+    def _state(self, examples: Tensor) -> State:
+        return self.rows.state(examples) if self._plain is None else self.rows.subject.rows(examples)
 
     def _differentiated(self, state: State, masks: Tensor, examples: Tensor, look: Look) -> Tensor:
         given = state, masks, examples
         try:
-            if built_in(self.judge.worth):
+            if built_in(self.judge.worth) and self._plain is None:
                 found = self._recordings.run(self._there_and_back, given, "", len(masks) * self.row_bytes)
             else:
                 found = self._there_and_back(*given)
@@ -100,9 +110,10 @@ class Slopes:
 
     def _there_and_back(self, state: State, masks: Tensor, examples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of rows, their worths, and how these change with the masks (B, n)."""
+        run = partial(self.rows.lowered, self.rows.runner.run) if self._plain is None else self._plain.run
         with torch.enable_grad():
             leaf = masks.clone().requires_grad_()
-            outputs = self.rows.lowered(self.rows.runner.run, state, leaf)
+            outputs = run(state, leaf)
             block = Block(outputs, examples, slice(0, len(masks)), masks.__getitem__)
             worths = self.judge.each(block, shared=False)
             slopes = None
@@ -114,11 +125,34 @@ class Slopes:
             )
         return outputs.detach(), worths.detach(), slopes
 
+    def _prove(self) -> None:
+        """Compare the derivatives of one row, with players removed, with those of the plain masked network.
+
+        Where they differ, derivatives are taken through the plain one.
+        """
+        rows, asked = self.rows, self.rows.asked
+        if asked is None or type(rows.runner) is OneByOne:
+            return
+        examples, masks = asked.examples[:1], asked.masks[:1]
+        state = gather(rows.asked_state(), torch.zeros(1, dtype=torch.int64, device=rows.device))
+        ours = self._differentiated(state, masks, examples, Judge.check)[:, 1:]
+        self._plain = OneByOne(rows.subject.model, rows.sites, rows.subject.forward)
+        plain = self._differentiated(rows.subject.rows(examples), masks, examples, Judge.check)[:, 1:]
+        error, size = float((ours - plain).norm()), float(plain.norm())
+        if error <= (_NEAR if rows.precision == "float32" else _NEAR_LOW) * size:
+            self._plain = None
+            return
+        rows.refuse(
+            "derivatives are taken through the whole model",
+            f"through the part behind the mask they are {error / max(size, 1e-30):.2g} of their size apart",
+        )
+        self.row_bytes = self._kept_bytes()
+
     def _kept_bytes(self) -> int:
         """Memory per row with all that a pass forward keeps for the pass back."""
         found: dict[int, int] = {}
         rows, examples = self.rows, self.rows.some
-        state = rows.subject.prepared(rows.runner, examples)
+        state = rows.subject.prepared(rows.runner, examples) if self._plain is None else rows.subject.rows(examples)
 
         def note(tensor: Tensor) -> Tensor:
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

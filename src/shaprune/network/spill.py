@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shaprune.errors import InputError
-from shaprune.network.batches import concatenate, tensors, transform
+from shaprune.network.batches import concatenate, entries, tensors, transform
 from shaprune.network.trace import live_bytes
 
 MAX_MEMORY = 1 << 30  # bytes, where nothing else is said
@@ -133,11 +133,10 @@ def _aligned(first: Any, batch: Any) -> list[Tensor]:
     """The tensors of a batch in the order of those of the first."""
     if isinstance(first, Tensor):
         return [batch]
-    if isinstance(first, dict):
-        return [t for key, value in first.items() for t in _aligned(value, batch[key])]
     if isinstance(first, (tuple, list)):
         return [t for i, value in enumerate(first) for t in _aligned(value, batch[i])]
-    return []
+    theirs = entries(batch)
+    return [t for key, value in entries(first).items() for t in _aligned(value, theirs[key])]
 
 
 def out_of_memory(error: Exception) -> bool:

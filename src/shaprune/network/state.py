@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -13,21 +12,18 @@ from shaprune.network.trace import Env
 State = Any  # inputs of the model, or a dict of values at the cut
 
 
-@dataclass(frozen=True, eq=False)
 class Fixed:
-    """A value at the cut that is the same for every example."""
+    """A value at the cut that is the same for every example; no part of it is taken for one of an example."""
 
-    value: Any
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def unfix(state: dict[fx.Node, Any]) -> Env:
     """A state as an environment to run operations in."""
     return {n: v.value if isinstance(v, Fixed) else v for n, v in state.items()}
-
-
-def batch_first(value: Any, rows: int) -> bool:
-    """Whether a value holds one entry per row."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
 
 
 def gather(state: State, rows: Tensor) -> State:

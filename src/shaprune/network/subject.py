@@ -15,19 +15,24 @@ from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, ShapruneWarning
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Forward, call, length, main_output, transform
+from shaprune.network.batches import Forward, call, length, main_output, named_leaves, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.calls import DivergedError
 from shaprune.network.collecting import collect
-from shaprune.network.cut import Cut, Whole
+from shaprune.network.cut import Cut, OneByOne, Whole
 from shaprune.network.masks import Edge, Site
+from shaprune.network.proof import NEAR, Question, question
 from shaprune.network.replay import Replay
 from shaprune.network.spill import MAX_MEMORY, PARTS, joined
 from shaprune.network.state import State, gather, unfix
 from shaprune.network.trace import Trace, UntraceableError, live_bytes, traced
 
 BATCH = 256  # examples per plain forward pass
-NEAR = 1e-4  # relative, float32: how well the part behind a mask must reproduce the outputs
+_WHAT: dict[type, str] = {
+    Cut: "the part behind the mask",
+    Replay: "the model with recorded calls before the mask",
+    Whole: "the whole model with masks of their own for the rows of a batch",
+}
 OWN = "forward=... is given"  # why a model is run whole
 
 
@@ -44,9 +49,12 @@ class Subject:
         inputs: all inputs, batch first, on the device unless they are too many; targets: (N,) or None.
         outputs: (N, ...) what the dense network answers.
         n_examples: N.
+        output_names: what the network answers, see `named_leaves`; `main_output` chooses one of these.
         device: of the model.
         known: values at the last cut that was computed for all examples, where they are small enough to be kept.
         untraced_because: why torch.fx does not take the model apart, or None where it does.
+        meet: whether the examples of a batch meet: one of them alone has another output. Coalitions are then asked on
+            the same batches as the dense network, and there are no worths of single examples.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class Subject:
             answered = (self._dense(rows) for rows in torch.arange(self.n_examples).split(BATCH))
             self._keep(self.inputs, targets, joined(answered, self.max_bytes, self.n_examples))
             self.trace, self.untraced_because = self._traced()
+            self.meet = self._examples_meet()
         self.known: State | None = None
         self._said: set[str] = set()
         if self.forward is not call:
@@ -103,7 +112,18 @@ class Subject:
 
     def state(self) -> dict[str, Any]:
         """All but the model and its trace, to be sent elsewhere; see `received`."""
-        kept = ("inputs", "targets", "outputs", "n_examples", "max_bytes", "device", "forward", "untraced_because")
+        kept = (
+            "inputs",
+            "targets",
+            "outputs",
+            "output_names",
+            "n_examples",
+            "max_bytes",
+            "device",
+            "forward",
+            "untraced_because",
+            "meet",
+        )
         return {name: getattr(self, name) for name in kept}
 
     @staticmethod
@@ -136,22 +156,73 @@ class Subject:
             self._parts[key] = part
         return part
 
-    def runner(self, sites: Sequence[Site]) -> Cut | Replay | Whole:
-        """What runs rows under masks at ``sites``; where that is the whole model, its ``because`` says why."""
-        if self.forward is not call:
-            return Whole(self.model, sites, self.forward, OWN)
-        cut = self._cut(sites)
-        if isinstance(cut, Cut):
-            return cut
-        try:
-            rows = torch.linspace(0, self.n_examples - 1, min(4, self.n_examples), device=self.device).long()
-            return Replay(self.model, sites, self.rows, rows, NEAR)
-        except DivergedError as error:
-            because = f"{cut}; {error}"
-        except Exception as error:
-            because = f"{cut}; its modules cannot be called one by one ({type(error).__name__}: {error})"
+    def check_apart(self, what: str) -> None:
+        """Check that every example has an output of its own.
+
+        Raises:
+            InputError: the examples of a batch meet; ``what`` needs them apart.
+        """
+        if self.meet:
+            raise InputError(
+                f"{what} looks at single examples, and in this model the examples of a batch meet: one of them alone "
+                "has another output; take worths over all examples (method='permutation', ...)"
+            )
+
+    def question(self, sites: Sequence[Site]) -> Question | None:
+        """Rows of a game with these sites that the plain masked network has answered, see `shaprune.network.proof`."""
+        return question(Whole(self.model, sites, self.forward), sites, self.outputs, self.rows)
+
+    def runner(self, sites: Sequence[Site], asked: Question | None) -> tuple[Cut | Replay | Whole, State]:
+        """Find the fastest runner of rows under masks at ``sites`` whose answers to ``asked`` are the plain ones.
+
+        Returns:
+            The runner; where that is the whole model, its ``because`` says why. And what it needs of the examples of
+            ``asked``, None where nothing was asked.
+        """
+        if self.meet:
+            because = "the examples of a batch meet, so that all of them are run under one coalition"
+            self.say_whole(because)
+            return Whole(self.model, sites, self.forward, because), None
+        reasons: list[str] = []
+        for make in (self._cut, self._replay) if self.forward is call else ():
+            runner = make(sites)
+            if isinstance(runner, str):
+                reasons.append(runner)
+                continue
+            state = self._proven(runner, asked)
+            if not isinstance(state, str):
+                return runner, state
+            reasons.append(state)
+        return self.whole(sites, asked, "; ".join(reasons) or OWN)
+
+    def whole(self, sites: Sequence[Site], asked: Question | None, because: str) -> tuple[Whole, State]:
+        """As `runner`, where nothing but the whole model can be run, and why; it warns."""
+        whole = Whole(self.model, sites, self.forward, because)
+        state = self._proven(whole, asked)
+        if isinstance(state, str):
+            because += f"; and one coalition at a time, because rows of a batch cannot be masked apart: {state}"
+            whole = OneByOne(self.model, sites, self.forward, because)
+            state = None if asked is None else self.rows(asked.examples)
         self.say_whole(because)
-        return Whole(self.model, sites, self.forward, because)
+        return whole, state
+
+    def _proven(self, runner: Cut | Replay | Whole, asked: Question | None) -> State | str:
+        """What a runner needs of the examples of a question; why it is not to be used where it answers otherwise."""
+        if asked is None:
+            return "the plain masked network gives no outputs to compare with"
+        try:
+            run = runner.replayed if isinstance(runner, Replay) else runner.run
+            back = torch.arange(len(asked.examples), device=self.device).flip(0)
+            state = gather(self.prepared(runner, asked.examples.flip(0)), back)  # nothing may hang on the order of rows
+            outputs = run(gather(state, back.flip(0)), asked.masks)
+        except DivergedError as error:
+            return str(error)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        if isinstance(runner, Cut) and runner.several_rows:
+            return "at the mask an example is several rows of the batch (windows)"
+        why = asked.refuted(outputs)
+        return state if why is None else f"{_WHAT[type(runner)]} does not answer as the plain masked network: {why}"
 
     def prepared(self, runner: Cut | Replay | Whole, rows: Tensor) -> State:
         """What ``runner`` needs of some examples."""
@@ -163,8 +234,7 @@ class Subject:
             return runner, self.prepared(runner, rows)
         except DivergedError as error:
             assert isinstance(runner, Replay)
-            self.say_whole(str(error))
-            whole = Whole(self.model, runner.sites, self.forward, str(error))
+            whole, _ = self.whole(runner.sites, self.question(runner.sites), str(error))
             return whole, self.prepared(whole, rows)
 
     def _cut(self, sites: Sequence[Site]) -> Cut | str:
@@ -175,15 +245,32 @@ class Subject:
         if self.trace is None:
             assert self.untraced_because is not None
             return self.untraced_because
-        cut = Cut(self.trace, edges)
-        rows = torch.arange(min(4, self.n_examples), device=self.device)
-        everyone = torch.ones(len(rows), edges[0].n_players, device=self.device)
-        outputs = cut.run(cut.prepare(self.rows(rows)), everyone)
-        if cut.several_rows:
-            return "at the mask an example is several rows of the batch (windows)"
-        if relative_difference(outputs, self.outputs[rows]) > limit_for(outputs.dtype, NEAR):
-            return "the part behind the mask does not reproduce the outputs (it writes in place)"
-        return cut
+        try:
+            return Cut(self.trace, edges)
+        except UntraceableError as reason:
+            return str(reason)
+
+    def _replay(self, sites: Sequence[Site]) -> Replay | str:
+        """The model itself, with what comes before the masks recorded, or why that cannot be had."""
+        rows = torch.linspace(0, self.n_examples - 1, min(4, self.n_examples), device=self.device).long()
+        try:
+            return Replay(self.model, sites, self.rows, rows)
+        except DivergedError as error:
+            return str(error)
+        except Exception as error:
+            return f"its modules cannot be called one by one ({type(error).__name__}: {error})"
+
+    def _examples_meet(self) -> bool:
+        """Whether the first and the last example of a batch have other outputs when they are run alone."""
+        last = min(self.n_examples, BATCH) - 1
+        for row in {0, last} if last else ():
+            try:
+                alone = main_output(self.forward(self.model, self.rows(torch.tensor([row]))))
+            except Exception:  # a network that runs on batches only
+                return True
+            if relative_difference(alone, self.outputs[row : row + 1]) > limit_for(alone.dtype, NEAR):
+                return True
+        return False
 
     def _keep(self, inputs: Any, targets: Tensor | None, outputs: Tensor) -> None:
         """Take these as the examples; inputs that are too many for the device's memory stay where they are."""
@@ -209,7 +296,9 @@ class Subject:
 
     def _run(self, rows: Tensor) -> Tensor:
         try:
-            outputs = main_output(self.forward(self.model, self.rows(rows)))
+            answer = self.forward(self.model, self.rows(rows))
+            self.output_names = tuple(named_leaves(answer))
+            outputs = main_output(answer)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, InputError):
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy as shallow
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.blocks import Passed, pass_by
-from shaprune.network.experts import drop_experts
+from shaprune.network.experts import Listed, drop_experts
 from shaprune.network.kinds import is_transposed_linear, widths_of
 from shaprune.network.layers import Layer
 from shaprune.network.players import Group, Players, Role
@@ -36,13 +37,9 @@ _CUTTERS = {
     ("prelu", "both"): tp.prune_prelu_out_channels,
     ("embedding", "out"): tp.prune_embedding_out_channels,
 }
-_NORM_CUTTERS = {
-    nn.modules.batchnorm._BatchNorm: tp.prune_batchnorm_out_channels,
-    nn.modules.instancenorm._InstanceNorm: tp.prune_instancenorm_out_channels,
-}
 # What modules that reshape into heads call their numbers: all are divided as the heads are.
-_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
-_WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
+WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
 
 Removal = tuple[str, Role, list[int]]  # module, side, channels of the dense layer
 
@@ -87,7 +84,7 @@ def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
     if layer.kind == "block":
         return 1, 0 if isinstance(module, Passed) else 1
     if layer.kind == "expert":
-        return layer.n_in, len(module) if isinstance(module, nn.ModuleList) else 0
+        return layer.n_in, len(module) if isinstance(module, Listed) else 0
     if layer.kind == "weight":
         weight = getattr(module, "weight", None)
         return layer.n_in, weight.numel() if isinstance(weight, Tensor) else 0
@@ -123,7 +120,7 @@ def cut(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Modul
                 continue
             module = model.get_submodule(name)
             if role == "skip":
-                pass_by(model, name, layer.returns)
+                pass_by(model, name, layer)
                 continue
             if role == "expert":
                 drop_experts(model, name, channels)
@@ -145,14 +142,34 @@ def _tell_heads(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> 
     shares = {  # the layers that make heads stand side by side, and all lose the same share
         name.rpartition(".")[0]: (left[name][1], layer.n_out)
         for name, layer in players.layers.items()
-        if layer.heads == "out"
+        if layer.heads == "out" and layer.numbers is None
     }
     for owner, (width, dense) in shares.items():
         module = model.get_submodule(owner)
-        for name in (*_COUNTS, *_WIDTHS):
+        for name in (*COUNTS, *WIDTHS):
             value = getattr(module, name, None)
-            if isinstance(value, int) and value * width % dense == 0 and (name in _COUNTS or value in read):
+            if isinstance(value, int) and value * width % dense == 0 and (name in COUNTS or value in read):
                 setattr(module, name, value * width // dense)
+    for name, layer in players.layers.items():
+        n_in, n_out = left[name]
+        for path in layer.numbers or ():
+            _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+
+
+def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
+    """Give an attribute of a module, or of a module's own copy of an object, its share."""
+    owner, _, name = path.rpartition(".")
+    try:
+        holder: Any = model.get_submodule(owner)
+    except AttributeError:
+        outer, _, key = owner.rpartition(".")
+        module = model.get_submodule(outer)
+        holder = shallow(getattr(module, key))  # a configuration, which other layers read, too
+        setattr(module, key, holder)
+    value = getattr(holder, name)
+    if value * left % dense:
+        raise SurgeryError(f"{path} = {value} cannot be divided as {left} of {dense} channels; keep others")
+    setattr(holder, name, value * left // dense)
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
@@ -164,12 +181,50 @@ def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[
         return _cut_group_norm
     if isinstance(module, nn.Unflatten):
         return _cut_unflatten
-    cutter: Callable[[Any, list[int]], Any]
     if layer.kind == "norm":
-        cutter = next(cutter for base, cutter in _NORM_CUTTERS.items() if isinstance(module, base))
-    else:
-        cutter = _CUTTERS[layer.kind, role]
+        return _cut_norm
+    if layer.kind == "conv" and layer.by_group:
+        return _cut_groups_out if role == "out" else _cut_groups_in
+    if getattr(module, "transposed", False) and layer.groups > 1:
+        return _cut_transposed_conv_out if role == "out" else _cut_transposed_conv_in
+    cutter: Callable[[Any, list[int]], Any] = _CUTTERS[layer.kind, role]
     return cutter
+
+
+def _cut_norm(module: Any, channels: Sequence[int]) -> None:
+    """Channels of a batch or instance norm leave, with their running statistics."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _keep(module, name, 0, channels)
+    module.num_features -= len(channels)
+
+
+def _cut_groups_out(module: Any, channels: Sequence[int]) -> None:
+    """Whole groups of a convolution leave; `_cut_groups_in` takes their inputs."""
+    if not module.transposed:
+        _keep(module, "weight", 0, channels)
+    _keep(module, "bias", 0, channels)
+    left = module.out_channels - len(channels)
+    module.groups = module.groups * left // module.out_channels
+    module.out_channels = left
+
+
+def _cut_groups_in(module: Any, channels: Sequence[int]) -> None:
+    if module.transposed:
+        _keep(module, "weight", 0, channels)
+    module.in_channels -= len(channels)
+
+
+def _cut_transposed_conv_out(module: Any, channels: Sequence[int]) -> None:
+    """One slot of every group leaves: the weight is (inputs, slots, ...)."""
+    slots = module.out_channels // module.groups
+    _keep(module, "weight", 1, sorted({channel % slots for channel in channels}))
+    _keep(module, "bias", 0, channels)
+    module.out_channels -= len(channels)
+
+
+def _cut_transposed_conv_in(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 0, channels)
+    module.in_channels -= len(channels)
 
 
 def _cut_group_norm(module: nn.GroupNorm, channels: Sequence[int]) -> None:

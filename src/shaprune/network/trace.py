@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from shaprune.network.batches import Inputs, call, tensors
+from shaprune.network.batches import Inputs, call, copied_inputs, tensors, transform
 from shaprune.network.tracing import graph_of
 
 Env = dict[fx.Node, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
+
+
+class Length(NamedTuple):
+    """How a value grows with the number of examples: ``batch_first``: one entry each; ``grows``: in any way."""
+
+    batch_first: bool
+    grows: bool
 
 
 class UntraceableError(Exception):
@@ -25,6 +34,9 @@ class UntraceableError(Exception):
 class Trace:
     """The operations of a model in order, sharing its layers: weights changed in the model are changed here.
 
+    Every layer of a known kind is one operation, also where its class is the user's own, and is given its input by
+    position.
+
     Args:
         model: a module in eval mode.
 
@@ -33,14 +45,36 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        try:
-            self.graph = graph_of(model)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UntraceableError(reason) from error
+        self.graph = _graph(model)
         self.model = model
         self.nodes: list[fx.Node] = list(self.graph.nodes)
+        self._lengths: dict[fx.Node, Length] | None = None
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        for node in self.nodes:
+            _pass_by_position(node, self.layer(node))
+
+    def lengths(self, inputs: Inputs) -> dict[fx.Node, Length]:
+        """How the value of every operation grows with the number of examples; learned once, from the first example."""
+        if self._lengths is None:
+            one, three = (self._lengths_of(transform(inputs, partial(_repeated, rows=rows)), rows) for rows in (1, 3))
+            self._lengths = {
+                node: Length(one[node][1] and three[node][1], one[node][0] != three[node][0]) for node in self.nodes
+            }
+        return self._lengths
+
+    def _lengths_of(self, inputs: Inputs, rows: int) -> dict[fx.Node, tuple[list[int], bool]]:
+        """Of the tensors in every value, their lengths, and whether all have ``rows`` rows."""
+        found = {}
+
+        def watch(node: fx.Node, env: Env) -> None:
+            held = tensors(env[node])
+            found[node] = ([len(t) for t in held if t.ndim], bool(held) and all(t.shape[:1] == (rows,) for t in held))
+
+        env = self.feed(inputs)
+        for node in [*env]:
+            watch(node, env)
+        Segment(self, [node for node in self.nodes if node not in env]).run(env, watch=watch)
+        return found
 
     def feed(self, inputs: Inputs) -> Env:
         """Bind inputs to the placeholders: a dict by name, a tuple by position, a tensor to the first."""
@@ -80,12 +114,43 @@ class Trace:
 
     def reproduces(self, inputs: Inputs) -> bool:
         """Whether running the operations gives what the model itself gives."""
-        env = self.feed(inputs)
+        env = self.feed(copied_inputs(inputs))
         for node in self.nodes:
             if node not in env:
                 env[node] = self.run_node(node, env)
-        ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, inputs))
+        ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, copied_inputs(inputs)))
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _repeated(tensor: Tensor, rows: int) -> Tensor:
+    """The first example, ``rows`` times."""
+    return tensor[:1].expand(rows, *tensor.shape[1:]).clone() if tensor.ndim else tensor
+
+
+def _graph(model: nn.Module) -> fx.Graph:
+    """Trace a model, with torch's compound modules taken apart where that is possible.
+
+    Raises:
+        UntraceableError: torch.fx cannot follow the model's Python code.
+    """
+    failure: Exception | None = None
+    for opened in (True, False):
+        try:
+            return graph_of(model, opened)
+        except Exception as error:
+            failure = error
+    reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    raise UntraceableError(reason) from failure
+
+
+def _pass_by_position(node: fx.Node, layer: nn.Module | None) -> None:
+    """Move the input of a layer that is called by keyword to the front of its arguments."""
+    if layer is None or node.args or not node.kwargs:
+        return
+    first = next(iter(inspect.signature(layer.forward).parameters), None)
+    if first in node.kwargs:
+        node.args = (node.kwargs[first],)
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != first}
 
 
 def traced(model: nn.Module, inputs: Inputs) -> Trace:

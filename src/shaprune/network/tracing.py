@@ -12,15 +12,26 @@ from typing import Any
 
 from torch import fx, nn
 
+from shaprune.network.kinds import kind_of
 from shaprune.network.turns import TRACING, turn
 
 
 class _Tracer(fx.Tracer):
-    """Follows what its own thread calls; modules that other threads call run as ever."""
+    """Takes a network apart down to its layers, of whatever class they are; what other threads call runs as ever.
 
-    def __init__(self) -> None:
+    Args:
+        opened: whether modules of torch that contain layers, such as `nn.TransformerEncoderLayer`, are taken apart.
+    """
+
+    def __init__(self, opened: bool) -> None:
         super().__init__()
-        self.thread = threading.get_ident()
+        self.opened, self.thread = opened, threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if kind_of(m) is not None:
+            return True
+        leaf: bool = super().is_leaf_module(m, module_qualified_name)
+        return leaf and not (self.opened and any(kind_of(inner) is not None for inner in m.modules()))
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -35,7 +46,12 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def graph_of(model: nn.Module) -> fx.Graph:
-    """Return the operations of a model; raises whatever torch.fx or the model's code raises."""
+def graph_of(model: nn.Module, opened: bool) -> fx.Graph:
+    """Return the operations of a model, one per layer; raises whatever torch.fx or the model's code raises.
+
+    Args:
+        model: in eval mode.
+        opened: whether modules of torch that contain layers are taken apart.
+    """
     with turn(TRACING):
-        return _Tracer().trace(model)
+        return _Tracer(opened).trace(model)

@@ -40,6 +40,7 @@ def check_runs(copy: nn.Module, inputs: Inputs) -> None:
         raise InputError(f"example_inputs is on the meta device and has no values; move it to {device_of(copy)}")
     _check_arguments(copy, inputs)
     with torch.no_grad():
+        before = {name: buffer.clone() for name, buffer in copy.named_buffers()}
         try:
             first, second = (tensors(_once(copy, inputs)) for _ in range(2))
         except Exception as error:
@@ -50,7 +51,13 @@ def check_runs(copy: nn.Module, inputs: Inputs) -> None:
             raise InputError(
                 "the model's output on example_inputs is NaN or infinite; check the weights and the inputs"
             )
+        changed = _changed_buffers(copy, before)
         same = len(first) == len(second) and all(map(torch.equal, first, second))
+        if not same and changed:
+            raise InputError(
+                f"the model is not deterministic in eval mode: it writes to its buffer {changed[0]!r} as it runs, and "
+                "two runs on the same inputs differ; freeze it (observers: torch.ao.quantization.disable_observer)"
+            )
         if not same:
             raise InputError(
                 "the model is not deterministic in eval mode: two runs on the same inputs differ, first in "
@@ -63,6 +70,16 @@ def check_runs(copy: nn.Module, inputs: Inputs) -> None:
             "(if tensor, .item(), float(tensor)), and without some of them could go another way; select with "
             "torch.where, or leave the question out of forward"
         )
+
+
+def _changed_buffers(copy: nn.Module, before: dict[str, Tensor]) -> list[str]:
+    """Names of the buffers that are no longer as ``before``, to which they are put back."""
+    now = dict(copy.named_buffers())
+    changed = [name for name in before if name not in now or not torch.equal(now[name], before[name])]
+    for name in changed:
+        owner, _, own = name.rpartition(".")
+        copy.get_submodule(owner)._buffers[own] = before[name]
+    return changed
 
 
 def _once(copy: nn.Module, inputs: Inputs) -> Any:
@@ -94,7 +111,7 @@ def _explained(copy: nn.Module, inputs: Inputs, error: Exception) -> str:
             _once(copy, inputs)
         except Exception:
             failed = running[-1:]
-    told = f"the model does not run on example_inputs of shape {shapes}"
+    told = f"the model does not run on example_inputs of shape {shapes}{_one_example(copy, inputs)}"
     reason = str(error).strip() or type(error).__name__
     if not failed or not failed[0][0]:
         return f"{told}: {reason}"
@@ -115,6 +132,15 @@ def _explained(copy: nn.Module, inputs: Inputs, error: Exception) -> str:
     if widths is not None and 0 <= axis < given.ndim and given.shape[axis] != widths[0]:
         return f"{told} takes {widths[0]} channels and is given {given.shape[axis]} in {tuple(given.shape)}: {reason}"
     return f"{told} fails on an input of shape {tuple(given.shape)}: {reason}"
+
+
+def _one_example(copy: nn.Module, inputs: Inputs) -> str:
+    """A hint where the inputs are one example that lacks the axis of the batch."""
+    try:
+        _once(copy, transform(inputs, lambda t: t[None]))
+    except Exception:
+        return ""
+    return ", and does with an axis for the batch in front; give tensor.unsqueeze(0) for one example"
 
 
 def _largest(tensor: Tensor) -> float:

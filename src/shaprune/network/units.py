@@ -20,17 +20,41 @@ def _readers(members: Sequence[Member]) -> list[Member]:
 
 
 def are_heads(members: Sequence[Member], layers: Layers) -> bool:
-    """Attention heads: several neurons of linear layers each, read by several inputs of linear layers."""
-    sides = (*_makers(members), *_readers(members))
-    return bool(_makers(members)) and all(
-        layers[m.module].kind == "linear" and bool((m.widths > 1).all()) for m in sides
+    """Attention heads: several neurons of linear layers each, read by several inputs of linear layers.
+
+    A column of an embedding may leave with each of them: its biases of relative positions.
+    """
+    made = _makers(members)
+    biases = [m for m in made if layers[m.module].kind == "embedding"]
+    sides = [*(m for m in made if m not in biases), *_readers(members)]
+    return (
+        len(made) > len(biases)
+        and all(layers[m.module].kind == "linear" and bool((m.widths > 1).all()) for m in sides)
+        and all(bool((m.widths == 1).all()) for m in biases)
+        and not are_gated(members, layers)
     )
 
 
+def are_gated(members: Sequence[Member], layers: Layers) -> bool:
+    """Neurons of one linear layer that makes their gates, too: in its other half, or beside each of them."""
+    made, read = _makers(members), _readers(members)
+    if len(made) != 1 or not read or layers[made[0].module].kind != "linear":
+        return False
+    half = layers[made[0].module].n_out // 2
+
+    def gated(own: tuple[int, ...], n: int) -> bool:
+        first, second = own[:n], own[n:]
+        beside = n == 1 and second == (own[0] + 1,)  # with more they may be queries, keys and values
+        return beside or second == tuple(i + half for i in first)
+
+    return all(gated(own, len(used)) for m in read for own, used in zip(made[0].channels, m.channels, strict=True))
+
+
 def are_neurons(members: Sequence[Member], layers: Layers) -> bool:
-    """Neurons: one output of linear layers each."""
+    """Neurons: one output of linear layers each, or two where a layer makes their gates, too."""
     made = _makers(members)
-    return bool(made) and all(layers[m.module].kind == "linear" and bool((m.widths == 1).all()) for m in made)
+    alone = all(layers[m.module].kind == "linear" and bool((m.widths == 1).all()) for m in made)
+    return bool(made) and (alone or are_gated(members, layers))
 
 
 def are_feed_forward(members: Sequence[Member], layers: Layers) -> bool:

@@ -6,24 +6,27 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from shaprune.network.agreement import limit_for, relative_difference
-from shaprune.network.batches import Inputs, call, concatenate, tensors, transform
-from shaprune.network.borrow import copied
+from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.broken import place_of
 from shaprune.network.coupling import Candidate
+from shaprune.network.examples import pair_of
 from shaprune.network.layers import Layer
 from shaprune.network.masks import masked
 from shaprune.network.players import Member, Players, Skipped, number_groups
+from shaprune.network.sharing import in_precision, release, sharing
 from shaprune.network.sites import sites_of
 from shaprune.network.surgery import cut
 from shaprune.network.units import are_heads
 
+_SMALL = 1 << 26  # bytes in doubles up to which every model is compared in doubles
 Refused = tuple[Candidate, str]
 Totals = tuple[int, float, int, float]  # parameters, multiply-adds, bytes on disk, bytes of layer outputs
 
@@ -49,6 +52,33 @@ def verified(
     Of a single candidate, players that take channels from the same layers are tried together: behind a padded shortcut
     those that run through all of the network can leave, and those that the padding adds cannot.
     """
+    free, stuck = _free(found, layers)
+    good, bad = _halved(copy, inputs, free, layers, costs)
+    return good, [*stuck, *bad]
+
+
+def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Candidate], list[Refused]]:
+    """Split candidates into players that can leave alone, and those without which a layer could not run."""
+    free: list[Candidate] = []
+    stuck: list[Refused] = []
+    for candidate in found:
+        needed = players_of([candidate], layers, (0, 0.0, 0, 0.0)).needed()
+        by_layer: dict[str | None, list[int]] = defaultdict(list)
+        for i in range(len(candidate.members[0].channels)):
+            by_layer[needed.get(i)].append(i)
+        for name, these in by_layer.items():
+            if name is None:
+                free.append(_only(candidate, these))
+            else:
+                why = _because(candidate, f"without it too little would be left of layer {name!r}")
+                stuck.append((_only(candidate, these), why))
+    return free, stuck
+
+
+def _halved(
+    copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: Totals
+) -> tuple[list[Candidate], list[Refused]]:
+    """What `verified` does with players that can leave alone."""
     if not found:
         return [], []
     reason = disagreement(copy, inputs, players_of(found, layers, costs))
@@ -60,7 +90,7 @@ def verified(
         good = [kind for kind, why in tried if why is None and len(kinds) > 1]
         return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
     middle = len(found) // 2
-    left, right = (verified(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
+    left, right = (_halved(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
 
     def joined(base: list[Candidate], more: list[Candidate]) -> tuple[list[Candidate], list[Refused]]:
         """Those of ``more`` that also agree together with ``base``, and those that do not."""
@@ -90,47 +120,118 @@ def _by_kind(candidate: Candidate) -> list[Candidate]:
     kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for player in range(len(candidate.members[0].channels)):
         kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
-    found = []
-    for widths, players in kinds.items():
-        members = tuple(
-            Member(m.module, m.role, tuple(m.channels[p] for p in players))
-            for m, width in zip(candidate.members, widths, strict=True)
-            if width
-        )
-        first = next(m for m in members if m.role == "out")
-        ordered = (first, *(m for m in members if m is not first))
-        found.append(replace(candidate, name=first.module, members=ordered))
-    return found
+    return [_only(candidate, players) for players in kinds.values()]
+
+
+def _only(candidate: Candidate, players: Sequence[int]) -> Candidate:
+    """Some of a candidate's players, with the members in which they have channels."""
+    if len(players) == len(candidate.members[0].channels):
+        return candidate
+    members = [Member(m.module, m.role, tuple(m.channels[p] for p in players)) for m in candidate.members]
+    owning = [m for m in members if m.widths.any()]
+    first = next((m for m in owning if m.role == candidate.members[0].role), None)
+    if first is None:
+        return replace(candidate, members=tuple(owning))
+    name = first.module if first.role == "out" else candidate.name
+    return replace(candidate, name=name, members=(first, *(m for m in owning if m is not first)))
 
 
 def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
-    """Mask and remove two random coalitions, one per row; return what differs, None where they agree.
+    """Mask and remove random coalitions, each in the whole batch; return what differs, None where they agree.
 
-    In double precision, where rounding cannot hide an operation that mixes channels only a little.
+    One coalition for all rows does not ask which axis the batch is, nor whether rows meet each other. In more than the
+    model's own precision, where rounding cannot hide an operation that mixes channels only a little.
     """
     coalitions = _drawn(players, np.random.default_rng(0))
-    pair = transform(inputs, lambda t: t[:2] if t.ndim and len(t) > 1 else t.expand(2, *t.shape[1:]) if t.ndim else t)
-    model, limit = copy, 1e-5
+    pair = pair_of(copy, inputs)
+    wider, limit = _precision(copy)
+    dtype: torch.dtype | None = wider
+    precise = transform(pair, lambda t: t.to(wider) if t.is_floating_point() else t)
     try:
-        doubled = transform(pair, lambda t: t.double() if t.is_floating_point() else t.clone())
-        precise = copied(copy).double()
-        with torch.no_grad():
-            call(precise, transform(doubled, torch.clone))
-        model, pair, limit = precise, doubled, 1e-9
-    except Exception:
-        pass  # a model that insists on its own precision is compared in that
-    try:
-        return _compare(model, pair, players, coalitions, limit)
+        by_mask = _by_mask(copy, precise, players, coalitions, dtype)
+        if by_mask is None:  # a model that insists on its own precision is compared in that
+            dtype, limit, precise = None, 1e-5, pair
+            by_mask = _by_mask(copy, pair, players, coalitions, None)
+            assert by_mask is not None
+        for kept, masks in zip(coalitions, by_mask, strict=True):
+            reason = _difference(masks, _by_removal(copy, precise, players, kept, dtype), limit)
+            if reason is not None:
+                return reason
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
         place, said = place_of(error), str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"removal breaks the network{f' at {place}' if place else ''}: {said}"
+    return None
+
+
+def _precision(model: nn.Module) -> tuple[torch.dtype, float]:
+    """In which type a model is compared, and how close: doubles; float32 for a large model of 16 bits.
+
+    The copy then takes at most twice the model's memory; what float32 cannot tell is far below what 16 bits can.
+    """
+    held = [p for p in model.parameters() if p.is_floating_point()]
+    narrow = sum(p.numel() for p in held if p.element_size() < 4)
+    large = 2 * narrow > sum(p.numel() for p in held) and narrow * 8 > _SMALL
+    return (torch.float32, 1e-5) if large else (torch.float64, 1e-9)
+
+
+def _by_mask(
+    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], dtype: torch.dtype | None
+) -> list[list[Tensor]] | None:
+    """What the masked network gives for each coalition; None where it does not run in ``dtype``."""
+    device = tensors(pair)[0].device
+    sites = sites_of(players, players.groups, device)
+    dense = model if dtype is None else in_precision(model, dtype)
+    found = []
+    try:
+        if dtype is not None and not _runs(dense, pair, dtype):
+            return None
+        for kept in coalitions:
+            with torch.no_grad(), masked(dense, sites, torch.from_numpy(kept[None]).to(device, torch.float32)):
+                found.append(tensors(call(dense, transform(pair, torch.clone))))
+    finally:
+        if dtype is not None:
+            release(dense)
+    return found
+
+
+def _runs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> bool:
+    """Whether a network runs in this type, and none of its modules returns anything narrower."""
+    sizes: set[int] = set()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        sizes.update(t.element_size() for t in tensors(output) if t.is_floating_point())
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            call(model, transform(inputs, torch.clone))
+    except Exception:
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
+    return min(sizes, default=dtype.itemsize) >= dtype.itemsize
+
+
+def _by_removal(
+    model: nn.Module, pair: Inputs, players: Players, kept: NDArray[np.bool_], dtype: torch.dtype | None
+) -> list[Tensor]:
+    """What the network gives without the players that ``kept`` leaves out."""
+    small = cut(sharing(model), players, kept)
+    if dtype is not None:
+        small = small.to(dtype)
+    try:
+        with torch.no_grad():
+            return tensors(call(small, transform(pair, torch.clone)))
+    finally:
+        release(small)
 
 
 def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """(2, n) random coalitions: of every group each player leaves in one of them, where enough stay for layers to run.
+    """(rows, n) random coalitions, two or a few more: every player leaves in one, and enough stay for layers to run.
 
-    How many stay shares no divisor with how many there are, so that neither broadcasting nor a whole number of groups
-    (of a norm, a convolution) hides what does not fit.
+    How many of a group stay shares no divisor with how many there are, so that neither broadcasting nor a whole number
+    of groups (of a norm, a convolution) hides what does not fit.
     """
     coalitions = np.ones((2, players.n), dtype=bool)
     for group in players.groups:
@@ -140,32 +241,37 @@ def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
         first, second = rng.permutation(2)
         coalitions[first, order[:some]] = False
         coalitions[second, order[some:]] = False
-    for row in coalitions:
-        while short := players.too_narrow(row):
-            owning = [
-                i
-                for group in players.groups
-                for member in group.members
-                for i, own in zip(group.indices, member.channels, strict=True)
-                if member.module in short and own and not row[i]
-            ]
-            row[rng.choice(owning)] = True
-    return coalitions
+    rows = [_widened(players, row, rng) for row in coalitions]
+    while (left := np.logical_and.reduce(rows)).any():  # players that were put back in all rows so far
+        row = _widened(players, ~left, rng)
+        rows.append(np.arange(players.n) != left.argmax() if row.all() else row)  # each can leave alone
+    return np.array([row for row in rows if not row.all()])
 
 
-def _compare(
-    model: nn.Module, pair: Inputs, players: Players, coalitions: NDArray[np.bool_], limit: float
-) -> str | None:
-    device = tensors(pair)[0].device
-    mask = torch.from_numpy(coalitions).to(device, torch.float32)
-    with torch.no_grad():
-        with masked(model, sites_of(players, players.groups, device), mask):
-            by_mask = call(model, transform(pair, torch.clone))
-        by_removal = []
-        for row, kept in enumerate(coalitions):
-            small = cut(copied(model), players, kept)
-            by_removal.append(call(small, transform(pair, lambda t: t[row : row + 1].clone() if t.ndim else t)))  # noqa: B023
-    for masks, cuts in zip(tensors(by_mask), tensors(concatenate(by_removal)), strict=True):
+def _widened(players: Players, kept: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """``kept`` with players put back at random until every layer can run."""
+    row = kept.copy()
+    while short := players.too_narrow(row):
+        owning = [
+            i
+            for group in players.groups
+            for member in group.members
+            for i, own in zip(group.indices, member.channels, strict=True)
+            if member.module in short and own and not row[i]
+        ]
+        row[rng.choice(owning)] = True
+    return row
+
+
+def _difference(by_mask: Sequence[Tensor], by_removal: Sequence[Tensor], limit: float) -> str | None:
+    """How the tensors of two outputs, in order, lie apart; None where they agree."""
+    if len(by_mask) != len(by_removal):
+        return f"without it the network returns {len(by_removal)} tensors, and {len(by_mask)} with its channels at zero"
+    for masks, cuts in zip(by_mask, by_removal, strict=True):
+        if masks.shape != cuts.shape:
+            return f"an output of shape {tuple(masks.shape)} has the shape {tuple(cuts.shape)} without it"
+        if not masks.isfinite().all() or not cuts.isfinite().all():
+            return "without it an output is NaN or infinite"
         error = relative_difference(masks, cuts)
         if not error < limit_for(masks.dtype, limit):
             return f"masking and removing disagree (relative difference {error:.1e})"

@@ -67,7 +67,7 @@ def zero_weights(layer: nn.Module, entries: Sequence[int]) -> None:
     assert isinstance(weight, Tensor)
     gone = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
     gone[list(entries)] = True
-    weight.data.masked_fill_(gone.view(weight.shape), 0)
+    weight.data = weight.data.masked_fill(gone.view(weight.shape), 0)  # the memory may be shared
 
 
 def find_weights(

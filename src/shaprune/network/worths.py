@@ -4,7 +4,8 @@ A *row worth* is a function ``(outputs (R, ...), reference (R, ...)) -> (R,)``: 
 coalition is the mean over the examples. A *set worth* is one number for all examples together (perplexity, F1, AUROC).
 The reference is the targets, or, for ``fidelity`` and ``kl``, the dense network's own outputs.
 
-Where outputs are tokens, (R, T, classes) with targets (R, T), the worth of a row is the mean over its tokens.
+Where a row holds several predictions (tokens, places of a class map), its worth is their mean; over all examples, the
+mean over all predictions whose target counts (is not -100). Shapes of targets: see `shaprune.network.targets`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,21 @@ from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, check_choice
 from shaprune.network.metric import Metric, is_metric, metric_function
-from shaprune.network.targets import check_classes, check_logits, check_numbers
+from shaprune.network.targets import (
+    INSTEAD,
+    PROBABILITIES,
+    check_logits,
+    class_last,
+    class_targets,
+    counted,
+    looks_like_probabilities,
+    number_targets,
+)
 
+_FEW = 4096  # outputs of a row up to which differences are taken in float64
 RowWorth = Callable[[Tensor, Tensor], Tensor]
 Reference = Literal["targets", "dense"]
-Needs = Literal["anything", "classes", "logits", "numbers"]  # what `check_targets` checks
+Needs = Literal["anything", "classes", "logits", "numbers"]  # what `reference_for` looks at
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class SetWorth:
         reference: compare with the targets, or with the dense network's outputs.
         keep: ``(outputs (R, ...), reference (R, ...)) -> (R, ...)``, applied to blocks of rows; what it returns is
             handed to ``function`` in place of the outputs. It saves memory where all examples' outputs are large.
-        needs: what `check_targets` checks.
+        needs: what `reference_for` looks at.
     """
 
     name: str
@@ -70,25 +81,25 @@ class Evaluate:
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """1 where the largest output is the target's, else 0 (Adamczewski et al. 2024)."""
-    return _per_row((outputs.argmax(-1) == targets).to(torch.float32))
+    return _per_row((class_last(outputs, targets).argmax(-1) == targets).to(torch.float32))  # never equal to -100
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Minus the cross-entropy of logits (Ancona et al. 2020)."""
-    own = outputs.gather(-1, targets.long()[..., None])[..., 0]
-    return _per_row(own - outputs.logsumexp(-1))  # F.cross_entropy takes five times as long for ten classes
+    return _per_row(_log_likelihood(outputs, targets))
 
 
 def margin(outputs: Tensor, targets: Tensor) -> Tensor:
     """The target's logit minus the largest other one; positive where the answer is right."""
-    own = targets.long()[..., None]
+    outputs = class_last(outputs, targets)
+    own = targets.long().clamp(min=0)[..., None]
     others = outputs.scatter(-1, own, float("-inf")).amax(-1)
-    return _per_row(outputs.gather(-1, own)[..., 0] - others)
+    return _per_row((outputs.gather(-1, own)[..., 0] - others).where(counted(targets), 0.0))
 
 
 def fidelity(outputs: Tensor, dense: Tensor) -> Tensor:
     """Minus the squared distance to the dense network's outputs; needs no labels."""
-    return -(outputs - dense).float().square().flatten(1).sum(1)
+    return -_difference(outputs, dense).square().reshape(len(outputs), -1).sum(1)
 
 
 def kl(outputs: Tensor, dense: Tensor) -> Tensor:
@@ -99,17 +110,38 @@ def kl(outputs: Tensor, dense: Tensor) -> Tensor:
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Minus the mean squared error over a row's outputs."""
-    return _per_row(-(outputs - targets.view_as(outputs)).square())
+    return _per_row(-_difference(outputs, targets.view_as(outputs)).square())
 
 
 def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Minus the mean absolute error over a row's outputs."""
-    return _per_row(-(outputs - targets.view_as(outputs)).abs())
+    return _per_row(-_difference(outputs, targets.view_as(outputs)).abs())
 
 
-def _minus_perplexity(log_likelihood: Tensor, targets: Tensor) -> Tensor:
-    """Minus exp(mean negative log-likelihood), from the log-likelihood of every row, (N,)."""
-    return -(-log_likelihood.double().mean()).exp()
+def _log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Logarithm of the probability of each target, 0 where it does not count."""
+    outputs = class_last(outputs, targets)
+    own = outputs.gather(-1, targets.long().clamp(min=0)[..., None])[..., 0]
+    found = own - outputs.logsumexp(-1)  # F.cross_entropy takes five times as long for ten classes
+    return found.where(counted(targets), 0.0)
+
+
+def _row_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(R, 2): the log-likelihood of each row, and of how many predictions."""
+    found = _log_likelihood(outputs, targets).double().reshape(len(outputs), -1).sum(1)
+    return torch.stack([found, counted(targets).reshape(len(outputs), -1).sum(1).to(found)], 1)
+
+
+def _minus_perplexity(rows: Tensor, targets: Tensor) -> Tensor:
+    """Minus exp(mean negative log-likelihood) over all predictions, from `_row_likelihood`."""
+    total, number = rows.sum(0)
+    return torch.neg((-total / number).exp())
+
+
+def _difference(outputs: Tensor, reference: Tensor) -> Tensor:
+    """The difference, in float64 where that costs next to nothing: a large worth keeps what coalitions differ by."""
+    wide = outputs.device.type != "mps" and outputs[:1].numel() <= _FEW
+    return outputs.double() - reference if wide else (outputs - reference).float()
 
 
 def _per_row(values: Tensor) -> Tensor:
@@ -121,7 +153,7 @@ WORTHS: dict[str, Worth | SetWorth] = {
     "accuracy": Worth("accuracy", accuracy, needs="classes"),
     "cross_entropy": Worth("cross_entropy", cross_entropy, needs="classes"),
     "margin": Worth("margin", margin, needs="classes"),
-    "perplexity": SetWorth("perplexity", _minus_perplexity, keep=cross_entropy, needs="classes"),
+    "perplexity": SetWorth("perplexity", _minus_perplexity, keep=_row_likelihood, needs="classes"),
     "fidelity": Worth("fidelity", fidelity, "dense"),
     "kl": Worth("kl", kl, "dense", needs="logits"),
     "squared_error": Worth("squared_error", squared_error, needs="numbers"),
@@ -170,8 +202,16 @@ def worth_of(worth: AnyWorth) -> Worth:
     return judge
 
 
-def check_targets(worth: Worth | SetWorth, targets: Tensor | None, outputs: Tensor) -> None:
-    """Check that a worth can use the targets (N, ...) and the dense network's outputs (N, ...).
+def reference_for(worth: Worth | SetWorth, targets: Tensor | None, outputs: Tensor) -> tuple[Tensor, float]:
+    """What a worth compares outputs with, in the one shape that it takes.
+
+    Args:
+        worth: any.
+        targets: (N, ...), see `shaprune.network.targets`.
+        outputs: (N, ...) of the dense network.
+
+    Returns:
+        The reference, and the factor that makes the mean over examples one over all predictions that count.
 
     Raises:
         InputError: no targets; no class indices, or classes that the outputs do not have; targets of another shape than
@@ -180,15 +220,20 @@ def check_targets(worth: Worth | SetWorth, targets: Tensor | None, outputs: Tens
     if worth.needs == "logits":
         check_logits(worth.name, outputs)
     if worth.reference == "dense":
-        return
+        return outputs, 1.0
     if targets is None:
         raise InputError(
             f"worth {worth.name!r} needs targets and the batches have none; use worth='fidelity' without labels"
         )
-    if worth.needs == "classes":
-        check_classes(worth.name, targets, outputs)
-    elif worth.needs == "numbers":
-        check_numbers(worth.name, targets, outputs)
+    if worth.needs == "numbers":
+        return number_targets(worth.name, targets, outputs), 1.0
+    if worth.needs != "classes":
+        return targets, 1.0
+    name = f"worth {worth.name!r}"
+    found = class_targets(name, targets, outputs, INSTEAD)
+    if looks_like_probabilities(found, outputs):
+        raise InputError(f"{name} {PROBABILITIES}")
+    return found, found.numel() / int(counted(found).sum())
 
 
 def name_of(worth: Any) -> str:
@@ -216,8 +261,11 @@ def rows_worth(worth: Worth, outputs: Tensor, reference: Tensor) -> Tensor:
         result = worth.function(outputs, reference)
     if not isinstance(result, Tensor) or result.shape != (len(outputs),):
         shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        single = not isinstance(result, Tensor) or result.numel() == 1
+        hint = "; leave the mean out, or wrap it in sp.SetWorth(name, function) over all examples" if single else ""
         raise GameError(
-            f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},)"
+            f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},), "
+            f"one number per row{hint}"
         )
     return result
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Forward, Inputs, call
+from shaprune.network.batches import Forward, Inputs, call, copied_inputs
 
 
 def recalibrate(model: nn.Module, batches: Sequence[Inputs], *, forward: Forward | None = None) -> None:
@@ -31,7 +31,7 @@ def recalibrate(model: nn.Module, batches: Sequence[Inputs], *, forward: Forward
             norm.train()
         with torch.no_grad():
             for inputs in batches:
-                (forward or call)(model, inputs)
+                (forward or call)(model, copied_inputs(inputs))
     finally:
         for norm, (training, momentum) in zip(norms, before, strict=True):
             norm.training, norm.momentum = training, momentum

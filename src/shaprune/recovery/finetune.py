@@ -16,6 +16,7 @@ from shaprune.errors import InputError, ShapruneWarning, check_choice
 from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.borrow import copied, device_of
 from shaprune.network.precision import Precision
+from shaprune.network.stored import tensors_of
 from shaprune.planning import Plan
 from shaprune.recovery.fit import check_length, fit
 from shaprune.recovery.objective import Augment
@@ -137,14 +138,14 @@ def own_finetune(model: nn.Module, function: Own) -> nn.Module:
     result = given if returned is None else returned
     if not isinstance(result, nn.Module):
         raise InputError(f"{name} returned a {type(result).__name__}; it must train in place or return the network")
-    before, after = ({k: t.shape for k, t in m.state_dict().items()} for m in (model, result))
+    before, after = ({k: t.shape for k, t in tensors_of(m).items()} for m in (model, result))
     if before != after:
         wrong = next(k for k in (*before, *after) if before.get(k) != after.get(k))
         raise InputError(
             f"{name} changed the network: {wrong!r} has shape {_shape(after.get(wrong))} and had "
             f"{_shape(before.get(wrong))}; return the network itself, no wrapper around it"
         )
-    broken = next((k for k, t in result.state_dict().items() if not torch.isfinite(t).all()), None)
+    broken = next((k for k, t in tensors_of(result).items() if not torch.isfinite(t).all()), None)
     if broken is not None:
         warnings.warn(
             f"{name} diverged: {broken!r} is not finite; the network as it was before is kept, lower its learning rate",

@@ -5,6 +5,7 @@ What is minimised is in `objective`, how in `trainer`; here the model is lent to
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, call, length, main_output, transform
+from shaprune.network.batches import Forward, call, copied_inputs, length, main_output
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.precision import Precision, check_runs, in_precision
 from shaprune.recovery.objective import LOSSES, Augment, Loss, Shuffled, augmented, mean_loss, prepare
@@ -81,7 +82,7 @@ def fit(
     rows, kind = prepare(model, batches, loss, teacher, batch_size, run)
     checks = prepare(model, validation, loss, teacher, batch_size, run)[0] if validation is not None else None
     shuffled = Shuffled(rows, seed, None if augment is None else augmented(augment, teacher, run))
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
 
     def objective(batch: Any) -> Tensor:
         return mean_loss(kind, main_output(run(model, batch[0])), batch[1])
@@ -89,10 +90,10 @@ def fit(
     def validate() -> float:
         assert checks is not None
         with borrowed(model), torch.no_grad():
-            losses = [(length(b[0]), float(objective(transform(b, lambda t: t.to(where))))) for b in checks]
+            losses = [(length(b[0]), float(objective(copied_inputs(b, where)))) for b in checks]
         return sum(n * value for n, value in losses) / sum(n for n, _ in losses)
 
-    with borrowed(model):
+    with borrowed(model, buffers=False):
         model.train()
         torch.manual_seed(seed)
         try:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, length, transform
+from shaprune.network.batches import Forward, Inputs, copied_inputs, length, run, transform
 from shaprune.network.kinds import channel_axis
 from shaprune.network.trace import Env, Segment, Trace, UntraceableError, live_bytes, traced
 from shaprune.recovery.summands import watched
@@ -49,7 +49,7 @@ def lockstep_bytes(pair: tuple[Trace, Trace], batches: Sequence[Inputs]) -> int:
         peak = max(peak, live_bytes(env))
 
     for trace in pair:
-        _whole(trace).run(trace.feed(batches[0]), watch=watch)
+        _whole(trace).run(trace.feed(copied_inputs(batches[0])), watch=watch)
     return 2 * peak * -(-sum(length(b) for b in batches) // length(batches[0]))
 
 
@@ -60,7 +60,7 @@ def lockstep(pair: tuple[Trace, Trace], kept: Kept, batches: Sequence[Inputs]) -
     that branch has lost: the *sum* is to be that of the dense network, not only this summand.
     """
     ours, theirs = (_whole(trace) for trace in pair)
-    our_envs, their_envs = ([trace.feed(b) for b in batches] for trace in pair)
+    our_envs, their_envs = ([trace.feed(copied_inputs(b)) for b in batches] for trace in pair)
     partner = dict(zip(pair[0].nodes, pair[1].nodes, strict=True))
     done: set[str] = set()
     for node in ours.nodes:
@@ -98,7 +98,7 @@ def _recorded(
     dim = partial(channel_dim, layers[0])
     for inputs in batches:
         (x, _, ours), (_, y, theirs) = (
-            watched(layer, partial(forward, model, inputs))
+            watched(layer, partial(run, model, inputs, forward))
             for layer, model in zip(layers, (small, teacher), strict=True)
         )
         wanted = y.index_select(dim(y), outputs.to(y.device))

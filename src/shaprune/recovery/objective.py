@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Forward, Inputs, call, length, main_output, transform
+from shaprune.network.batches import Forward, Inputs, call, length, main_output, run, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.collecting import collect
+from shaprune.network.targets import IGNORED, class_last, class_targets, counted
 
 Loss = Literal["cross_entropy", "mse", "distill"]
 Kind = Literal["cross_entropy", "mse", "kl"]  # what a loss comes down to on given targets
@@ -24,7 +25,7 @@ Augment = Callable[[Inputs], Inputs]
 Change = Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
 LOSSES = ("cross_entropy", "mse", "distill")
 _TEMPERATURE = 2.0
-_IGNORED = -100  # a target that cross_entropy skips
+_MSE = "where the targets are numbers, loss='mse' takes them"
 
 
 class Rows:
@@ -99,7 +100,7 @@ def prepare(
         raise InputError(f"loss={loss!r} needs targets and the batches have none; loss='distill' needs no labels")
     outputs = _outputs(model, transform(inputs, lambda tensor: tensor[:1]), forward)
     if kind == "cross_entropy":
-        _check_classes(targets, outputs)
+        targets = class_targets(f"loss={loss!r}", targets, outputs.expand(len(targets), *outputs.shape[1:]), _MSE)
     elif targets.shape[1:] != outputs.shape[1:]:
         if targets[:1].numel() != outputs.numel():
             raise InputError(
@@ -112,23 +113,15 @@ def prepare(
 
 def _outputs(model: nn.Module, inputs: Inputs, forward: Forward) -> Tensor:
     with borrowed(model), torch.no_grad():
-        return main_output(forward(model, transform(inputs, lambda tensor: tensor.to(device_of(model))))).cpu()
-
-
-def _check_classes(targets: Tensor, outputs: Tensor) -> None:
-    if targets.is_floating_point():
-        raise InputError(f"cross_entropy needs class indices and the targets are {targets.dtype}; use loss='mse'")
-    used = targets[targets != _IGNORED]
-    n = outputs.shape[1] if outputs.ndim > 1 else 0
-    if not used.numel() or int(used.min()) < 0 or int(used.max()) >= n:
-        span = f"{int(used.min())} to {int(used.max())}" if used.numel() else "none"
-        raise InputError(f"labels go from {span} and the model has {n} outputs; they must be 0 to {n - 1}")
+        return main_output(run(model, inputs, forward, device_of(model))).cpu()
 
 
 def mean_loss(kind: Kind, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean loss over the rows of a batch (and over positions, where outputs have any)."""
+    """The mean loss over the rows of a batch (and over positions, where outputs have any) whose targets count."""
     if kind == "cross_entropy":
-        return F.cross_entropy(outputs, targets)
+        logits = class_last(outputs, targets).reshape(targets.numel(), -1)
+        total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total / counted(targets).sum().clamp(min=1)
     if kind == "mse":
         return F.mse_loss(outputs, targets)
     student = F.log_softmax(outputs / _TEMPERATURE, dim=1)

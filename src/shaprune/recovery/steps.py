@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, call, length, split_batch, transform
+from shaprune.network.batches import Forward, length, run, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of
-from shaprune.network.collecting import collect
+from shaprune.network.buffers import kept_buffers
+from shaprune.network.collecting import check_data, collect
 from shaprune.network.precision import check_runs
 from shaprune.network.turns import turn
 from shaprune.planning import Plan
@@ -34,6 +36,7 @@ class Batchnorm:
 
 
 Step = Refit | Batchnorm | Finetune | Own
+_NORMS = (nn.modules.batchnorm._BatchNorm,)  # refits and recalibration write to their statistics
 STEPS: dict[str, Callable[[], Step]] = {"refit": Refit, "batchnorm": Batchnorm, "finetune": Finetune}
 
 
@@ -85,7 +88,8 @@ def recover(
         check_batches(teacher, [(learnt[0], None)], "train", forward)
     with borrowed(teacher):
         for step in chosen:
-            with borrowed(result):
+            trained = not isinstance(step, (Refit, Batchnorm))
+            with borrowed(result, buffers=False), nullcontext() if trained else kept_buffers(result, _NORMS):
                 if isinstance(step, Refit):
                     refit(result, teacher, plan, batches, ridge=step.ridge, forward=forward)
                 elif isinstance(step, Batchnorm):
@@ -131,6 +135,7 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, name: str, fo
     Raises:
         InputError: the network does not run on it; ``name`` is what the user calls these batches.
     """
+    check_data(batches, name)
     if batches is None or iter(batches) is batches:
         return
     device = device_of(model)
@@ -138,9 +143,9 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, name: str, fo
         batch = next(iter(batches), None)
         if batch is None:
             return
-        inputs = transform(split_batch(batch)[0], lambda t: (t[:2] if t.ndim else t).to(device))
+        inputs = transform(split_batch(batch)[0], lambda t: t[:2] if t.ndim else t)
         try:
-            (forward or call)(model, inputs)
+            run(model, inputs, forward, device)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"the dense network does not run on {name}: {error}; see forward=...") from error
 

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shaprune.network.given import input_of
+
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _PASSING = ("dropout", "dropout_", "feature_dropout")  # they do nothing in eval mode
 
@@ -26,8 +28,8 @@ class _Summands(TorchFunctionMode):
         self.added: Tensor | None = None
         self._followed: Tensor | None = None
 
-    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self.read, self.given, self._followed = args[0], output.clone(), output
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.read, self.given, self._followed = input_of(args, kwargs), output.clone(), output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -50,7 +52,7 @@ def watched(layer: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor, T
         What the layer read last, what it gave, and the other summand, or None where there is none.
     """
     summands = _Summands()
-    handle = layer.register_forward_hook(summands.hook)
+    handle = layer.register_forward_hook(summands.hook, with_kwargs=True)
     try:
         with summands:
             run()

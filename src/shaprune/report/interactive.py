@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shaprune.ours import GENERATOR
 from shaprune.report.blob import LIMITED, SHARED_OUT, blob
 from shaprune.report.bundle import plotly_js
 from shaprune.report.comparison import Row
@@ -68,6 +69,7 @@ def interactive(content: Content, evidence: Evidence | None = None) -> str:
     code = "\n".join(_asset(f"assets/{name}") for name in _SCRIPTS)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{GENERATOR}\n"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(content.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"

@@ -9,6 +9,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
+from shaprune.ours import GENERATOR
 from shaprune.report.content import Content as Content
 from shaprune.report.figures import curves_figure, values_figure
 from shaprune.report.markup import note
@@ -37,6 +38,7 @@ def page(content: Content) -> str:
     style = files("shaprune.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{GENERATOR}\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(content.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

@@ -27,6 +27,7 @@ VALUES, PLAN, CURVES, FRONTIER, MEASURED = (
     "frontier.json",
     "measurements.json",
 )
+BESIDE = ("schema", "kind", "seconds")  # what stands in a file of measurements beside the networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ def _read_measured(path: Path) -> tuple[dict[str, Measurement], str, dict[str, f
     """The measurements that `shaprune.report.comparison.to_json` wrote, how, and the seconds beside them."""
     found = read_json(path)
     try:
-        networks = {name: _measurement(row) for name, row in found.items() if name != "seconds"}
+        networks = {name: _measurement(row) for name, row in found.items() if name not in BESIDE}
         if not networks:
             raise InputError("no network was measured")
         first = next(iter(networks.values())).latency

@@ -140,6 +140,16 @@ class Journal:
         row = self._one("SELECT value FROM about WHERE name = ?", (f"note:{name}",))
         return None if row is None else json.loads(row[0])
 
+    def all_noted(self, beginning: str) -> dict[str, Any]:
+        """All that was noted under names that begin so."""
+        rows = self._all("SELECT name, value FROM about WHERE name LIKE 'note:%' ORDER BY name")
+        names = {str(name).removeprefix("note:"): value for name, value in rows}
+        return {name: json.loads(value) for name, value in names.items() if name.startswith(beginning)}
+
+    def holds(self, game: str) -> bool:
+        """Whether there is an answer of a game."""
+        return self._one("SELECT 1 FROM answers WHERE game = ? LIMIT 1", (game,)) is not None
+
     def about(self) -> dict[str, str]:
         """What the answers depend on."""
         rows = self._all("SELECT name, value FROM about WHERE name NOT LIKE 'note:%'")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shaprune.atomic import write_text
+from shaprune.atomic import check_replaceable, write_text
 from shaprune.errors import InputError
 
 
@@ -21,14 +21,16 @@ def driving(folder: Path, name: str = "driver") -> Iterator[None]:
     SQLite's own lock on an empty file: it works on every system that SQLite works on.
 
     Raises:
-        InputError: another process holds it; it is named.
+        InputError: another process holds it, which is named; the folder cannot be written, or holds another file of
+            that name.
     """
+    holder = folder / f"{name}.json"
+    check_replaceable(holder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(folder / f"{name}.lock", timeout=0, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{folder} cannot be written: {error}; give run another folder") from error
-    holder = folder / f"{name}.json"
     try:
         try:
             connection.execute("BEGIN EXCLUSIVE")
@@ -36,7 +38,7 @@ def driving(folder: Path, name: str = "driver") -> Iterator[None]:
             if "locked" not in str(error):
                 raise InputError(f"{folder}/{name}.lock cannot be used: {error}; remove that file") from error
             raise InputError(f"{folder} is being computed by {_who(holder)}; wait for it, or end it first") from None
-        write_text(holder, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        write_text(holder, json.dumps({"schema": 1, "kind": "driver", "pid": os.getpid(), "host": platform.node()}))
         yield
     finally:
         connection.close()

@@ -12,6 +12,7 @@ from shaprune.run.journal import NAME, Journal, differences
 from shaprune.run.lock import driving
 from shaprune.run.opening import journal_file
 from shaprune.run.playing import Shard
+from shaprune.run.testimony import join_witnesses
 
 
 def merge(folder: str | Path) -> int:
@@ -23,7 +24,8 @@ def merge(folder: str | Path) -> int:
         The number of answers in the journal of the run.
 
     Raises:
-        InputError: no shards; one that is missing, has not finished, or belongs to another run.
+        InputError: no shards; one that is missing, has not finished, or belongs to another run or
+            was computed with another network or worth.
     """
     folder = Path(folder)
     found = sorted(p for p in folder.glob("journal-*-of-*.sqlite") if re.fullmatch(r"journal-\d+-of-\d+", p.stem))
@@ -48,6 +50,8 @@ def merge(folder: str | Path) -> int:
                     raise InputError(f"shards 1 and {shard.index} of {folder} differ in {'; '.join(differing)}")
             whole = Journal.open(folder / NAME, parts[0].about())
             try:
+                for part in parts:
+                    join_witnesses(whole, part)
                 differing_bits = sum(whole.add_all(part) for part in parts)
                 if differing_bits:
                     warnings.warn(

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from shaprune.atomic import check_replaceable
 from shaprune.errors import InputError
 from shaprune.run.executor import Executor, InProcess, Journaled
 from shaprune.run.journal import NAME, Journal
@@ -16,11 +17,14 @@ from shaprune.run.lock import driving
 from shaprune.run.playing import Elsewhere, ExecutedGame, GameInPieces, Shard, ShardedGame
 from shaprune.run.pool import Pool, Worker
 from shaprune.run.processes import ProcessWorker, Recipe, packed
+from shaprune.run.testimony import bear_witness, check_workers
 from shaprune.values.estimate import whole
 from shaprune.values.game import Game
 from shaprune.values.result import Values
+from shaprune.values.witness import Witness
 
 G = TypeVar("G", bound=Game)
+VALUES = "values.json"  # in the folder of a run that has finished
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,10 @@ def began_with(folder: Path, name: str) -> str | None:
 class Running:
     """A run that is open: what is asked of its games goes the way that the manner says."""
 
-    def __init__(self, manner: Manner, executor: Executor | None, here: dict[str, Game]) -> None:
-        self.manner, self.executor, self._here = manner, executor, here
+    def __init__(
+        self, manner: Manner, executor: Executor | None, here: dict[str, Game], check: Callable[[str], None]
+    ) -> None:
+        self.manner, self.executor, self._here, self._check = manner, executor, here, check
 
     def play(self, game: Game, name: str) -> Game:
         """The game, answered by the executor, in pieces."""
@@ -120,6 +126,8 @@ class Running:
         if self.manner.alone:
             self._here.clear()  # games are played one after the other, and each may hold much memory
             self._here[name] = game
+        else:
+            self._check(name)
         if self.manner.shard is not None:
             return GameInPieces(ShardedGame(game, name, self.executor, self.manner.shard))
         return GameInPieces(ExecutedGame(game, name, self.executor))
@@ -154,7 +162,11 @@ class Running:
 
 @contextmanager
 def opened(
-    manner: Manner, n_examples: Mapping[str, int], recipe: Recipe | None, about: Mapping[str, Any]
+    manner: Manner,
+    n_examples: Mapping[str, int],
+    recipe: Recipe | None,
+    about: Mapping[str, Any],
+    witness: Callable[[str], Witness],
 ) -> Iterator[Running]:
     """Open a run.
 
@@ -163,22 +175,29 @@ def opened(
         n_examples: of every game, by its name.
         recipe: what workers make the games from; None where there are none.
         about: what the answers depend on, see `Journal.open`.
+        witness: takes the witness of a game by its name; what is known of a game is used only if it agrees.
 
     Raises:
-        InputError: another driver is at work, the folder holds another run, or the workers cannot be used.
+        InputError: another driver is at work, the folder holds another run (by ``about`` or by a witness), or the
+            workers cannot be used, or play another game.
     """
     with ExitStack() as stack:
         journal = None
         if manner.run is not None:
             shard = manner.shard
+            check_replaceable(manner.run / VALUES)  # it is written at the end
             stack.enter_context(driving(manner.run, "driver" if shard is None else f"driver-{shard.name}"))
             journal = Journal.open(journal_file(manner.run, shard), about)
             stack.callback(journal.close)
+        witnesses = {} if manner.plain else {name: witness(name) for name in n_examples}
+        if journal is not None:
+            for name, seen in witnesses.items():
+                bear_witness(journal, name, seen)
             journal.note("finished", False)
         here: dict[str, Game] = {}
-        executor: Executor | None = None
+        pool, executor = None, cast("Executor | None", None)
         if recipe is not None:
-            executor = Pool(_workers(manner, recipe))
+            executor = pool = Pool(_workers(manner, recipe))
         elif journal is not None:
             executor = InProcess(here.__getitem__)
         if journal is not None and executor is not None:
@@ -186,7 +205,12 @@ def opened(
         if executor is not None:
             stack.callback(executor.close)
             executor.start()
-        yield Running(manner, executor, here)
+
+        def check(name: str) -> None:
+            if pool is not None:
+                check_workers(pool, name, witnesses[name])
+
+        yield Running(manner, executor, here, check)
         if journal is not None:
             journal.note("finished", True)
 

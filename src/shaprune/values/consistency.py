@@ -32,6 +32,8 @@ def agree(one: float, other: float) -> bool:
 class Watched(GameWrapper):
     """Compares the answers for the full and the empty coalition, which most estimators ask for again and again.
 
+    It also notes how large the worths are.
+
     Where an estimate asks for neither, the first coalition that it asks for is noted instead.
     """
 
@@ -40,6 +42,12 @@ class Watched(GameWrapper):
         self._noted = [np.ones(self.n_players, dtype=bool), np.zeros(self.n_players, dtype=bool)]
         self._known: dict[tuple[int, int], float] = {}  # (index in _noted, example; -1 = all) -> worth
         self._again = False  # some coalition has been answered twice
+        self._sum, self._heard = 0.0, 0
+
+    @property
+    def size(self) -> float:
+        """Mean size of the worths."""
+        return self._sum / max(self._heard, 1)
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         worths = self.game(coalitions, examples)
@@ -85,6 +93,7 @@ class Watched(GameWrapper):
         rows, examples, worths = question.rows, question.examples, np.asarray(answer)
         if question.derivatives and worths.ndim == 2:
             worths = worths[:, 0]
+        self._sum, self._heard = self._sum + float(np.abs(worths).sum()), self._heard + worths.size
         shape = (len(rows), rows.shape[1] + 1) if question.walks else (len(rows),)
         if self.repeatable or worths.shape != shape:  # another shape: the caller says what is wrong
             return

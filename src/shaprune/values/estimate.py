@@ -18,6 +18,7 @@ from shaprune.values.msr import MSR
 from shaprune.values.permutation import Permutation
 from shaprune.values.regression import Regression
 from shaprune.values.result import Values
+from shaprune.values.rounding import rounded
 from shaprune.values.stopping import Reason, Rule, started
 from shaprune.values.svarm import SVARM
 
@@ -83,6 +84,7 @@ def estimate(
     watched.ask_again(counted, budget)
     from_log = game.answered - answered
     values = replace(values, n_evaluations=counted.evaluations - from_log)
+    values = rounded(values, game.rounding(watched.size), watched.size)
     if from_log:
         values = replace(values, diagnostics={**values.diagnostics, "evaluations_from_log": float(from_log)})
     if aggregate != "mean":

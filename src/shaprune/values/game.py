@@ -90,9 +90,23 @@ class Game(ABC):
         return None
 
     @property
+    def dense(self) -> NDArray[np.float64]:
+        """(E,) numbers that say how the whole network behind the game answers, whatever the worth; empty = unknown."""
+        return np.zeros(0)
+
+    @property
+    def rough(self) -> bool:
+        """Whether worths are computed with few digits (bfloat16), so that other batches give visibly others."""
+        return False
+
+    @property
     def derivative_price(self) -> int:
         """Evaluations that one coalition with its derivatives is counted as, see `derivatives`."""
         return self.n_players + 1
+
+    def rounding(self, worth: float) -> float:
+        """Rounding error of a worth of this size; here that of float64."""
+        return float(np.finfo(np.float64).eps) / 2 * abs(worth)
 
     @abstractmethod
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
@@ -216,8 +230,19 @@ class GameWrapper(Game):
         return self.game.fingerprint
 
     @property
+    def dense(self) -> NDArray[np.float64]:
+        return self.game.dense
+
+    @property
+    def rough(self) -> bool:
+        return self.game.rough
+
+    @property
     def derivative_price(self) -> int:
         return self.game.derivative_price
+
+    def rounding(self, worth: float) -> float:
+        return self.game.rounding(worth)
 
     def __call__(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
         worths = self.game(coalitions, examples)

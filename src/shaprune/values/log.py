@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.atomic import write_bytes
+from shaprune.atomic import check_replaceable, write_bytes
 from shaprune.errors import GameError, InputError
 from shaprune.values.consistency import agree
 from shaprune.values.game import (
@@ -29,11 +29,13 @@ from shaprune.values.game import (
     Game,
     GameWrapper,
     Orders,
+    Question,
     Start,
     Worths,
     checked,
     describe,
 )
+from shaprune.values.witness import WHOLE, differing, tolerance
 
 SCHEMA = 1
 MAX_MEMORY = 1 << 28
@@ -44,7 +46,8 @@ class LoggedGame(GameWrapper):
     """A game with a log of the worths that it has been asked for.
 
     A game that is not known to repeat its answers is asked once more for the first worth that the log would answer; a
-    `GameError` names the coalition where the answers differ.
+    `GameError` names the coalition where the answers differ. A log that comes from a file is compared with the game
+    first, see `load`.
 
     Attributes:
         max_memory: bytes that the log may take; when it is full, further worths are paid and not kept.
@@ -120,12 +123,14 @@ class LoggedGame(GameWrapper):
         Raises:
             InputError: the folder is missing or cannot be written.
         """
+        check_replaceable(path)
         about = {
             "schema": SCHEMA,
             "kind": "worths",
             "n_players": self.n_players,
             "n_examples": self.n_examples,
             "fingerprint": self.fingerprint,
+            "dense": self.dense.tolist(),
         }
         file = io.BytesIO()
         np.savez_compressed(
@@ -137,13 +142,14 @@ class LoggedGame(GameWrapper):
     def load(path: str | Path, game: Game, *, max_memory: int = MAX_MEMORY) -> LoggedGame:
         """A game with the log that `save` wrote.
 
-        One logged worth is asked for again where the game has no fingerprint, or is not known to repeat its answers.
+        What is logged is used only if the game still is the one that was asked: a few logged worths, of coalitions that
+        lack somebody, are asked for again and compared, and so is how the whole network answers.
 
         Raises:
             InputError: a file that is missing, damaged or no log; a log of another game: other players or examples,
                 another fingerprint (weights, data, metric), or a worth that the game does not repeat.
         """
-        about, coalitions, worths = _read(path, game.n_players)
+        about, coalitions, worths, dense = _read(path, game.n_players)
         for what, ours in (("n_players", game.n_players), ("n_examples", game.n_examples)):
             if about.get(what) != ours:
                 raise InputError(f"{path} is a log of a game with {what}={about.get(what)}, this one has {ours}")
@@ -154,12 +160,34 @@ class LoggedGame(GameWrapper):
                 f"(fingerprint {theirs[:12]}, this game's is {game.fingerprint[:12]}); give the log its own file"
             )
         logged = LoggedGame(game, max_memory=max_memory)
-        logged._worths = dict(zip(_keys(coalitions), worths.tolist(), strict=True))
-        if len(worths) and (theirs is None or game.fingerprint is None or not game.repeatable):
-            wrong = logged._check(next(iter(logged._worths)), coalitions[0])
+        if len(worths):
+            wrong = _changed(game, coalitions, worths, dense)
             if wrong is not None:
                 raise InputError(f"{path} is a log of another game: {wrong}; give the log its own file")
+            logged._checked = True
+        logged._worths = dict(zip(_keys(coalitions), worths.tolist(), strict=True))
         return logged
+
+
+def _changed(game: Game, coalitions: Coalitions, worths: Worths, dense: NDArray[np.float64]) -> str | None:
+    """Ask a game for a few logged worths again; what has changed, or None."""
+    rows = np.unique(np.linspace(0, len(worths) - 1, WHOLE).astype(np.int64))
+    lacking = np.flatnonzero(~coalitions.all(1))
+    if len(lacking):
+        rows = np.unique(lacking[np.linspace(0, len(lacking) - 1, WHOLE).astype(np.int64)])
+    question = Question(coalitions[rows])
+    now = checked(question.of(game), question.rows)
+    if len(dense) and len(game.dense) and len(differing(dense, game.dense, rough=game.rough)):
+        return (
+            "the network answers otherwise on the same inputs with the same weights (its code, an attribute, a hook or "
+            "an option of a layer has changed)"
+        )
+    limit = tolerance(worths, rough=game.rough)
+    wrong = np.flatnonzero(~(np.abs(now - worths[rows]) <= limit))
+    if not len(wrong):
+        return None
+    row = wrong[0]
+    return f"{describe(question.rows[row])} is worth {worths[rows[row]]} there and {now[row]} here"
 
 
 def _keys(coalitions: Coalitions) -> list[bytes]:
@@ -168,9 +196,14 @@ def _keys(coalitions: Coalitions) -> list[bytes]:
     return [flat[i : i + width] for i in range(0, len(flat), width)]
 
 
-def _read(path: str | Path, n_players: int) -> tuple[dict[str, Any], Coalitions, NDArray[np.float64]]:
+def _read(path: str | Path, n_players: int) -> tuple[dict[str, Any], Coalitions, Worths, NDArray[np.float64]]:
     try:
         content = io.BytesIO(Path(path).read_bytes())  # np.load leaves a damaged file open
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; LoggedGame(game) starts a new log") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
         with np.load(content, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             packed, worths = file["coalitions"], file["worths"]
@@ -178,12 +211,17 @@ def _read(path: str | Path, n_players: int) -> tuple[dict[str, Any], Coalitions,
             raise ValueError(f"it holds {about['kind']}")
         if about["schema"] > SCHEMA:
             raise ValueError(f"its schema {about['schema']} is newer than {SCHEMA}; update shaprune")
-        if packed.ndim != 2 or worths.shape != (len(packed),) or not np.isfinite(worths).all():
+        if not isinstance(about.get("fingerprint"), (str, type(None))):
+            raise ValueError("its fingerprint is no text")
+        if packed.ndim != 2 or packed.dtype != np.uint8 or worths.dtype.kind not in "fiu":
+            raise ValueError(f"it holds arrays of {packed.dtype} and {worths.dtype}")
+        if worths.shape != (len(packed),) or not np.isfinite(worths).all():
             raise ValueError("coalitions and worths do not fit each other, or a worth is not finite")
+        if about["n_players"] == n_players and packed.shape[1] != -(-n_players // 8):
+            raise ValueError(f"its coalitions are not of {n_players} players")
+        dense = np.asarray(about.get("dense", []), dtype=np.float64)
         wide = np.unpackbits(packed, axis=1, count=min(n_players, 8 * packed.shape[1])).astype(bool)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; LoggedGame(game) starts a new log") from error
     except Exception as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} is no complete log of worths written by shaprune: {reason}") from error
-    return about, wide, worths.astype(np.float64)
+    return about, wide, worths.astype(np.float64), dense

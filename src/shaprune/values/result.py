@@ -10,6 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError
+from shaprune.typed import Count, Document, Number, Size, typed
+
+
+class _Values(Document):
+    value: list[Number]
+    stderr: list[Size | None]
+    n_evaluations: Count
+    method: str
+    efficiency_gap: Number | None
+    stopped_by: str
+    worth_all: Number | None
+    worth_none: Number | None
+    counts: list[Count]
+    options: dict[str, Any]
+    concept: str = "shapley"
+    efficient: bool = True
+    diagnostics: dict[str, float] = {}  # noqa: RUF012  # pydantic copies it
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +75,12 @@ class Values:
     def n(self) -> int:
         """Number of players."""
         return len(self.value)
+
+    @property
+    def flat(self) -> bool:
+        """Whether all values are 0, or all the same, with standard error 0: they tell no player from another."""
+        exact = bool((self.stderr == 0).all())
+        return exact and (not self.value.any() or (self.n > 1 and bool(np.ptp(self.value) == 0)))
 
     def ranking(self) -> NDArray[np.int64]:
         """Players from the least to the most valuable; ties in player order."""
@@ -110,8 +133,9 @@ class Values:
         """Inverse of `to_json`.
 
         Raises:
-            InputError: if a field is missing or the lengths differ.
+            InputError: a field that is missing or of the wrong kind, or lengths that differ.
         """
+        typed(_Values, data, "these are not values written by shaprune")
         try:
             values = Values(
                 value=np.asarray(data["value"], dtype=np.float64),
@@ -128,7 +152,7 @@ class Values:
                 efficient=bool(data.get("efficient", data["efficiency_gap"] is not None)),
                 diagnostics=dict(data.get("diagnostics", {})),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"these are not values written by shaprune: {error!r}") from error
         if not values.value.shape == values.stderr.shape == values.counts.shape:
             raise InputError("these values are damaged: value, stderr and counts differ in length")

@@ -16,6 +16,10 @@ The prior is a sum of three terms and noise; x = 2 |S| / n - 1, all per unit of 
 - *players by size*: x^2 (z_i - mean z), a player's weight that depends on how many others there are. Averaged over
   sizes.
 
+The noise is part of the game, a number of each pair's own: what the three terms leave of a pair that was evaluated
+counts with its Shapley weight, and that of other pairs is 0 in the mean. So the values converge to the exact ones as
+all coalitions are evaluated, whatever the interactions; where few are, the weights are next to nothing.
+
 rho, the two amplitudes and the noise maximise the marginal likelihood (coordinate search on a random part of the data
 where there is much of it). The spread is the posterior's, with the degrees of freedom of the four parameters taken
 off. It is a statement about games like this one and not about repeated sampling: over several games, values -+ 1.96
@@ -81,6 +85,9 @@ def surrogate(coalitions: Coalitions, halves: Array, total: float, rng: np.rando
     inverse = np.linalg.inv(kernel.matrix(chosen))
     alpha = inverse @ rest
     effects, prior = kernel.shapley(chosen)
+    noise = exp(chosen[NOISE])
+    effects = effects + noise * _own_effects(coalitions)  # noise * alpha is what the terms leave of each pair
+    prior = prior + noise * _own_variance(n)
     value = effects @ alpha
     freedom = max(len(rest) - len(chosen), 1)
     variance = prior - np.einsum("ij,jk,ik->i", effects, inverse, effects, optimize=True)
@@ -124,6 +131,26 @@ class _Kernel:
         effects += players * 4 / n * self.varying * (self.centred * self.x[:, None] ** 2).T
         prior = _variance(n, float(rho)) - table[n] ** 2 + players * 4 / n * self.varying**2 * (1 - 1 / n)
         return effects, np.full(n, prior)
+
+
+def _own_effects(coalitions: Coalitions) -> Array:
+    """(n, K) Shapley values of games in which one pair has the half difference 1 and all others 0."""
+    n = coalitions.shape[1]
+    members = coalitions.sum(1)
+    with_it, without = _weights(n)[np.maximum(members - 1, 0)], _weights(n)[members % n]
+    return np.asarray(2 * np.where(coalitions.T, with_it, -without))
+
+
+def _own_variance(n: int) -> float:
+    """Sum over all pairs of the squares of `_own_effects`, of any player: each pair has one coalition without it."""
+    # C(n-1, s) w(s)^2 = w(s) / n
+    return float(4 / n * _weights(n)[1:].sum())
+
+
+@lru_cache(maxsize=8)
+def _weights(n: int) -> Array:
+    """(n,) weight s! (n - s - 1)! / n! of a coalition of s others in a Shapley value."""
+    return np.array([exp(lgamma(s + 1) + lgamma(n - s) - lgamma(n + 1)) for s in range(n)])
 
 
 def curves(x: Array, count: int, *, odd: bool) -> Array:
