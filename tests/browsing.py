@@ -55,7 +55,7 @@ class Opened:
 
     def becomes(self, expression: str) -> None:
         """Wait until something holds; plots follow a frame after the slider, or once they come into view."""
-        for _ in range(200):  # not `wait_for_function`: the page's policy forbids eval
+        for _ in range(4_000):  # not `wait_for_function`: the page's policy forbids eval
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)
@@ -85,6 +85,7 @@ def pages(browser: Any, server: str | None = None) -> Iterator[Callable[..., Ope
         context = browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=server is None, locale="en-US"
         )
+        context.set_default_timeout(240_000)  # milliseconds, of a machine however busy
         found = Opened(context.new_page())
         found.page.on("console", lambda message: found.said.append(f"{message.type}: {message.text}"))
         found.page.on("pageerror", lambda error: found.said.append(f"error: {error}"))

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,16 +95,17 @@ def trained(demo: tuple[Path, dict[str, Any]]) -> list[str]:
 # --- help ---
 
 
-def test_help_is_fast_and_imports_no_torch() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([*SHAPRUNE, "--help"], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
+def test_help_imports_little_and_no_torch() -> None:
+    """How long it takes is a question of how much is imported: 509 modules, and 1,900 with torch."""
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); " + SHAPRUNE[2]
+    done = subprocess.run(
+        [SHAPRUNE[0], "-c", code, "--help"], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
     assert all(name in done.stdout for name in COMMANDS)
-    code = "import sys, shaprune.cli.app; print([m for m in ('torch', 'matplotlib', 'lightning') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    imported = done.stderr.split()
+    assert not {"torch", "matplotlib", "lightning", "scipy", "sklearn", "pydantic"} & set(imported)
+    assert "shaprune.cli.app" in imported
+    assert len(imported) < 700
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -153,7 +153,8 @@ def test_the_demo_halves_the_network_and_keeps_the_accuracy(demo: tuple[Path, di
         low, high = network["latency_spread_ms"]
         assert 0 < low <= network["latency_ms"] <= high
     assert {"train", "score", "plan", "prune", "recover", "measure", "report"} <= set(found["seconds"])
-    assert sum(found["seconds"].values()) < 60
+    values = json.loads((demo[0] / ARTIFACTS["values"]).read_text())["values"]
+    assert sum(v["n_evaluations"] for v in values.values()) < 700_000  # how long it takes stands in benchmarks
 
 
 def test_the_demo_writes_what_it_says(demo: tuple[Path, dict[str, Any]]) -> None:
@@ -205,19 +206,18 @@ def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seconds", [0, 2])
-def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize("stage", ["training", "scoring"])
+def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, stage: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").write_text(f"an earlier demo {GENERATOR}")
     command = [*INTERRUPTIBLE, "demo", "--out", "out", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:  # type: ignore[call-overload]
-        _until(process, "training")
-        time.sleep(seconds)
+        _until(process, stage)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate()
     assert process.returncode == 1
-    assert stderr == "interrupted; nothing was written\n"
+    assert stderr.endswith("interrupted; nothing was written\n")
     assert stdout == ""
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "report.html"]
     assert (tmp_path / "out" / "report.html").read_text() == f"an earlier demo {GENERATOR}"

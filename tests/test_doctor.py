@@ -132,7 +132,6 @@ def completed(line: str, shell: str = "bash") -> list[str]:
         env=os.environ | asked | {"_SHAPRUNE_COMPLETE": f"complete_{shell}"},
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -19,7 +19,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "TOKENI
 
 def ran(name: str, folder: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(GALLERY / f"{name}.py"), *options]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == code, (done.stdout, done.stderr)
     return done
 

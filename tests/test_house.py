@@ -173,7 +173,7 @@ def _importers(source: Path, third_party: str) -> set[str]:
 def _loaded_by(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after running ``code``."""
     code += "\nimport sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 

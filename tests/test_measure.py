@@ -1,9 +1,9 @@
 """Measurements against numbers worked out by hand."""
 
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,15 +18,28 @@ from shaprune.measure import Latency, Measurement, accuracy, count, latency, siz
 from shaprune.speed import layer_times
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Time that passes only where this is called: how busy the machine is changes nothing."""
+    now = [0.0]
+    monkeypatch.setattr("shaprune.measure.benchmark", SimpleNamespace(timer=lambda: now[0]))
+    monkeypatch.setattr("shaprune.speed.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    return passes
+
+
 class Slow(nn.Module):
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, passes: Callable[[float], None]) -> None:
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.passes = seconds, passes
         self.calls: list[tuple[bool, bool, int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls.append((self.training, torch.is_grad_enabled(), torch.get_num_threads()))
-        time.sleep(self.seconds)
+        self.passes(self.seconds)
         return x
 
 
@@ -96,20 +109,21 @@ def test_a_model_that_raises_comes_back_untouched(measure: Callable[[nn.Module],
 # --- latency ---
 
 
-def test_latency_tells_slow_from_fast_and_restores_everything(untouched: Untouched) -> None:
-    slow, fast = Slow(0.006), Slow(0.001)
+def test_latency_tells_slow_from_fast_and_restores_everything(
+    untouched: Untouched, clock: Callable[[float], None]
+) -> None:
+    slow, fast = Slow(0.006, clock), Slow(0.001, clock)
     with untouched(slow, fast):
         measured = latency({"slow": slow, "fast": fast}, torch.zeros(1), rounds=3, threads=1)
     assert list(measured) == ["slow", "fast"]
-    assert measured["slow"].median_ms > 6
-    assert 1 < measured["fast"].median_ms < measured["slow"].median_ms
+    assert (measured["slow"].median_ms, measured["fast"].median_ms) == pytest.approx((6, 1))
     for result in measured.values():
         assert isinstance(result, Latency)
         assert result.low_ms <= result.median_ms <= result.high_ms
     assert set(slow.calls + fast.calls) == {(False, False, 1)}  # eval, no gradients, one thread
 
 
-def test_latency_interleaves_the_models() -> None:
+def test_latency_interleaves_the_models(clock: Callable[[float], None]) -> None:
     order: list[str] = []
 
     class Noted(nn.Module):
@@ -118,7 +132,7 @@ def test_latency_interleaves_the_models() -> None:
             self.name = name
 
         def forward(self, x: Tensor) -> Tensor:
-            time.sleep(0.021)  # long enough to run once per round
+            clock(0.021)  # long enough to run once per round
             order.append(self.name)
             return x
 
@@ -255,17 +269,16 @@ def test_nothing_is_said_where_it_is_faster_or_cannot_be_told() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_time_of_each_layer(untouched: Untouched) -> None:
+def test_the_time_of_each_layer(untouched: Untouched, clock: Callable[[float], None]) -> None:
     class Wait(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            time.sleep(0.004)
+            clock(0.004)
             return super().forward(x)
 
     model = nn.Sequential(Wait(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with untouched(model):
         found = layer_times(model, torch.zeros(1, 2), rounds=3)
     assert list(found) == ["0", "2"]
-    assert 4 < found["0"] < 100
-    assert found["2"] < found["0"]
+    assert found == pytest.approx({"0": 4, "2": 0})
     with untouched(broken := nn.Sequential(nn.Linear(2, 2), Raises())), pytest.raises(RuntimeError, match="own error"):
         layer_times(broken, torch.zeros(1, 2))

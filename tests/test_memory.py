@@ -1,5 +1,6 @@
 """Walks take the memory they may take, and no more: nothing of the size walks x steps x players is ever made."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import NETWORKS
 from numpy.typing import NDArray
+from torch import nn
 
 import shaprune as sp
 from shaprune.network.coalitions import Listed, Walked
@@ -101,6 +104,41 @@ def test_players_near_the_cut_are_asked_in_parts_that_keep_samples_together(monk
     assert used
     assert all(walks % 2 == 0 for walks in used)  # two samples of each example
     assert sliced.largest <= max(4_000, 2 * 2 * 40 * 40)
+
+
+class Asking(nn.Module):
+    """A model that torch.fx cannot follow, so that it is replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = NETWORKS["plain"][0]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x) if x.shape[0] > 0 else x
+
+
+@pytest.mark.parametrize("make", [NETWORKS["plain"][0], Asking])
+def test_a_hundred_games_on_one_model_leave_nothing_behind(make: Callable[[], nn.Module]) -> None:
+    """Counted are objects, not bytes: the system decides when memory that is free is given back."""
+    model, example = make().eval(), NETWORKS["plain"][1]
+    players = sp.find_players(model, example())
+    group = players.groups[0].name
+
+    def alive(games: int) -> tuple[int, int]:
+        for _ in range(games):
+            game = sp.NetworkGame(model, players, [(example(), None)], "fidelity", group)
+            game(np.ones((2, game.n_players), dtype=bool))
+            game.walk(np.arange(game.n_players)[None], np.zeros(1, dtype=np.int64))
+        del game
+        gc.collect()
+        objects = gc.get_objects()
+        return sum(issubclass(type(one), torch.Tensor) for one in objects), len(objects)
+
+    alive(3)
+    tensors, objects = alive(3)
+    later = alive(100)
+    assert later[0] == tensors
+    assert later[1] < objects + 100  # less than one for each game
 
 
 def test_parts_cover_everything_once() -> None:

@@ -23,9 +23,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "
 
 def ran(command: Sequence[object], cwd: Path = ROOT, code: int = 0) -> str:
     """What a command prints on stdout."""
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == code, (command, done.stdout, done.stderr)
     return done.stdout
 

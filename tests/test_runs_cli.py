@@ -1,10 +1,13 @@
 """Runs on the command line: dry run, resume, shards and merge, the list of runs, values as files."""
 
 import csv
+import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from safetensors.torch import save_file
@@ -12,7 +15,12 @@ from typer.testing import CliRunner
 
 import shaprune as sp
 from shaprune.bench.models import build_model
+from shaprune.cli import heartbeat
 from shaprune.cli.app import app
+from shaprune.logs.board import Board
+from shaprune.run.journal import Journal
+from shaprune.run.merging import runs_in
+from shaprune.values.game import Question
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,3 +154,93 @@ def test_people_are_told_what_the_values_note(
     small = ["--budget", "players=0.8", "--recover", "none", *named]
     for options in (["score", *named, "--out", "s"], ["compress", *small, "--out", "c"]):
         assert "rows were run in bfloat16\n" in run(*options, "--precision", "bfloat16").stdout
+
+
+def interrupted_after(calls: int, patched: Any) -> Any:
+    """A method that works so often, and then is interrupted."""
+    left = [calls]
+
+    def method(*given: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return patched(*given, **options)
+
+    return method
+
+
+@pytest.mark.parametrize("part", [[], ["--shard", "1/2"]], ids=str)
+def test_an_interrupt_says_what_is_kept_and_how_to_go_on(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: list[str]
+) -> None:
+    whole = run("score", *named, "--out", tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "put", interrupted_after(1, Journal.put))
+        told = run("score", *named, "--run", "r", *part, code=1).stderr
+    paid = runs_in(tmp_path / "r")[0]
+    assert (paid.answers, paid.finished) == (1, False)
+    assert f"interrupted; 1 answers ({paid.evaluations:,} evaluations) are kept in r; " in told
+    assert "nothing was written" not in told
+    if part:
+        assert told.endswith("the same command goes on there\n")
+        return
+    assert told.endswith("`shaprune resume r` goes on there\n")
+    run("resume", "r")
+    assert values(tmp_path / "r" / "values.json") == values(tmp_path / "s" / "values.json")
+    assert whole.exit_code == 0
+
+
+def test_an_interrupt_before_any_answer_and_without_a_run(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "put", interrupted_after(0, Journal.put))
+        told = run("score", *named, "--run", "r", code=1).stderr
+        assert told.endswith("interrupted; nothing was computed yet for r; the same command begins again\n")
+    asks = ["score", *named, "--method", "leave-one-out", "--out", "s"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sp.NetworkGame, "__call__", interrupted_after(1, sp.NetworkGame.__call__))
+        told = run(*asks, "--worth-log", "w", code=1).stderr
+        assert told.endswith("interrupted; worths that were paid are kept in w; the same command goes on with them\n")
+        told = run(*asks, code=1).stderr
+        assert told.endswith("interrupted; nothing was written\n")
+    assert not (tmp_path / "s").exists()
+
+
+class Heard(io.StringIO):
+    """A stream that is no terminal, and tells when a line of the heartbeat has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beat = threading.Event()
+
+    def write(self, text: str) -> int:
+        if text.startswith("[0:"):
+            self.beat.set()
+        return super().write(text)
+
+
+def test_lines_say_how_far_it_is_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    board.opens({"conv1": 100, "fc": 300})
+    board.begins("conv1", 3)
+    board.answered("conv1", Question(np.zeros((50, 3), dtype=bool)), np.zeros(50), 50)
+    assert board.line().startswith("50 of 400 evaluations, 0:0")
+    assert board.line().endswith(" left; 0 of 2 games done, now conv1")
+    heard = Heard()
+    monkeypatch.setattr("sys.stderr", heard)
+    monkeypatch.setattr(heartbeat, "EVERY", 0.0)
+    with heartbeat.beating():
+        heartbeat.say("measuring ...")
+        heard.beat.wait()
+        with heartbeat.detailed(board.line):
+            assert "50 of 400 evaluations" in heartbeat.line(75)
+    assert heartbeat.line(75) == "[1:15] measuring"
+    assert not [thread for thread in threading.enumerate() if thread.name == "shaprune-heartbeat"]
+    heard.isatty = lambda: True  # type: ignore[method-assign]
+    written = heard.getvalue()
+    with heartbeat.beating():
+        assert not [thread for thread in threading.enumerate() if thread.name == "shaprune-heartbeat"]
+    assert heard.getvalue() == written

@@ -286,4 +286,4 @@ def test_a_set_worth_that_is_nan_names_worth_and_coalition(numbers: Setting) -> 
 
 def test_metrics_are_recognised_without_importing_torchmetrics() -> None:
     code = "import sys, shaprune.network.several; assert 'torchmetrics' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)

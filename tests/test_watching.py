@@ -220,7 +220,7 @@ def served(page: Page) -> Iterator[int]:
 
 
 def asked(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", path, headers={"Host": f"{host}:{port}"})
     answer = connection.getresponse()
     found = answer.status, answer.read().decode()

@@ -454,7 +454,7 @@ def test_the_cost_of_an_evaluate_function_is_timed_on_itself() -> None:
     cost = sp.expected_cost(model, players, None, sp.Evaluate(evaluate), "leave-one-out")
     assert cost.evaluations == len(players.groups[0]) + 1
     assert cost.seconds is not None
-    assert 0.02 * cost.evaluations < cost.seconds < 10
+    assert 0.02 * cost.evaluations < cost.seconds
     assert len(asked) <= 2
 
 

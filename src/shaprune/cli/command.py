@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
+from shaprune.cli.heartbeat import beating
+from shaprune.cli.heartbeat import say as say
 from shaprune.errors import InputError, ShapruneError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def command(function: Callable[P, Outcome]) -> Callable[P, None]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _failures(debug=bool(kwargs["debug"])), redirect_stdout(sys.stderr):
+        with _failures(debug=bool(kwargs["debug"])), redirect_stdout(sys.stderr), beating():
             outcome = function(*args, **kwargs)
         if kwargs["as_json"]:
             print(json.dumps(outcome.data, allow_nan=False))
@@ -55,6 +57,10 @@ def command(function: Callable[P, Outcome]) -> Callable[P, None]:
     return run
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with words for what is kept and how to go on."""
+
+
 @contextmanager
 def usage(option: str) -> Iterator[None]:
     """An `InputError` inside the block is the fault of this option's value: wrong usage."""
@@ -62,11 +68,6 @@ def usage(option: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
-
-
-def say(text: str) -> None:
-    """Tell people how the work goes, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -78,8 +79,8 @@ def _failures(*, debug: bool) -> Iterator[None]:
             yield
     except (typer.BadParameter, typer.Exit, typer.Abort):
         raise
-    except KeyboardInterrupt:
-        say("interrupted; nothing was written")
+    except KeyboardInterrupt as stop:
+        say(f"interrupted; {stop if isinstance(stop, Interrupted) else 'nothing was written'}")
         raise typer.Exit(1) from None
     except ShapruneError as error:
         if debug:

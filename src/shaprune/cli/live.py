@@ -37,7 +37,6 @@ def table(board: Board) -> RenderableType:
 
 
 def _footer(board: Board, begun: int) -> str:
-    left = board.remaining()
     hidden = f"{begun - SHOWN} earlier games above these; " if begun > SHOWN else ""
-    told = "unknown" if left is None else f"{int(left) // 60}:{int(left) % 60:02d}"
-    return f"{hidden}{board.evaluations:,} evaluations, {told} left; the cut leaves {board.share:.0%} of a group out"
+    paid = f"{board.evaluations:,} evaluations, {board.left()} left"
+    return f"{hidden}{paid}; the cut leaves {board.share:.0%} of a group out"

@@ -11,6 +11,7 @@ import typer
 
 from shaprune.atomic import check_replaceable, write_text
 from shaprune.cli.command import Outcome, command, say, usage
+from shaprune.cli.keeping import keeping
 from shaprune.cli.options import (
     CRITERIA,
     FOLDERS,
@@ -175,7 +176,7 @@ def score(
     say(f"scoring {players.n:,} players in {len(players.groups)} groups on {len(part):,} held-out examples ...")
     follow = value.label == "shapley" and mode == "one-shot" and method == "permutation"
     looking = nullcontext(None) if method in CRITERIA else watched(log or [], None if shard else run, follow=follow)
-    with looking as board:
+    with keeping(run, shard, None if worth_log is None else Path(worth_log)), looking as board:
         scores = sp.score(
             network,
             players,

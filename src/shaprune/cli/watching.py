@@ -1,4 +1,4 @@
-"""Who looks on while values are computed: a table on a terminal, and logs."""
+"""Who looks on while values are computed: a table on a terminal, lines elsewhere, and logs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shaprune.cli.heartbeat import detailed
+
 if TYPE_CHECKING:
     from shaprune.logs.board import Board
 
 
 @contextmanager
-def watched(logs: Sequence[str], run: Path | None, *, follow: bool) -> Iterator[Board | None]:
-    """A board, shown on stderr where that is a terminal; None where nobody looks.
+def watched(logs: Sequence[str], run: Path | None, *, follow: bool) -> Iterator[Board]:
+    """Yield a board, shown on stderr: as a table on a terminal, as a line now and then elsewhere.
 
     Args:
         logs: see `shaprune.logs.sinks.sink_of`.
@@ -26,17 +28,16 @@ def watched(logs: Sequence[str], run: Path | None, *, follow: bool) -> Iterator[
 
     shown = sys.stderr.isatty()
     places = [*logs, *([] if run is None else [f"jsonl:{run / PROGRESS}"])]
-    if not places and not shown:
-        yield None
-        return
     with ExitStack() as stack:
         sinks = []
         for place in places:
             sinks.append(sink_of(place))
             stack.callback(sinks[-1].close)
-        board = Board(sinks, follow=follow)
+        board = Board(sinks, follow=follow and (shown or bool(sinks)))
         if shown:
             from shaprune.cli.live import live
 
             stack.enter_context(live(board))
+        else:
+            stack.enter_context(detailed(board.line))
         yield board

@@ -132,6 +132,22 @@ class Board:
             total += expected
         return max(0.0, (self.now() - self.started) * (total - paid) / paid) if paid else None
 
+    def left(self) -> str:
+        """Minutes and seconds that are left, in words."""
+        left = self.remaining()
+        return "unknown" if left is None else f"{int(left) // 60}:{int(left) % 60:02d}"
+
+    def line(self) -> str:
+        """How far the run is, in one line."""
+        with self._lock:
+            standings = list(self.standings.values())
+        done = sum(row.done for row in standings)
+        games = f"{done} of {len(self.expected) or len(standings)} games done"
+        now = ", ".join(row.group for row in standings if not row.done)
+        paid, known = self.evaluations, [e for e in self.expected.values() if e is not None]
+        total = f" of {sum(known):,}" if known and len(known) == len(self.expected) else ""
+        return f"{paid:,}{total} evaluations, {self.left()} left; {games}" + (f", now {now}" if now else "")
+
     def rows(self) -> list[dict[str, Any]]:
         """Every game that has begun, JSON-ready."""
         with self._lock:
