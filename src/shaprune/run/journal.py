@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.run.database import connect, create, damage, explained, set_aside
@@ -110,7 +111,7 @@ class Journal:
         """
         with np.errstate(over="ignore"):
             single = worths.astype(np.float32)
-        kept = single if np.array_equal(single, worths) else np.asarray(worths, dtype=np.float64)
+        kept: NDArray[Any] = single if np.array_equal(single, worths) else np.asarray(worths, dtype=np.float64)
         kept = kept.astype(kept.dtype.newbyteorder("<"), copy=False)
         blob = kept.tobytes()
         shape = json.dumps(list(worths.shape))
