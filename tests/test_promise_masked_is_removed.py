@@ -560,9 +560,7 @@ def test_a_layer_whose_weight_is_used_without_calling_it_is_refused() -> None:
             x = F.conv2d(F.relu(self.conv1(x)), self.conv2.weight, self.conv2.bias)
             return self.fc(F.relu(x).mean((2, 3)))
 
-    with pytest.raises(
-        InputError, match=r"nothing in this model can be pruned(.|\n)*conv2: its weight is used without calling it"
-    ):
+    with pytest.raises(InputError, match=r"conv2: its weight is used without calling it"):
         find_players(seeded(lambda: Functional(F.relu)), drawn(*IMAGES))
 
 
