@@ -112,8 +112,34 @@ AT_HOME = {  # third party -> the only files that may import it
     "shapiq": {"values/interplay.py"},
     "yaml": {"run_config.py"},
 }
+PROCESS_WIDE = {  # what changes something for all threads -> the only files that may use it; commands own their process
+    "umask": set(),
+    "chdir": set(),
+    "catch_warnings": {"network/recipe.py"},  # in a worker
+    "simplefilter": {"network/recipe.py"},
+    "set_num_threads": {"network/recipe.py", "network/threads.py"},
+    "sdpa_kernel": set(),
+    "Tracer": {"network/tracing.py"},
+    "symbolic_trace": set(),
+    "manual_seed": {"network/proof.py", "recovery/finetune.py", "recovery/fit.py", "recovery/objective.py"},
+    "set_rng_state": {"network/borrow.py"},
+    "setLevel": set(),
+}
 ONE_FILE_EACH = ("lightning", "ray", "plotly", "transformers", "timm", "torchvision", "onnx", "tensorboard")
 ONE_FILE_EACH += ("mlflow", "packaging")
+
+
+def _attributes(file: Path) -> set[str]:
+    """Names and attributes that a file uses or imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found.update(alias.name for alias in node.names)
+    return found
 
 
 def _modules(source: Path) -> dict[str, Path]:
@@ -232,6 +258,14 @@ def test_an_import_with_the_flow_is_no_offence(tmp_path: Path, file: str, line: 
 @pytest.mark.parametrize("third_party", AT_HOME)
 def test_a_third_party_is_imported_only_at_its_home(third_party: str) -> None:
     assert _importers(SOURCE, third_party) == AT_HOME[third_party]
+
+
+@pytest.mark.parametrize("name", PROCESS_WIDE)
+def test_what_all_threads_of_the_process_see_is_set_only_where_it_may_be(name: str) -> None:
+    files = {path.relative_to(SOURCE / "shaprune").as_posix(): path for path in (SOURCE / "shaprune").rglob("*.py")}
+    assert len(files) > 100
+    using = {file for file, path in files.items() if name in _attributes(path)}
+    assert {file for file in using if not file.startswith(("cli/", "bench/"))} == PROCESS_WIDE[name]
 
 
 @pytest.mark.parametrize("third_party", ONE_FILE_EACH)

@@ -15,9 +15,8 @@ from torch import nn
 
 import shaprune as sp
 from shaprune.network.coalitions import Listed, Walked
-from shaprune.values import enumeration
-from shaprune.values import game as games
-from shaprune.values.game import chain, parts
+from shaprune.values import chains, enumeration
+from shaprune.values.chains import chain, parts
 from shaprune.values.interactions import sampled
 from shaprune.values.log import LoggedGame
 from shaprune.values.permutation import Permutation, _Some
@@ -84,7 +83,7 @@ ESTIMATES: dict[str, Callable[[sp.Game], Any]] = {
 def test_questions_are_no_larger_than_their_bound_and_say_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, sliced = Counting(40), Counting(40)
     expected = ESTIMATES[name](whole)
-    monkeypatch.setattr(games, "CELLS", 1_000)
+    monkeypatch.setattr(chains, "CELLS", 1_000)
     monkeypatch.setattr(enumeration, "CELLS", 1_000)
     assert np.allclose(ESTIMATES[name](sliced), expected, rtol=1e-12, atol=1e-12)
     assert sliced.largest <= (2_000 if name == "interactions" else 1_000) < whole.largest  # there, a walk is whole
@@ -99,7 +98,7 @@ def test_players_near_the_cut_are_asked_in_parts_that_keep_samples_together(monk
     expected, used = found(whole), []
     kept = _Some.of
     monkeypatch.setattr(_Some, "of", staticmethod(lambda *given: used.append(len(given[0])) or kept(*given)))
-    monkeypatch.setattr(games, "CELLS", 4_000)
+    monkeypatch.setattr(chains, "CELLS", 4_000)
     assert np.allclose(found(sliced), expected, rtol=1e-12)
     assert used
     assert all(walks % 2 == 0 for walks in used)  # two samples of each example
@@ -146,7 +145,7 @@ def test_parts_cover_everything_once() -> None:
         found = list(parts(count, cells, together))
         assert [i for part in found for i in range(part.start, part.stop)] == list(range(count))
         assert all((part.stop - part.start) % together == 0 for part in found[:-1])
-        assert all((part.stop - part.start) * cells <= max(games.CELLS, cells * together) for part in found)
+        assert all((part.stop - part.start) * cells <= max(chains.CELLS, cells * together) for part in found)
 
 
 @pytest.mark.parametrize("length", [1, 4, 6])

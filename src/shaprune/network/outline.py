@@ -15,6 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 
+from shaprune.network.tracing import graph_of
+from shaprune.network.turns import turn
+
 NOT_SETTINGS = ("training", "name_or_path", "gradient_checkpointing")  # how it is used, or where it came from
 
 
@@ -96,7 +99,9 @@ def _steps(model: nn.Module) -> tuple[str, ...] | None:
     """The operations of `forward`, each with its operands; the model is left as it is."""
     try:
         memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        graph = fx.Tracer().trace(copy.deepcopy(model, memo).eval())
+        with turn(model):
+            private = copy.deepcopy(model, memo).eval()
+        graph = graph_of(private)
     except Exception:  # what a user's code makes of a proxy
         return None
     numbers = {node: f"%{number}" for number, node in enumerate(graph.nodes)}

@@ -21,16 +21,19 @@ class _Tracer(fx.Tracer):
 
     Args:
         opened: whether modules of torch that contain layers, such as `nn.TransformerEncoderLayer`, are taken apart.
+            None = torch.fx decides: its own modules are not, those of the user are.
     """
 
-    def __init__(self, opened: bool) -> None:
+    def __init__(self, opened: bool | None) -> None:
         super().__init__()
         self.opened, self.thread = opened, threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf: bool = super().is_leaf_module(m, module_qualified_name)
+        if self.opened is None:
+            return leaf
         if kind_of(m) is not None:
             return True
-        leaf: bool = super().is_leaf_module(m, module_qualified_name)
         return leaf and not (self.opened and any(kind_of(inner) is not None for inner in m.modules()))
 
     def call_module(
@@ -46,12 +49,13 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def graph_of(model: nn.Module, opened: bool) -> fx.Graph:
-    """Return the operations of a model, one per layer; raises whatever torch.fx or the model's code raises.
+def graph_of(model: nn.Module, opened: bool | None = None) -> fx.Graph:
+    """Return the operations of a model; raises whatever torch.fx or the model's code raises.
 
     Args:
         model: in eval mode.
-        opened: whether modules of torch that contain layers are taken apart.
+        opened: whether modules of torch that contain layers are taken apart, down to layers of whatever class; None =
+            as torch.fx does it.
     """
     with turn(TRACING):
         return _Tracer(opened).trace(model)

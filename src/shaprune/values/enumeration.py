@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError
+from shaprune.values.chains import CELLS
 from shaprune.values.concepts import Concept, leave_one_out, partial
-from shaprune.values.game import CELLS, Coalitions, checked
+from shaprune.values.game import Coalitions, checked
 from shaprune.values.method import Method, Task
 from shaprune.values.result import Values
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import GameError, InputError
+from shaprune.values.chains import chain as chain
+from shaprune.values.chains import parts as parts
 
 if TYPE_CHECKING:
     from shaprune.values.interplay import ShapiqGame
@@ -28,7 +30,6 @@ Orders = NDArray[np.int64]  # (R, m), players in the order in which they leave
 Start = NDArray[np.bool_]  # (n_players,), the coalition that walks leave from
 
 TOGGLED = 1 << 24  # entries of the coalitions that are asked for at once by `Game.derivatives`
-CELLS = 1 << 26  # entries of coalitions that are made at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,29 +323,6 @@ def relayed(
 
     for worths in game.stream(ahead()):
         yield asked.popleft(), worths
-
-
-def chain(orders: Orders, n_players: int, start: Start | None = None, steps: slice = slice(None)) -> NDArray[np.bool_]:
-    """Return the coalitions met along walks from ``start``: (R, m) orders -> (R, m + 1, n_players) bool.
-
-    ``steps`` chooses among the m + 1.
-    """
-    walks, length = orders.shape
-    leaves_at = np.full((walks, n_players), length, dtype=np.int32)
-    np.put_along_axis(leaves_at, orders, np.broadcast_to(np.arange(length, dtype=np.int32), orders.shape), axis=1)
-    at = np.arange(length + 1, dtype=np.int32)[steps]
-    coalitions: NDArray[np.bool_] = leaves_at[:, None, :] >= at[None, :, None]
-    return coalitions if start is None else np.logical_and(coalitions, start, out=coalitions)
-
-
-def parts(count: int, cells: int, together: int = 1) -> Iterator[slice]:
-    """Yield slices of ``count`` items with ``cells`` entries each, at most `CELLS` entries a slice.
-
-    A slice has a multiple of ``together`` items, and that many at least.
-    """
-    size = max(1, CELLS // max(cells * together, 1)) * together
-    for begin in range(0, count, size):
-        yield slice(begin, min(begin + size, count))
 
 
 def describe(coalition: NDArray[np.bool_]) -> str:
