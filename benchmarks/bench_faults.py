@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import shaprune.network.rows
+import shaprune.network.row_batches
 
 EXAMPLES = 1_000
 WALKS = 4  # of every example
@@ -47,7 +47,7 @@ UNDER_WAY = 4  # questions per worker: two for each of two games
 PAUSE = 0.02  # seconds that a chunk takes longer
 WAIT = 600.0  # seconds after which a driver counts as hung
 
-shaprune.network.rows.MOST = 1  # a chunk is one batch, so that calls of the worth are chunks
+shaprune.network.row_batches.MOST = 1  # a chunk is one batch, so that calls of the worth are chunks
 
 if os.environ.get("FAULTS_CLOCK"):  # in the driver and in its workers
     _now = time.time

@@ -55,7 +55,7 @@ def compared(ask: Callable[..., Any], rows: tuple[Any, Any]) -> dict[str, Any]:
     for _ in range(ROUNDS + 1):
         rates.append([])
         for threads in (at_once, alone):
-            with patch("shaprune.network.rows.at_once", threads):
+            with patch("shaprune.network.row_batches.at_once", threads):
                 clock = time.perf_counter()
                 answers.append(ask(*rows))
                 rates[-1].append(ROWS / (time.perf_counter() - clock))

@@ -7,14 +7,14 @@ from types import ModuleType
 
 import pytest
 
-from shaprune.network import rows
+from shaprune.network import row_batches
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for workers in /proc")
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(rows, "MOST", rows.MOST)  # the benchmark sets it for its own process
+    monkeypatch.setattr(row_batches, "MOST", row_batches.MOST)  # the benchmark sets it for its own process
     path = Path(__file__).resolve().parents[1] / "benchmarks" / "bench_faults.py"
     spec = importlib.util.spec_from_file_location("bench_faults", path)
     assert spec is not None

@@ -490,9 +490,9 @@ import sys, time
 import torch
 from networks import NETWORKS
 import shaprune as sp
-from shaprune.network import rows
+from shaprune.network import row_batches
 
-rows.MOST = 1  # a chunk is one batch
+row_batches.MOST = 1  # a chunk is one batch
 
 def worth(outputs, targets):
     if len(outputs) > 500:  # a chunk

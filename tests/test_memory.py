@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import shaprune as sp
+from shaprune.network import row_batches as rows_module
 from shaprune.network.coalitions import Listed, Walked
 from shaprune.values import chains, enumeration
 from shaprune.values.chains import chain, parts
@@ -138,6 +139,24 @@ def test_a_hundred_games_on_one_model_leave_nothing_behind(make: Callable[[], nn
     later = alive(100)
     assert later[0] == tensors
     assert later[1] < objects + 100  # less than one for each game
+
+
+def test_a_question_keeps_nothing_for_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that is kept for every block holds the memory around it, which no later block can use."""
+    alive: list[int] = []
+
+    def worth(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+        return outputs[:, 0]
+
+    model, example = NETWORKS["plain"][0]().eval(), NETWORKS["plain"][1]()
+    players = sp.find_players(model, example)
+    monkeypatch.setattr(rows_module, "ROWS_SET", 1)
+    game = sp.NetworkGame(model, players, [(example, torch.zeros(len(example)))], worth, "conv1")
+    alive.clear()
+    game(np.ones((60, game.n_players), dtype=bool), np.zeros(60, dtype=np.int64))
+    assert len(alive) >= 60
+    assert max(alive[10:]) <= max(alive[:10])
 
 
 def test_parts_cover_everything_once() -> None:

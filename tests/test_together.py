@@ -169,6 +169,26 @@ def test_threads_that_would_wait_for_each_other_are_refused() -> None:
     assert not turns._table.held
 
 
+def test_a_thread_that_was_called_up_and_has_not_woken_waits_for_nobody() -> None:
+    """The first thread gives the model back and takes it, and what the second holds, before that one runs again."""
+    model = MAKE()
+
+    def second() -> str:
+        with turn(turns.RANDOM), turn(model):
+            return "done"
+
+    with turn(model):
+        side = Side(second)
+        side.until_it_waits()
+    with turns._table.changed:  # the second cannot wake
+        taken = turns._table.held.get(turns.RANDOM)
+        assert taken is not None
+        assert turns._table._other(turns._table.waiting.get(side, []), side) is None
+    with turn(turns.RANDOM), turn(model):
+        pass
+    assert side.outcome() == "done"
+
+
 def test_a_thread_that_ended_holds_nothing() -> None:
     model = MAKE()
 

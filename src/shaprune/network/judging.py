@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -157,14 +158,19 @@ def inspected(attempt: Callable[[Look], T]) -> T:
     Raises:
         GameError: see `Judge.check`; also where a worth of the user's failed on what is not finite.
     """
-    sums: list[Tensor] = []
+    sums: list[Tensor] = []  # at most one: a number kept for every block would keep memory around it from being reused
+    adding = Lock()  # some blocks are shown in threads
 
     def note(judge: Judge, block: Block, worths: Tensor | None = None) -> None:
         total = block.outputs.detach().sum() if worths is None else block.outputs.detach().sum() + worths.detach().sum()
-        sums.append(total.float())  # NaN and infinity survive a sum
+        with adding:  # NaN and infinity survive a sum
+            if sums:
+                sums[0] += total.float()
+            else:
+                sums.append(total.float())
 
     def sound() -> bool:
-        return not sums or bool(torch.isfinite(torch.stack(sums).sum()))
+        return not sums or bool(torch.isfinite(sums[0]))
 
     try:
         found = attempt(note)

@@ -38,11 +38,11 @@ class _Turn:
 
 @dataclass(eq=False)
 class _Table:
-    """Who holds what, and who waits for whom."""
+    """Who holds what, and who waits for what."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     held: dict[object, _Turn] = field(default_factory=dict)
-    waiting: dict[threading.Thread, threading.Thread] = field(default_factory=dict)
+    waiting: dict[threading.Thread, list[object]] = field(default_factory=dict)
 
     def take(self, what: nn.Module | str) -> _Turn:
         """Wait until no other thread holds any of it, then hold all of it."""
@@ -55,7 +55,7 @@ class _Table:
             modules = list(what.modules()) if isinstance(what, nn.Module) else []
             keys = [_key(module) for module in modules] or [first]
             while (other := self._other(keys, me)) is not None:
-                self._wait(me, other, what)
+                self._wait(me, other, what, keys)
             turn = _Turn(me, [key for key in keys if key not in self.held], modules)
             self.held.update(dict.fromkeys(turn.keys, turn))
             return turn
@@ -80,7 +80,7 @@ class _Table:
                 del self.held[key]  # it ended within a generator that is still referred to
         return None
 
-    def _wait(self, me: threading.Thread, other: threading.Thread, what: nn.Module | str) -> None:
+    def _wait(self, me: threading.Thread, other: threading.Thread, what: nn.Module | str, keys: list[object]) -> None:
         """Wait until something has changed."""
         last: threading.Thread | None = other
         while last is not None:
@@ -90,8 +90,8 @@ class _Table:
                     f"this thread waits for {name} that another thread is using, which waits for a model that this "
                     "one is using; do not score one model from the worth or the forward of another in several threads"
                 )
-            last = self.waiting.get(last)
-        self.waiting[me] = other
+            last = self._other(self.waiting.get(last, []), last)  # one that has been called up holds what it wants
+        self.waiting[me] = keys
         try:
             self.changed.wait(_LOOK)
         finally:
