@@ -163,7 +163,7 @@ def test_values_that_cannot_be_used_are_named(scored: Path, tmp_path: Path, dama
     scores = sp.Scores.load(scored / "values.json")
     expected = {
         "empty": "holds no values.json",
-        "nan": "not finite",
+        "nan": "should be a finite number",
         "missing": "no values for group",
         "newer": "newer",
     }

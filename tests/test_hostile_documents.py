@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = MAKE().eval()
     players = sp.find_players(model, EXAMPLE())
     data = [labelled(EXAMPLE(), 12)]
-    scores = sp.score(model, players, data, max_evaluations=2_000, progress=False)
+    scores = sp.score(model, players, data, "fidelity", max_evaluations=2_000, progress=False)
     plan = sp.plan(players, scores, sp.Budget(params=0.7))
     folder = tmp_path_factory.mktemp("made") / "small"
     sp.save(sp.prune(model, plan, EXAMPLE()), plan, folder)

@@ -53,12 +53,15 @@ class Odd(nn.Module):
         return self.out(torch.tanh(self.sound(torch.tanh(y))))
 
 
+USED = "its weight is used without calling it, so that no mask can stand at its input; call it in forward"
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("tuple", "it returns a tuple, and a layer returns one tensor"),
-        ("linear", "its weight is used without calling it, so what its channels become cannot be followed"),
-        ("transposed", "its weight is used without calling it, so what its channels become cannot be followed"),
+        ("tuple", "it is a Pair that gives a tuple, not one tensor"),
+        ("linear", USED),
+        ("transposed", USED),
         ("type", "it did not run on the example inputs"),
     ],
 )
@@ -89,7 +92,9 @@ def test_a_router_that_returns_a_tuple_leaves_the_rest_to_be_found() -> None:
     model = transformers.PhimoeForCausalLM(config).eval()
     players = sp.find_players(model, WORDS)
     assert [len(g) for g in players.groups] == [2]
-    assert reasons(players)["model.layers.0.mlp.router"] == "it returns a tuple, and a layer returns one tensor"
+    assert (
+        reasons(players)["model.layers.0.mlp.router"] == "it is a PhimoeTopKRouter that gives a tuple, not one tensor"
+    )
     assert sp.find_players(model, WORDS, unit="block").names == ("model.layers.0",)
 
 

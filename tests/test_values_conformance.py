@@ -270,7 +270,7 @@ def test_json_brings_an_unknown_doubt_back() -> None:
     ("change", "word"),
     [
         ({"value": [1.0]}, "differ in length"),
-        ({"value": None}, "differ in length"),
+        ({"value": None}, "should be a valid list"),
         ({"counts": "x"}, "not values"),
         ({"options": 3}, "not values"),
     ],

@@ -220,11 +220,16 @@ def multiply_adds(model: nn.Module, inputs: Any) -> float:
         nonlocal total
         if isinstance(module, nn.Embedding):
             return
+        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):  # every step meets each matrix once
+            matrices = sum(p.numel() for p in module.parameters() if p.ndim == 2)
+            total += args[0].numel() // args[0].shape[-1] * matrices
+            return
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         filter_size = module.weight[:, 0].numel() if type(module).__name__ == "Conv1D" else module.weight[0].numel()
         total += (args[0] if transposed else output).numel() * filter_size
 
-    for _, module, _ in layers_of(model):
+    compound = [m for m in model.modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
+    for module in (*(module for _, module, _ in layers_of(model)), *compound):
         module.register_forward_hook(hook)
     outputs_of(model, inputs)
     return total / BATCH

@@ -84,7 +84,7 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, overwrite: bool
     whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in kept.items()}
     with new_directory(directory, files=FILES, overwrite=overwrite) as folder:
         try:
-            save_file(whole, str(folder / WEIGHTS), metadata={"format": "pt", **tied})
+            save_file(whole, str(folder / WEIGHTS), metadata=tied or None)
         except SafetensorError as error:
             raise OSError(f"{WEIGHTS}: {error}") from error
         except (KeyError, ValueError, RuntimeError) as error:

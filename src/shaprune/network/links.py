@@ -48,7 +48,7 @@ def links_of(marking: Marking) -> Links:
     Sources that pass a layer channel by channel, on another axis than the layer's own, are followed again, past it.
     """
     links = Links()
-    waiting = {frozenset[str](): list(range(len(marking.sources)))}
+    waiting = {frozenset[str](): list(range(len(marking.sources)))} if marking.sources else {}
     while waiting:
         past = min(waiting, key=lambda layers: min(waiting[layers]))  # in order of execution, then parameters
         sources = _that_may_pass(marking, past, waiting.pop(past), links)

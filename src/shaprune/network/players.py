@@ -284,7 +284,7 @@ class Players:
         return Players(
             groups=tuple(replace(g, labels=own) for g, own in zip(number_groups(members), labels, strict=True)),
             layers={
-                name: Layer(**{key: entry for key, entry in layer.items() if key in known})
+                name: Layer(**{key: _frozen(entry) for key, entry in layer.items() if key in known})
                 for name, layer in data["layers"].items()
             },
             skipped=tuple(Skipped(*s) for s in data["skipped"]),
@@ -305,6 +305,10 @@ class Players:
                 dense = cost(layer, layer.n_in, layer.n_out)
                 result[group.indices] += [dense - cost(layer, int(a), int(b)) for a, b in zip(n_in, n_out, strict=True)]
         return result
+
+
+def _frozen(entry: Any) -> Any:
+    return tuple(entry) if isinstance(entry, list) else entry
 
 
 def check_channels(groups: Sequence[Group], what: str) -> None:

@@ -10,17 +10,39 @@ from torch.overrides import TorchFunctionMode
 
 from shaprune.network.batches import Inputs, call, tensors, transform
 
+_QUESTIONS = (
+    "shape",
+    "size",
+    "ndim",
+    "dim",
+    "numel",
+    "stride",
+    "dtype",
+    "device",
+    "requires_grad",
+    "is_floating_point",
+)
+
 
 class _Seen(TorchFunctionMode):
-    """Notes every tensor that a function of torch is given."""
+    """Notes every parameter that a function of torch computes with."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ids: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ids.update(id(t) for t in tensors((args, kwargs)) if isinstance(t, nn.Parameter))
+        if not _is_question(func):
+            self.ids.update(id(t) for t in tensors((args, kwargs)) if isinstance(t, nn.Parameter))
         return func(*args, **(kwargs or {}))
+
+
+def _is_question(func: Any) -> bool:
+    """Whether a function only reads a type, a shape or a device."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":  # of an attribute
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+    return name in _QUESTIONS or name.startswith("new_")
 
 
 def modules_used(model: nn.Module, inputs: Inputs) -> set[str]:

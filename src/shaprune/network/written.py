@@ -38,6 +38,9 @@ class _Layer(Document):
     axis: Count = 0
     least: Count = 1
     heads: Literal["out", "in"] | None = None
+    numbers: Sequence[str] | None = None
+    divided: Literal["out", "in"] = "out"
+    passes: Sequence[Count | str | None] = ()
     returns: Count | None = None
     itemsize: Count = 4
     buffers: Size = 0
