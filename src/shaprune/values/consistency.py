@@ -32,7 +32,7 @@ def agree(one: float, other: float) -> bool:
 class Watched(GameWrapper):
     """Compares the answers for the full and the empty coalition, which most estimators ask for again and again.
 
-    It also notes how large the worths are.
+    It also notes how large the worths are, and how far they lie apart on the same examples.
 
     Where an estimate asks for neither, the first coalition that it asks for is noted instead.
     """
@@ -43,6 +43,7 @@ class Watched(GameWrapper):
         self._known: dict[tuple[int, int], float] = {}  # (index in _noted, example; -1 = all) -> worth
         self._again = False  # some coalition has been answered twice
         self._sum, self._heard = 0.0, 0
+        self._least, self._most, self.spread = np.inf, -np.inf, 0.0
 
     @property
     def size(self) -> float:
@@ -94,6 +95,11 @@ class Watched(GameWrapper):
         if question.derivatives and worths.ndim == 2:
             worths = worths[:, 0]
         self._sum, self._heard = self._sum + float(np.abs(worths).sum()), self._heard + worths.size
+        if question.walks and worths.ndim == 2 and worths.size:
+            self.spread = max(self.spread, float(np.ptp(worths, axis=1).max()))
+        elif examples is None and worths.size:
+            self._least, self._most = min(self._least, float(worths.min())), max(self._most, float(worths.max()))
+            self.spread = max(self.spread, self._most - self._least)
         shape = (len(rows), rows.shape[1] + 1) if question.walks else (len(rows),)
         if self.repeatable or worths.shape != shape:  # another shape: the caller says what is wrong
             return

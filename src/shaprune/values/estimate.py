@@ -84,7 +84,7 @@ def estimate(
     watched.ask_again(counted, budget)
     from_log = game.answered - answered
     values = replace(values, n_evaluations=counted.evaluations - from_log)
-    values = rounded(values, game.rounding(watched.size), watched.size)
+    values = rounded(values, game.rounding(watched.size), watched.size, watched.spread)
     if from_log:
         values = replace(values, diagnostics={**values.diagnostics, "evaluations_from_log": float(from_log)})
     if aggregate != "mean":
