@@ -33,12 +33,12 @@ from common import CACHE, DATA, mnist, trained, write
 from torch import manual_seed, nn
 
 import shaprune as sp
-from shaprune.bench.curves import quality, removal_curves
-from shaprune.bench.datasets import Dataset, load_dataset
-from shaprune.bench.models import build_model
-from shaprune.bench.protocols import cut_backwards, few_per_class, mean_increase
-from shaprune.network.subject import Subject
-from shaprune.recovery.fit import fit
+from shaprune.builtin.datasets import Dataset, load_dataset
+from shaprune.builtin.models import build_model
+from shaprune.experiments.protocols import cut_backwards, few_per_class, mean_increase
+from shaprune.experiments.removal_curves import quality, removal_curves
+from shaprune.network.forward.calibration import Calibration
+from shaprune.recovery.training import fit
 from shaprune.values.aggregation import aggregated
 
 EPOCHS = 6
@@ -83,7 +83,9 @@ def main() -> None:
 
 def layers(model: nn.Module, data: Dataset) -> dict[str, Any]:
     players = sp.find_players(model, data.test.inputs[:2])
-    held_out, test = (Subject(model, part.batches()) for part in (data.held_out.take(SCORING), data.test.take(TEST)))
+    held_out, test = (
+        Calibration(model, part.batches()) for part in (data.held_out.take(SCORING), data.test.take(TEST))
+    )
     rivals = {name: [_rival(held_out, players, name, seed) for seed in _seeds(name)] for name in RIVALS}
     curves: dict[str, list[list[Any]]] = {}  # method -> run -> curve of each layer, the last layer first
     for group in reversed(players.groups):
@@ -119,14 +121,14 @@ def layers(model: nn.Module, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _shapley(subject: Subject, players: sp.Players, group: str, seed: int) -> tuple[sp.Values, sp.Values]:
+def _shapley(subject: Calibration, players: sp.Players, group: str, seed: int) -> tuple[sp.Values, sp.Values]:
     """The mean, and mean + 2 std, of the same values of single images."""
     game = sp.NetworkGame(subject.model, players, subject, "cross_entropy", group)
     values = sp.estimate(game, max_evaluations=SCORING * (game.n_players + 1), seed=seed, keep_examples=True)
     return values, aggregated(values, "mean+2std", game.labels, seed)
 
 
-def _rival(subject: Subject, players: sp.Players, name: str, seed: int) -> sp.Scores:
+def _rival(subject: Calibration, players: sp.Players, name: str, seed: int) -> sp.Scores:
     return sp.score(subject.model, players, subject, "cross_entropy", name, seed=seed)
 
 

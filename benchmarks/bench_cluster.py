@@ -3,17 +3,17 @@
 Recorded: the seconds of every chunk of two inner groups of ResNet-56 (512 images, one thread), from the journal of a
 run; a chunk of the large run is drawn from them. The large run has as many games as ResNet-56 has groups.
 
-Simulated, in virtual time, is the executor: games draw their questions ahead (`Pool.width` of them), as many games as
-there are workers are under way, workers pull from its own `Queue`, a question of a lost worker goes back to the front,
-the worker comes back after `PAUSE` and a start. Of the workers 5 % are slow (half speed), 1 % of the chunks take four
-times as long, and a worker is lost in 1 % of the chunks. The driver takes its own time for each answer (drawing orders,
-journal, sums), one after the other; it is recorded, too.
+Simulated, in virtual time, is the executor: games draw their questions ahead (`WorkerPool.width` of them), as many
+games as there are workers are under way, workers pull from its own `WorkQueue`, a question of a lost worker goes back
+to the front, the worker comes back after `RESTART_SECONDS` and a start. Of the workers 5 % are slow (half speed), 1 %
+of the chunks take four times as long, and a worker is lost in 1 % of the chunks. The driver takes its own time for each
+answer (drawing orders, journal, sums), one after the other; it is recorded, too.
 
 Efficiency = seconds of work / (workers x seconds until the last answer), where the work is that of the chunks at full
 speed, each once: whatever is lost, repeated, waited for or slow counts against it.
 
-The simulation is held against the executor itself: a `Pool` of 8 workers that sleep, on the same chunk times scaled to
-50 ms.
+The simulation is held against the executor itself: a `WorkerPool` of 8 workers that sleep, on the same chunk times
+scaled to 50 ms.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from common import ROOT, SEED, resnet56, write
 from numpy.typing import NDArray
 
 import shaprune as sp
-from shaprune.network.recipe import AT_HAND
-from shaprune.run.executor import Answer
-from shaprune.run.playing import ExecutedGame
-from shaprune.run.pool import AHEAD, PAUSE, Pool, versions
-from shaprune.run.queue import Queue
-from shaprune.values.game import Game, Question
+from shaprune.network.game.worker_recipe import MAX_GAMES_KEPT
+from shaprune.runs.executed_games import ExecutedGame
+from shaprune.runs.executor import Answer
+from shaprune.runs.work_queue import WorkQueue
+from shaprune.runs.worker_pool import QUESTIONS_PER_WORKER, RESTART_SECONDS, WorkerPool, versions
+from shaprune.values.games.game import Game, Question
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 START = 8.0  # seconds until a lost worker is there again
@@ -91,9 +91,9 @@ class Simulation:
         self.random = random.Random(SEED)
         share, factor = self.trouble.slow
         self.speed = [factor if self.random.random() < share else 1.0 for _ in range(self.workers)]
-        self.at_hand: list[deque[int]] = [deque(maxlen=AT_HAND) for _ in range(self.workers)]
+        self.at_hand: list[deque[int]] = [deque(maxlen=MAX_GAMES_KEPT) for _ in range(self.workers)]
         self.idle, self.later = deque(range(self.workers)), deque(range(games))
-        self.waiting: Queue[tuple[int, int]] = Queue()
+        self.waiting: WorkQueue[tuple[int, int]] = WorkQueue()
         self.events: list[tuple[float, int, str, int, tuple[int, int]]] = []
         self.drawn, self.given = [0] * games, [0] * games  # questions that a game has asked, answers it has taken
         self.answered = np.zeros(self.times.shape, dtype=bool)
@@ -115,7 +115,7 @@ class Simulation:
                 self.waiting.add(str(taken[0]), taken, first=True)
                 self.waiting.left(str(taken[0]))
                 self.at_hand[worker].clear()
-                self._later(now + PAUSE + START, "back", worker, taken)
+                self._later(now + RESTART_SECONDS + START, "back", worker, taken)
             else:
                 self.idle.append(worker)
                 if what == "committed":
@@ -155,14 +155,17 @@ class Simulation:
             self._open_games()
 
     def _open_games(self) -> None:
-        """As `Running.all` does: as many games as workers are under way."""
+        """As `OpenRun.all` does: as many games as workers are under way."""
         while self.later and len(self.under_way) < self.workers:
             game = self.later.popleft()
             self.under_way.add(game)
             self._draw(game)
 
     def _draw(self, game: int) -> None:
-        while self.drawn[game] < self.times.shape[1] and self.drawn[game] - self.given[game] < AHEAD * self.workers:
+        while (
+            self.drawn[game] < self.times.shape[1]
+            and self.drawn[game] - self.given[game] < QUESTIONS_PER_WORKER * self.workers
+        ):
             self.waiting.add(str(game), (game, self.drawn[game]))
             self.drawn[game] += 1
 
@@ -224,7 +227,7 @@ class Nothing(Game):
 
 def executed(times: NDArray[np.float64], workers: int) -> float:
     """Seconds that the executor itself takes, with workers that sleep."""
-    pool = Pool([Sleeping(times) for _ in range(workers)])
+    pool = WorkerPool([Sleeping(times) for _ in range(workers)])
     pool.start()
     clock = time.perf_counter()
 

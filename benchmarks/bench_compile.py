@@ -7,7 +7,7 @@ of the rounds, in turns); and the rows after which the seconds are won back. To 
 group on average (`speed.json`, ResNet-56, 260 evaluations per player).
 
 On a CPU one thread, as the rows of a batch have there; on a GPU (``--device cuda``) with CUDA graphs
-(``mode="reduce-overhead"``), beside what our own recordings gain (`shaprune.network.graphs`).
+(``mode="reduce-overhead"``), beside what our own recordings gain (`shaprune.network.forward.cuda_graphs`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from common import ROOT, mnist, resnet56, settled, trained, write
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
-from shaprune.bench.models import build_model
-from shaprune.network.graphs import AFTER, Recordings, recorder_for
+from shaprune.builtin.models import build_model
+from shaprune.network.forward.cuda_graphs import USES_BEFORE_RECORDING, Recordings, recorder_for
 from shaprune.network.precision import RowPrecision, in_precision
 
 ROUNDS, ROWS = 7, 64
@@ -82,7 +82,7 @@ def compiled(model: nn.Module, rows: Tensor, precision: RowPrecision) -> dict[st
     if recorder is not None:
         recordings = Recordings(recorder, 1 << 33, [t.detach() for t in (*model.parameters(), *model.buffers())])
         run = partial(recordings.run, in_precision(model, rows.device, precision), [rows], "network", 1)
-        for _ in range(AFTER):
+        for _ in range(USES_BEFORE_RECORDING):
             run()
         pairs = [(seconds(plain, rows.device), seconds(run, rows.device)) for _ in range(ROUNDS)]
         found["recorded, times as fast"] = spread([a / b for a, b in pairs])

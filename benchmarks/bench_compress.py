@@ -27,9 +27,9 @@ from common import ROOT, SEED, accuracy_on_test, forgotten, resnet56, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset
-from shaprune.network.criteria import rank
-from shaprune.network.subject import Subject
+from shaprune.builtin.datasets import Dataset
+from shaprune.criteria.registry import criterion_scores
+from shaprune.network.forward.calibration import Calibration
 from shaprune.recovery.steps import Finetune
 
 KEPT = (0.5, 0.3, 0.75)  # results are written after each
@@ -58,7 +58,7 @@ def main() -> None:
     example = data.test.inputs[:2]
     players = sp.find_players(model, example, include="layer*.conv1")
     calibration = data.held_out.take(CALIBRATION).batches()
-    subject = Subject(model, calibration)
+    subject = Calibration(model, calibration)
     clock = time.perf_counter()
     ours = sp.score(model, players, subject, "fidelity", method="reconstruction")
     seconds = {"ranking": round(time.perf_counter() - clock, 1)}
@@ -72,10 +72,10 @@ def main() -> None:
         "reconstruction, uniform": (ours, "uniform", {}),
     }
     for criterion, allocations in RIVALS.items():
-        scores = rank(model, players, subject, criterion)
+        scores = criterion_scores(model, players, subject, criterion)
         rankings |= {f"{criterion}, {allocation}": (scores, allocation, {}) for allocation in allocations}
     for seed in range(RANDOM_SEEDS):
-        scores = rank(model, players, criterion="random", seed=seed)
+        scores = criterion_scores(model, players, criterion="random", seed=seed)
         rankings |= {f"random {seed}, {a}": (scores, a, {}) for a in ("global", "uniform")}
     results: dict[str, Any] = {
         "dense accuracy": accuracy_on_test(model, data, TEST),
@@ -121,11 +121,11 @@ def _streams(
     scores = replace(ours, players=players, by_group={**scores.by_group, **ours.by_group})
     more = sp.sensitivity(model, stream, scores, few, "fidelity", points=POINTS, refit=True)
     every = replace(curves, curves={**more.curves, **curves.curves})
-    subject = Subject(model, calibration)
+    subject = Calibration(model, calibration)
     return players, {
         "reconstruction, curves": (scores, "curves", {"curves": every}),
-        "taylor, global": (rank(model, players, subject, "taylor"), "global", {}),
-        "weight_norm, global": (rank(model, players, subject, "weight_norm"), "global", {}),
+        "taylor, global": (criterion_scores(model, players, subject, "taylor"), "global", {}),
+        "weight_norm, global": (criterion_scores(model, players, subject, "weight_norm"), "global", {}),
     }
 
 

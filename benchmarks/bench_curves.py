@@ -22,10 +22,10 @@ from common import mnist, trained, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.contenders import Contest, choose, players_of
-from shaprune.bench.curves_study import SHARES, Entry, joined, measured, points_of, score_all, summary
-from shaprune.bench.splits import Dataset
-from shaprune.network.subject import Subject
+from shaprune.builtin.splits import Dataset
+from shaprune.experiments.contenders import Contest, choose, players_of
+from shaprune.experiments.curves_study import SHARES, Entry, joined, measured, points_of, score_all, summary
+from shaprune.network.forward.calibration import Calibration
 
 NETWORKS = 3
 IMAGES, IMAGES_WIDE, TEST_WIDE = 1_000, 200, 2_000
@@ -58,14 +58,14 @@ def main(networks: int = NETWORKS, images: int = IMAGES) -> None:
     for seed in range(networks):
         model = trained("lenet5", data, seed=seed)
         players = sp.find_players(model, data.test.inputs[:2])
-        test = Subject(model, data.test.batches())
+        test = Calibration(model, data.test.batches())
         dense.append(float((test.outputs.argmax(1) == test.targets).float().mean()))
         conv2 = players_of(players, ["conv2"])
-        contest = Contest(model, conv2, Subject(model, data.held_out.take(images).batches()))
+        contest = Contest(model, conv2, Calibration(model, data.held_out.take(images).batches()))
         price = contest.price
         entries, left_out = score_all(contest, choose(None), seed=seed)
         for worth, names in OTHER_WORTHS.items():
-            other = Contest(model, conv2, contest.subject, worth)
+            other = Contest(model, conv2, contest.calibration, worth)
             more, _ = score_all(other, choose(names), seed=seed)
             entries |= {f"{name} ({worth})": entry for name, entry in more.items()}
         layer.append(measured(entries, model, conv2, test, points=list(POINTS)))
@@ -92,7 +92,7 @@ def main(networks: int = NETWORKS, images: int = IMAGES) -> None:
 
 
 def _wide(model: nn.Module, players: sp.Players, data: Dataset, seed: int) -> dict[str, Entry]:
-    subject = Subject(model, data.held_out.take(IMAGES_WIDE).batches())
+    subject = Calibration(model, data.held_out.take(IMAGES_WIDE).batches())
     by_group = {}
     for group in players.groups:
         contest = Contest(model, players_of(players, [group.name]), subject, step=0.1)
@@ -102,7 +102,7 @@ def _wide(model: nn.Module, players: sp.Players, data: Dataset, seed: int) -> di
         Contest(model, players, subject, budget=IMAGES_WIDE * (players.n + 1)), choose(["shapley"]), seed=seed
     )
     entries |= {f"{name}, one game": entry for name, entry in together.items()}
-    test = Subject(model, data.test.take(TEST_WIDE).batches())
+    test = Calibration(model, data.test.take(TEST_WIDE).batches())
     return measured(entries, model, players, test, points=points_of(players.n, 11))
 
 

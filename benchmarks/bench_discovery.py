@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from common import write
+from large_networks import densenet121, resnet50
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.large import densenet121, resnet50
 
 NAMES = ("resnet50", "densenet121", "bert12-32", "bert12-128")
 

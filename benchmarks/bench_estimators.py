@@ -24,12 +24,13 @@ import numpy as np
 from common import error, mnist, trained, write
 
 import shaprune as sp
-from shaprune.values.game import Coalitions, Game
-from shaprune.values.method import Method
-from shaprune.values.msr import MSR
-from shaprune.values.permutation import Permutation
-from shaprune.values.regression import Regression
-from shaprune.values.svarm import SVARM
+from shaprune.values.estimators.base import Method
+from shaprune.values.estimators.msr import MSR
+from shaprune.values.estimators.permutation import Permutation
+from shaprune.values.estimators.regression import Regression
+from shaprune.values.estimators.svarm import SVARM
+from shaprune.values.games.arrays import Coalitions
+from shaprune.values.games.game import Game
 
 IMAGES = 200
 SEEDS = 20

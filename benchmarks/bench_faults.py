@@ -12,7 +12,7 @@ meet chunks under way. Runs are started, hit, and resumed until all faults have 
 
 Asserted: bits equal to those of a run without journal and without faults; at most one chunk per worker repeated for
 every driver killed, and one for every worker killed. Where the journal cannot be written, the driver ends with an error
-and what is under way then (`AHEAD` questions per worker and game) may be repeated.
+and what is under way then (`QUESTIONS_PER_WORKER` questions per worker and game) may be repeated.
 
     python benchmarks/bench_faults.py [--kills 50]
 """
@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import shaprune.network.row_batches
+import shaprune.network.forward.row_batches
 
 EXAMPLES = 1_000
 WALKS = 4  # of every example
@@ -47,7 +47,9 @@ UNDER_WAY = 4  # questions per worker: two for each of two games
 PAUSE = 0.02  # seconds that a chunk takes longer
 WAIT = 600.0  # seconds after which a driver counts as hung
 
-shaprune.network.row_batches.MOST = 1  # a chunk is one batch, so that calls of the worth are chunks
+shaprune.network.forward.row_batches.MAX_BATCH_THREADS = (
+    1  # a chunk is one batch, so that calls of the worth are chunks
+)
 
 if os.environ.get("FAULTS_CLOCK"):  # in the driver and in its workers
     _now = time.time
@@ -81,9 +83,9 @@ def drive(out: str, run: str | None, workers: int) -> None:
         limit = int(os.environ["FAULTS_BYTES"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if os.environ.get("FAULTS_PATIENCE"):
-        import shaprune.run.journal
+        import shaprune.runs.journal
 
-        shaprune.run.journal.PATIENCE = float(os.environ["FAULTS_PATIENCE"])
+        shaprune.runs.journal.PATIENCE = float(os.environ["FAULTS_PATIENCE"])
     data, budget = [(inputs, torch.arange(EXAMPLES) % 5)], WALKS * EXAMPLES * 9
     how: dict[str, Any] = {} if run is None else {"run": run, "workers": workers}
     scores = sp.score(model, players, data, noted, max_evaluations=budget, progress=False, **how)

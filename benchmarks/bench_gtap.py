@@ -25,10 +25,10 @@ import numpy as np
 from common import mnist, trained, write
 
 import shaprune as sp
-from shaprune.bench.curves import Curve, quality, removal_curves
-from shaprune.bench.datasets import Dataset
-from shaprune.network.subject import Subject
-from shaprune.values.msr import MSR
+from shaprune.builtin.datasets import Dataset
+from shaprune.experiments.removal_curves import Curve, quality, removal_curves
+from shaprune.network.forward.calibration import Calibration
+from shaprune.values.estimators.msr import MSR
 
 NETWORKS = {"MLP": "lenet300", "CNN": "lenet5-reduced"}
 SEEDS = range(3)
@@ -57,7 +57,7 @@ def study(architecture: str, data: Dataset) -> dict[str, Any]:
     models = [trained(architecture, data, seed=seed) for seed in SEEDS]
     players = sp.find_players(models[0], data.test.inputs[:2])
     for seed, model in zip(SEEDS, models, strict=True):
-        held_out = Subject(model, data.held_out.take(IMAGES).batches())
+        held_out = Calibration(model, data.held_out.take(IMAGES).batches())
         orders = {}
         for name, (order, *price) in _orders(held_out, players, seed):
             orders[name] = order
@@ -91,7 +91,7 @@ def study(architecture: str, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _orders(subject: Subject, players: sp.Players, seed: int) -> Any:
+def _orders(subject: Calibration, players: sp.Players, seed: int) -> Any:
     """Yield (name, (players in the order in which they leave, evaluations, seconds))."""
     budget = PER_PLAYER * players.n * IMAGES
 
@@ -130,7 +130,7 @@ def _orders(subject: Subject, players: sp.Players, seed: int) -> Any:
     yield "random", (np.random.default_rng(seed).permutation(players.n), 0, 0.0)
 
 
-def _band(subject: Subject, players: sp.Players, p: float, seed: int) -> dict[str, float]:
+def _band(subject: Calibration, players: sp.Players, p: float, seed: int) -> dict[str, float]:
     """Mean and standard deviation of accuracy when units are kept with probability p."""
     game = sp.NetworkGame(subject.model, players, subject, "accuracy")
     budget = IMAGES * (players.n + 2)

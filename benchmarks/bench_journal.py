@@ -31,8 +31,8 @@ from common import mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.run.cluster import connected
-from shaprune.run.journal import Journal, digest
+from shaprune.runs.journal import Journal, digest
+from shaprune.runs.ray_workers import connect_ray
 
 EXAMPLES = 1_000
 
@@ -125,7 +125,7 @@ def _watched() -> Iterator[list[float]]:
         for name in ("get", "put", "note", "close"):
             stack.enter_context(patch.object(Journal, name, timed(getattr(Journal, name))))
         stack.enter_context(patch.object(Journal, "open", staticmethod(timed(Journal.open))))
-        stack.enter_context(patch("shaprune.run.executor.digest", timed(digest)))
+        stack.enter_context(patch("shaprune.runs.executor.digest", timed(digest)))
         yield spent
 
 
@@ -139,7 +139,7 @@ def _workers(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
         ratios, starts = [], []
         with tempfile.TemporaryDirectory() as folder:
             if address is not None:  # the cluster is there before the clock runs
-                connected(address, 2)
+                connect_ray(address, 2)
             for round_ in range(rounds):
                 work, start = {}, {}
                 for workers in (1, 2) if round_ % 2 else (2, 1):

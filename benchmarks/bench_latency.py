@@ -17,9 +17,9 @@ from common import mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.measure import latency
-from shaprune.network.criteria import rank
-from shaprune.speed import layer_times
+from shaprune.criteria.registry import criterion_scores
+from shaprune.deploy.layer_timing import layer_times
+from shaprune.deploy.measure import latency
 
 BATCHES, THREADS, ROUNDS, KEPT = (1, 32, 128), (1, 2), 9, 0.5
 
@@ -49,7 +49,7 @@ def main() -> None:
 def pruned(model: nn.Module, example: torch.Tensor, include: str | None) -> dict[str, nn.Module]:
     """Networks with half of the multiply-adds."""
     players = sp.find_players(model, example, include=include)
-    scores = rank(model, players, criterion="weight_norm")
+    scores = criterion_scores(model, players, criterion="weight_norm")
     found = {}
     for name, allocation, widths in (
         ("uniform", "uniform", 1),

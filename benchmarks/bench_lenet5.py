@@ -18,8 +18,8 @@ import numpy as np
 from common import error, mnist, trained, write
 
 import shaprune as sp
-from shaprune.values.game import Game
-from shaprune.values.permutation import Permutation
+from shaprune.values.estimators.permutation import Permutation
+from shaprune.values.games.game import Game
 from shaprune.values.result import Values
 
 IMAGES = 1000

@@ -19,8 +19,8 @@ from common import ROOT, error_on_test, forgotten, mnist, trained, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset
-from shaprune.network.criteria import rank
+from shaprune.builtin.datasets import Dataset
+from shaprune.criteria.registry import criterion_scores
 from shaprune.recovery.steps import Finetune
 
 SIZES = {"4.5K, 131K": sp.Budget(params=4500, macs=131_000), "5.9K, 205K": sp.Budget(params=5900, macs=205_000)}
@@ -47,7 +47,7 @@ def main() -> None:
             first = size == next(iter(SIZES))
             plans = {"reconstruction, curves": sp.plan(players, ours, budget, "curves", curves=curves)}
             if first and seed == 0:
-                norms = rank(model, players, criterion="weight_norm")
+                norms = criterion_scores(model, players, criterion="weight_norm")
                 plans["weight_norm, uniform"] = sp.plan(players, norms, budget, "uniform")
             for name, plan in plans.items():
                 refitted = sp.recover(sp.prune(model, plan, example), model, plan, held_out, ("refit",))

@@ -22,10 +22,10 @@ from common import ROOT, accuracy_on_test, resnet56, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset
-from shaprune.bench.splits import Split
-from shaprune.network.criteria import rank
-from shaprune.network.subject import Subject
+from shaprune.builtin.datasets import Dataset
+from shaprune.builtin.splits import Split
+from shaprune.criteria.registry import criterion_scores
+from shaprune.network.forward.calibration import Calibration
 from shaprune.recovery.steps import Finetune
 
 KEPT, TEST, NOISE = 0.5, 2000, 512
@@ -66,7 +66,7 @@ def without_images(model: nn.Module, players: sp.Players, data: Dataset) -> dict
     found = {}
     for name, scores in (
         ("reconstruction on noise", ours),
-        ("weight norm", rank(model, players, criterion="weight_norm")),
+        ("weight norm", criterion_scores(model, players, criterion="weight_norm")),
     ):
         plan = sp.plan(players, scores, sp.Budget(macs=KEPT), "uniform")
         small = sp.prune(model, plan, example)
@@ -81,15 +81,19 @@ def without_images(model: nn.Module, players: sp.Players, data: Dataset) -> dict
 def with_images(model: nn.Module, players: sp.Players, images: Split, data: Dataset, epochs: int) -> dict[str, float]:
     """Every row for one draw of images."""
     example, batches, budget = data.test.inputs[:2], images.batches(128), sp.Budget(macs=KEPT)
-    subject = Subject(model, batches)
+    subject = Calibration(model, batches)
     ours = sp.score(model, players, subject, "fidelity", method="reconstruction")
     watched = images.take(WATCHED).batches()
     curves = sp.sensitivity(model, players, ours, watched, "fidelity", points=POINTS, refit=True)
     plans = {
         "reconstruction, curves": sp.plan(players, ours, budget, "curves", curves=curves),
         "reconstruction, uniform": sp.plan(players, ours, budget, "uniform"),
-        "taylor (labels), global": sp.plan(players, rank(model, players, subject, "taylor"), budget, "global"),
-        "weight norm, uniform": sp.plan(players, rank(model, players, criterion="weight_norm"), budget, "uniform"),
+        "taylor (labels), global": sp.plan(
+            players, criterion_scores(model, players, subject, "taylor"), budget, "global"
+        ),
+        "weight norm, uniform": sp.plan(
+            players, criterion_scores(model, players, criterion="weight_norm"), budget, "uniform"
+        ),
     }
     found = {}
     for name, plan in plans.items():

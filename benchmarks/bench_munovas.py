@@ -6,11 +6,12 @@ of worths, so that all rounds together pay 2^12 coalitions), one order per image
 other modes, exact values used once, random orders, and the best of all 12! orders, by dynamic programming over the 2^12
 losses on the images that are scored on: no order has a smaller area there.
 
-Without fine-tuning: accuracy after 1, 3, 6, 9, 11 removed, area under the loss curve (see `shaprune.bench.curves` on
-how we read his), and the seconds of scoring. With fine-tuning after every removal, one pass over the training images:
-the same, and the network of two filters (636 parameters). His 1,000 images are not known. Ours to score on are held out
-from the training images; curves are measured on the 10,000 test images, areas also on the 1,000 that were scored on.
-Spreads are standard deviations over networks (of random, over networks and orders).
+Without fine-tuning: accuracy after 1, 3, 6, 9, 11 removed, area under the loss curve (see
+`shaprune.experiments.removal_curves` on how we read his), and the seconds of scoring. With fine-tuning after every
+removal, one pass over the training images: the same, and the network of two filters (636 parameters). His 1,000 images
+are not known. Ours to score on are held out from the training images; curves are measured on the 10,000 test images,
+areas also on the 1,000 that were scored on. Spreads are standard deviations over networks (of random, over networks and
+orders).
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from common import mnist, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.curves import Curve, curve_of, quality, removal_curves
-from shaprune.bench.oracle import table_of
-from shaprune.bench.splits import Dataset
-from shaprune.bench.training import train
-from shaprune.network.subject import Subject
-from shaprune.recovery.fit import fit
-from shaprune.values.game import Game
-from shaprune.values.log import LoggedGame
-from shaprune.values.modes import expected_in_rounds, rounds
+from shaprune.builtin.demo_training import train
+from shaprune.builtin.splits import Dataset
+from shaprune.experiments.oracle import table_of
+from shaprune.experiments.removal_curves import Curve, curve_of, quality, removal_curves
+from shaprune.network.forward.calibration import Calibration
+from shaprune.recovery.training import fit
+from shaprune.values.games.game import Game
+from shaprune.values.games.logged import LoggedGame
+from shaprune.values.rescoring import estimate_in_rounds, expected_evaluations_in_rounds
 
 NETWORKS, TUNED = 5, 3  # how many of the networks are also fine-tuned
 IMAGES = 1_000
@@ -53,14 +54,14 @@ HIS = {
 BEST = "best of all orders"
 Order = Callable[[Game, int], sp.Values]
 ORDERS: dict[str, Order] = {
-    "iterated, exact": lambda game, seed: rounds(LoggedGame(game), "iterated", "exact"),
-    "iterated, one order per image": lambda game, seed: rounds(
+    "iterated, exact": lambda game, seed: estimate_in_rounds(LoggedGame(game), "iterated", "exact"),
+    "iterated, one order per image": lambda game, seed: estimate_in_rounds(
         game, "iterated", max_evaluations=_price(game), seed=seed
     ),
-    "building, exact": lambda game, seed: rounds(LoggedGame(game), "building", "exact"),
-    "greedy-backward": lambda game, seed: rounds(game, "greedy-backward"),
-    "greedy-forward": lambda game, seed: rounds(game, "greedy-forward"),
-    "one-shot, exact": lambda game, seed: rounds(game, "one-shot", "exact"),
+    "building, exact": lambda game, seed: estimate_in_rounds(LoggedGame(game), "building", "exact"),
+    "greedy-backward": lambda game, seed: estimate_in_rounds(game, "greedy-backward"),
+    "greedy-forward": lambda game, seed: estimate_in_rounds(game, "greedy-forward"),
+    "one-shot, exact": lambda game, seed: estimate_in_rounds(game, "one-shot", "exact"),
 }
 
 
@@ -100,7 +101,7 @@ def main(networks: int = NETWORKS, tuned_networks: int = TUNED) -> None:
 
 def _without_finetuning(model: nn.Module, data: Dataset, seed: int) -> dict[str, dict[str, Any]]:
     players = sp.find_players(model, data.test.inputs[:2], include=["conv2"])
-    scored = Subject(model, data.held_out.take(IMAGES).batches())
+    scored = Calibration(model, data.held_out.take(IMAGES).batches())
     orders, rows = [], {}
     for name, order in ORDERS.items():
         game = sp.NetworkGame(model, players, scored, "cross_entropy")
@@ -176,7 +177,7 @@ TUNERS = {"iterated, exact": _least_valuable, "random": _anybody}
 
 
 def _price(game: Game) -> int:
-    price = expected_in_rounds(game, "greedy-backward")
+    price = expected_evaluations_in_rounds(game, "greedy-backward")
     assert price is not None
     return price
 

@@ -14,7 +14,7 @@ from functools import partial
 
 from common import SEED, mnist, write
 
-from shaprune.bench.oracle_study import oracle_study
+from shaprune.experiments.oracle_study import oracle_study
 
 ARCHITECTURES = ("lenet5-reduced", "lenet5-reduced-bn")
 say = partial(print, file=sys.stderr, flush=True)

@@ -19,9 +19,9 @@ from common import mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
+from shaprune.network.forward.calibration import Calibration
+from shaprune.network.game.precision_probe import probe_precision, rank_correlation
 from shaprune.network.precision import RowPrecision
-from shaprune.network.probe import probed, rank_correlation
-from shaprune.network.subject import Subject
 
 IMAGES, ROUNDS = 256, 3
 WORTHS = ("fidelity", "cross_entropy", "accuracy")
@@ -43,12 +43,12 @@ def main() -> None:
 
 def measured(model: nn.Module, batches: Any, groups: tuple[str, ...] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    subject = Subject(model, batches)
+    subject = Calibration(model, batches)
     players = sp.find_players(model, subject.inputs[:2])
     for worth in WORTHS:
         games = [sp.NetworkGame(model, players, subject, worth, group.name) for group in players.groups]
         chosen = [game for game in games if groups is None or game.groups[0].name in groups]
-        found[worth] = {game.groups[0].name: compared(game) for game in chosen} | {"auto": probed(games)[1]}
+        found[worth] = {game.groups[0].name: compared(game) for game in chosen} | {"auto": probe_precision(games)[1]}
         print(worth, found[worth], file=sys.stderr, flush=True)
     return found
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import shaprune as sp
-from shaprune.sensitivities import Sensitivity, SensitivityCurve
+from shaprune.planning.sensitivity_curves import Sensitivity, SensitivityCurve
 from shaprune.values.result import Values
 
 OPENINGS, STEPS = 5, 100

@@ -16,10 +16,10 @@ from common import resnet56, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset
-from shaprune.measure import accuracy
-from shaprune.network.criteria import rank
-from shaprune.network.subject import Subject
+from shaprune.builtin.datasets import Dataset
+from shaprune.criteria.registry import criterion_scores
+from shaprune.deploy.measure import accuracy
+from shaprune.network.forward.calibration import Calibration
 from shaprune.recovery.steps import Batchnorm, Refit
 
 KEPT = (0.75, 0.5, 0.3)
@@ -37,12 +37,12 @@ def main() -> None:
         model, players, data.held_out.take(SCORING).batches(), "fidelity", sizes=(0.5, 1.0), progress=False
     )
     scoring = time.perf_counter() - clock
-    subject = Subject(model, data.held_out.take(CALIBRATION).batches())
+    subject = Calibration(model, data.held_out.take(CALIBRATION).batches())
     rankings: dict[str, list[Any]] = {
         "shapley, fidelity, window": [scores],
-        "random": [rank(model, players, criterion="random", seed=seed) for seed in range(RANDOM_SEEDS)],
-        "weight norm": [rank(model, players, criterion="weight_norm")],
-        "taylor": [rank(model, players, subject, "taylor")],
+        "random": [criterion_scores(model, players, criterion="random", seed=seed) for seed in range(RANDOM_SEEDS)],
+        "weight norm": [criterion_scores(model, players, criterion="weight_norm")],
+        "taylor": [criterion_scores(model, players, subject, "taylor")],
     }
     table = {
         name: {f"{1 - kept:.1%} removed": _row(model, data, players, values, kept) for kept in KEPT}

@@ -34,10 +34,10 @@ from common import CPU, error, mnist, resnet56, trained, write
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.models import build_model
+from shaprune.builtin.models import build_model
 from shaprune.network.batches import call
-from shaprune.network.subject import Subject
-from shaprune.values.permutation import Permutation
+from shaprune.network.forward.calibration import Calibration
+from shaprune.values.estimators.permutation import Permutation
 from shaprune.values.stopping import Rule, evaluations, evaluations_per_player, median_error_below
 
 IMAGES, ERROR, SHARED, WALKS = 1000, 0.1, 10, 64
@@ -77,7 +77,7 @@ def lenet5(device: torch.device) -> dict[str, Any]:
     clock = time.perf_counter()
     sp.score(model, players, batches, "cross_entropy", progress=False)
     found: dict[str, Any] = {"players": players.n, "seconds to score all by default": since(clock)}
-    subject = Subject(model, batches)
+    subject = Calibration(model, batches)
     for group in players.groups:
         n = len(group)
         game = sp.NetworkGame(model, players, subject, "cross_entropy", group.name)
@@ -114,7 +114,7 @@ def resnet(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {"players": players.n}
     found["control variates"] = controlled(model, players, batches, evaluations_per_player(PER_PLAYER), seeds=2)
     found["control variates, every group"] = controlled(model, players, batches, evaluations(PER_GROUP), seeds=1)
-    return found | {"walks": walked(model, players, Subject(model, batches))}
+    return found | {"walks": walked(model, players, Calibration(model, batches))}
 
 
 def controlled(model: nn.Module, players: sp.Players, batches: Any, limit: Rule, seeds: int) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def controlled(model: nn.Module, players: sp.Players, batches: Any, limit: Rule,
     return found | {"players on which two seeds agree": round(float(np.mean(np.concatenate(agree))), 3)}
 
 
-def walked(model: nn.Module, players: sp.Players, subject: Subject) -> dict[str, Any]:
+def walked(model: nn.Module, players: sp.Players, subject: Calibration) -> dict[str, Any]:
     """A few walks of every group, carried to the same error."""
     asked, seconds, ratios = 0, 0.0, list[float]()
     to_error = 0.0

@@ -21,8 +21,8 @@ from bench_throughput import spread
 from common import resnet56, write
 
 import shaprune as sp
-from shaprune.network.subject import Subject
-from shaprune.network.threads import at_once
+from shaprune.network.forward.batch_threads import n_parallel_batches
+from shaprune.network.forward.calibration import Calibration
 
 GROUPS = ("layer1.0.conv1", "layer2.4.conv1", "layer3.2.conv1")
 IMAGES, ROWS, ROUNDS = 256, 384, 5
@@ -32,7 +32,7 @@ def main() -> None:
     started = time.perf_counter()
     model, data = resnet56()
     players = sp.find_players(model, data.test.inputs[:2])
-    subject = Subject(model, data.held_out.take(IMAGES).batches())
+    subject = Calibration(model, data.held_out.take(IMAGES).batches())
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
     for group in GROUPS:
@@ -54,8 +54,8 @@ def compared(ask: Callable[..., Any], rows: tuple[Any, Any]) -> dict[str, Any]:
     answers = []
     for _ in range(ROUNDS + 1):
         rates.append([])
-        for threads in (at_once, alone):
-            with patch("shaprune.network.row_batches.at_once", threads):
+        for threads in (n_parallel_batches, alone):
+            with patch("shaprune.network.forward.row_batches.n_parallel_batches", threads):
                 clock = time.perf_counter()
                 answers.append(ask(*rows))
                 rates[-1].append(ROWS / (time.perf_counter() - clock))

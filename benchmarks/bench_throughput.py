@@ -30,10 +30,10 @@ from common import CPU, ROOT, mnist, resnet56, settled, trained, write
 from torch import Tensor, nn
 
 import shaprune as sp
-from shaprune.bench.models import build_model
+from shaprune.builtin.models import build_model
 from shaprune.network.batches import Inputs, call, length, tensors, transform
-from shaprune.network.cut import Cut
-from shaprune.network.state import gather, unfix
+from shaprune.network.forward.cached_state import as_environment, gather_rows
+from shaprune.network.forward.suffix import SuffixRunner
 
 ROUNDS = 5
 RESULTS = ROOT / "benchmarks" / "results" / "throughput.json"
@@ -83,12 +83,12 @@ def measured(case: Case) -> dict[str, Any]:
     found = {}
     for group in [g for g in players.groups if case.groups is None or g.name in case.groups]:
         game = sp.NetworkGame(case.model, players, subject, "fidelity", group.name)
-        rows = game.judge.rows
+        rows = game.evaluator.rows
         batch = min(rows.batches.largest(rows.row_bytes), 256)
         every = torch.arange(batch) % length(case.inputs)
         ask = asked(game, case)
         ask()  # fills the cache of what lies in front of the mask
-        inputs = gather(case.inputs, every.to(game.judge.rows.device))
+        inputs = gather_rows(case.inputs, every.to(game.evaluator.rows.device))
         steps = [ask, partial(forward, case.model, inputs), behind(game, case, inputs, batch)]
         rates = [[rate(step) for step in steps] for _ in range(ROUNDS + 1)][1:]
         coalitions, plain, suffix = np.array(rates).T
@@ -123,20 +123,20 @@ def behind(game: sp.NetworkGame, case: Case, inputs: Inputs, batch: int) -> Call
                 plain(), case.model(**inputs) if isinstance(inputs, dict) else case.model(inputs)
             )
     else:
-        assert isinstance(game.runner, Cut)
+        assert isinstance(game.runner, SuffixRunner)
         plain = partial(traced, game.runner, game.runner.prepare(inputs))
 
     def step() -> int:
         with torch.no_grad():
             plain()
-        settled(game.judge.rows.device)
+        settled(game.evaluator.rows.device)
         return batch
 
     return step
 
 
-def traced(cut: Cut, state: Any) -> None:
-    cut.suffix.run(unfix(state))
+def traced(cut: SuffixRunner, state: Any) -> None:
+    cut.suffix.run(as_environment(state))
 
 
 def forward(model: nn.Module, inputs: Inputs) -> int:

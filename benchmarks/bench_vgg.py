@@ -19,8 +19,8 @@ from augment import cropped
 from common import FAST, SEED, cifar10, error_on_test, trained, write
 
 import shaprune as sp
-from shaprune.network.criteria import rank
-from shaprune.network.subject import Subject
+from shaprune.criteria.registry import criterion_scores
+from shaprune.network.forward.calibration import Calibration
 from shaprune.recovery.steps import Finetune
 
 PAPER = {"43M": (43.0 / 313.7, 0.68 / 15, 2.55), "109M": (109 / 313.7, 3.7 / 15, 0.31)}  # shares kept, points lost
@@ -35,14 +35,14 @@ def main() -> None:
     example = data.test.inputs[:2]
     model = trained("vgg16-quarter", data, epochs=EPOCHS, lr=3e-3, weight_decay=5e-3, augment=cropped)
     calibration = data.held_out.take(CALIBRATION).batches()
-    subject = Subject(model, calibration)
+    subject = Calibration(model, calibration)
     players = sp.find_players(model, example)
     clock = time.perf_counter()
     ours = sp.score(model, players, subject, "fidelity", method="reconstruction")
     curves = sp.sensitivity(model, players, ours, subject, "fidelity", points=POINTS, refit=True)
     rankings: dict[str, tuple[Any, str, dict[str, Any]]] = {
         OURS: (ours, "curves", {"curves": curves}),
-        "taylor, global": (rank(model, players, subject, "taylor"), "global", {}),
+        "taylor, global": (criterion_scores(model, players, subject, "taylor"), "global", {}),
     }
     results: dict[str, Any] = {
         "dense error": error_on_test(model, data),

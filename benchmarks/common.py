@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shaprune.bench.datasets import Dataset, load_dataset
-from shaprune.bench.models import build_model
-from shaprune.measure import accuracy
+from shaprune.builtin.datasets import Dataset, load_dataset
+from shaprune.builtin.models import build_model
+from shaprune.deploy.measure import accuracy
 from shaprune.network.borrow import copied
-from shaprune.recovery.fit import fit
-from shaprune.recovery.objective import Augment
+from shaprune.recovery.training import fit
+from shaprune.recovery.training_data import Augment
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SHAPRUNE_DATA", ROOT.parent / "shared" / "data"))  # see benchmarks/README.md

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Examples
 
-from shaprune.bench.decode import list_folder
-from shaprune.bench.splits import Dataset, Split
+from shaprune.builtin.image_decoders import list_folder
+from shaprune.builtin.splits import Dataset, Split
 from shaprune.errors import InputError
 
 CALIBRATION, BATCH = 1000, 256

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset, Split, load_dataset
-from shaprune.bench.models import build_model
-from shaprune.measure import accuracy
-from shaprune.recovery.fit import fit
+from shaprune.builtin.datasets import Dataset, Split, load_dataset
+from shaprune.builtin.models import build_model
+from shaprune.deploy.measure import accuracy
+from shaprune.recovery.training import fit
 
 SHARES = (0.6, 0.4, 0.25, 0.15, 0.1)
 RIVALS = {"Shapley": "permutation", "weight norm": "weight_norm", "random": "random"}

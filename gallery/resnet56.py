@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import shaprune as sp
-from shaprune.bench.datasets import Dataset, Split, load_dataset
-from shaprune.bench.resnet import ResNet
-from shaprune.measure import accuracy
-from shaprune.recovery.fit import fit
+from shaprune.builtin.datasets import Dataset, Split, load_dataset
+from shaprune.builtin.resnet import ResNet
+from shaprune.deploy.measure import accuracy
+from shaprune.recovery.training import fit
 
 KEPT = 0.75  # of the players
 

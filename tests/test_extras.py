@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import ZOO
 from torch import nn
 
 import shaprune as sp
-from shaprune.bench.factories import call_factory
-from shaprune.bench.zoo import ZOO
+from shaprune.builtin.factories import call_factory
 from shaprune.errors import InputError
-from shaprune.logs.sinks import sink_of
-from shaprune.report.bundle import has_plotly, plotly_js
-from shaprune.run.cluster import connected
+from shaprune.logs.sinks import open_sink
+from shaprune.report.plotly_bundle import has_plotly, plotly_js
+from shaprune.runs.ray_workers import connect_ray
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def exported(folder: Path) -> Path:
 
 
 def logged(text: str) -> bool:
-    sink = sink_of(text)
+    sink = open_sink(text)
     sink.write("layer1.0[1]", 100, {"mean": 0.5})
     sink.close()
     return True
@@ -42,7 +42,7 @@ USES: dict[str, Callable[[Path], object]] = {
     "mlflow": lambda folder: logged(f"mlflow:{folder}/mlruns"),
     "onnx": exported,
     "plotly": lambda folder: plotly_js(),
-    "ray": lambda folder: connected("local", 1),
+    "ray": lambda folder: connect_ray("local", 1),
     "shapiq": lambda folder: majority().to_shapiq()(np.ones((1, 3), dtype=bool)),
     "tensorboard": lambda folder: logged(f"tensorboard:{folder}/events"),
     "timm": lambda folder: call_factory("timm.models.resnet:resnet18", what="model"),

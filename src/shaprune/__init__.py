@@ -9,86 +9,86 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shaprune.budget import Budget as Budget
-    from shaprune.compression import compress as compress
-    from shaprune.costing import expected_cost as expected_cost
+    from shaprune.criteria.torch_pruning_importance import ShapleyImportance as ShapleyImportance
+    from shaprune.deploy.export import export as export
+    from shaprune.deploy.save import load as load
+    from shaprune.deploy.save import save as save
     from shaprune.errors import BudgetError as BudgetError
     from shaprune.errors import GameError as GameError
     from shaprune.errors import InputError as InputError
     from shaprune.errors import ShapruneError as ShapruneError
     from shaprune.errors import ShapruneWarning as ShapruneWarning
     from shaprune.errors import SurgeryError as SurgeryError
-    from shaprune.exporting import export as export
-    from shaprune.files import load as load
-    from shaprune.files import save as save
-    from shaprune.frontiers import frontier as frontier
-    from shaprune.looking import look as look
-    from shaprune.network.discovery import find_players as find_players
-    from shaprune.network.game import NetworkGame as NetworkGame
-    from shaprune.network.importance import ShapleyImportance as ShapleyImportance
-    from shaprune.network.only import Only as Only
-    from shaprune.network.players import Players as Players
-    from shaprune.network.several import several as several
-    from shaprune.network.worths import Evaluate as Evaluate
-    from shaprune.network.worths import SetWorth as SetWorth
-    from shaprune.planning import Plan as Plan
-    from shaprune.planning import plan as plan
-    from shaprune.pruning import prune as prune
+    from shaprune.network.discovery.find_players import find_players as find_players
+    from shaprune.network.game.network_game import NetworkGame as NetworkGame
+    from shaprune.network.game.shared_games import several as several
+    from shaprune.network.game.subset_worth import Only as Only
+    from shaprune.network.game.worths import Evaluate as Evaluate
+    from shaprune.network.game.worths import SetWorth as SetWorth
+    from shaprune.pipeline.compress import compress as compress
+    from shaprune.pipeline.cost_estimate import expected_cost as expected_cost
+    from shaprune.pipeline.feature_maps import look as look
+    from shaprune.pipeline.prune import prune as prune
+    from shaprune.pipeline.score import score as score
+    from shaprune.pipeline.search import decide as decide
+    from shaprune.pipeline.search import quality_on as quality_on
+    from shaprune.pipeline.sensitivity import layer_values as layer_values
+    from shaprune.pipeline.sensitivity import sensitivity as sensitivity
+    from shaprune.planning.budget import Budget as Budget
+    from shaprune.planning.frontier import frontier as frontier
+    from shaprune.planning.plan import Plan as Plan
+    from shaprune.planning.plan import plan as plan
+    from shaprune.planning.refine import refine as refine
+    from shaprune.planning.scores import Scores as Scores
+    from shaprune.planning.sensitivity_curves import Sensitivity as Sensitivity
+    from shaprune.players.players import Players as Players
     from shaprune.recovery.steps import recover as recover
-    from shaprune.scores import Scores as Scores
-    from shaprune.scoring import score as score
-    from shaprune.search import decide as decide
-    from shaprune.search import quality_on as quality_on
-    from shaprune.sensing import layer_values as layer_values
-    from shaprune.sensing import sensitivity as sensitivity
-    from shaprune.sensitivities import Sensitivity as Sensitivity
-    from shaprune.swaps import refine as refine
     from shaprune.values.estimate import estimate as estimate
-    from shaprune.values.game import Game as Game
-    from shaprune.values.log import LoggedGame as LoggedGame
+    from shaprune.values.games.game import Game as Game
+    from shaprune.values.games.logged import LoggedGame as LoggedGame
     from shaprune.values.redundancy import redundancy as redundancy
     from shaprune.values.result import Values as Values
 
 _HOMES = {
     "BudgetError": "shaprune.errors",
-    "Sensitivity": "shaprune.sensitivities",
-    "layer_values": "shaprune.sensing",
-    "sensitivity": "shaprune.sensing",
-    "refine": "shaprune.swaps",
-    "frontier": "shaprune.frontiers",
-    "quality_on": "shaprune.search",
-    "decide": "shaprune.search",
-    "Budget": "shaprune.budget",
-    "Evaluate": "shaprune.network.worths",
-    "Game": "shaprune.values.game",
+    "Sensitivity": "shaprune.planning.sensitivity_curves",
+    "layer_values": "shaprune.pipeline.sensitivity",
+    "sensitivity": "shaprune.pipeline.sensitivity",
+    "refine": "shaprune.planning.refine",
+    "frontier": "shaprune.planning.frontier",
+    "quality_on": "shaprune.pipeline.search",
+    "decide": "shaprune.pipeline.search",
+    "Budget": "shaprune.planning.budget",
+    "Evaluate": "shaprune.network.game.worths",
+    "Game": "shaprune.values.games.game",
     "GameError": "shaprune.errors",
     "InputError": "shaprune.errors",
-    "LoggedGame": "shaprune.values.log",
-    "NetworkGame": "shaprune.network.game",
-    "Only": "shaprune.network.only",
-    "Plan": "shaprune.planning",
-    "Players": "shaprune.network.players",
-    "Scores": "shaprune.scores",
-    "SetWorth": "shaprune.network.worths",
-    "ShapleyImportance": "shaprune.network.importance",
+    "LoggedGame": "shaprune.values.games.logged",
+    "NetworkGame": "shaprune.network.game.network_game",
+    "Only": "shaprune.network.game.subset_worth",
+    "Plan": "shaprune.planning.plan",
+    "Players": "shaprune.players.players",
+    "Scores": "shaprune.planning.scores",
+    "SetWorth": "shaprune.network.game.worths",
+    "ShapleyImportance": "shaprune.criteria.torch_pruning_importance",
     "ShapruneError": "shaprune.errors",
     "ShapruneWarning": "shaprune.errors",
     "SurgeryError": "shaprune.errors",
     "Values": "shaprune.values.result",
-    "compress": "shaprune.compression",
+    "compress": "shaprune.pipeline.compress",
     "estimate": "shaprune.values.estimate",
-    "expected_cost": "shaprune.costing",
-    "export": "shaprune.exporting",
-    "find_players": "shaprune.network.discovery",
-    "load": "shaprune.files",
-    "look": "shaprune.looking",
-    "plan": "shaprune.planning",
-    "prune": "shaprune.pruning",
+    "expected_cost": "shaprune.pipeline.cost_estimate",
+    "export": "shaprune.deploy.export",
+    "find_players": "shaprune.network.discovery.find_players",
+    "load": "shaprune.deploy.save",
+    "look": "shaprune.pipeline.feature_maps",
+    "plan": "shaprune.planning.plan",
+    "prune": "shaprune.pipeline.prune",
     "recover": "shaprune.recovery.steps",
     "redundancy": "shaprune.values.redundancy",
-    "save": "shaprune.files",
-    "score": "shaprune.scoring",
-    "several": "shaprune.network.several",
+    "save": "shaprune.deploy.save",
+    "score": "shaprune.pipeline.score",
+    "several": "shaprune.network.game.shared_games",
 }
 
 __all__ = sorted(_HOMES)

@@ -13,24 +13,24 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from shaprune.atomic import check_free, new_directory, write_text
-from shaprune.bench.datasets import load_dataset
-from shaprune.bench.recipes import RECIPES, choose_architecture
-from shaprune.bench.splits import Split
-from shaprune.bench.training import train
-from shaprune.budget import Budget
-from shaprune.compression import compress
-from shaprune.files import MANIFEST, WEIGHTS, save
-from shaprune.measure import Measurement
-from shaprune.network.borrow import kept_globals
-from shaprune.network.threads import torch_threads
+from shaprune.builtin.datasets import load_dataset
+from shaprune.builtin.demo_recipes import RECIPES, choose_architecture
+from shaprune.builtin.demo_training import train
+from shaprune.builtin.splits import Split
+from shaprune.deploy.measure import Measurement
+from shaprune.deploy.save import MANIFEST, WEIGHTS, save
+from shaprune.network.borrow import preserve_globals
+from shaprune.network.forward.batch_threads import torch_threads
+from shaprune.pipeline.compress import compress
+from shaprune.pipeline.sensitivity import sensitivity
+from shaprune.planning.budget import Budget
+from shaprune.planning.scores import Scores
+from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.report.comparison import latency_setting, to_json
 from shaprune.report.content import Content, Evidence
-from shaprune.report.curves import removal_curves
-from shaprune.report.drawing import draw
-from shaprune.scores import Scores
-from shaprune.sensing import sensitivity
-from shaprune.sensitivities import Sensitivity
+from shaprune.report.removal_curves import removal_curves
+from shaprune.report.render import render_report
+from shaprune.storage.atomic_files import check_free, replacing_directory, write_text
 
 ARTIFACTS = {
     "report": "report.html",
@@ -105,7 +105,7 @@ def run_demo(
     name = choose_architecture(data, architecture)
     check_replaceable(out)
     seconds: dict[str, float] = {}
-    with kept_globals(), torch_threads(1):  # so small a network waits long for a second thread on a busy machine
+    with preserve_globals(), torch_threads(1):  # so small a network waits long for a second thread on a busy machine
         with _timed(seconds, "load"):
             dataset = load_dataset(data)
         say(f"training {name} on {len(dataset.train):,} images, epochs: {RECIPES[name].epochs} ...")
@@ -129,8 +129,8 @@ def run_demo(
             setting = latency_setting(BATCH, str(device), torch.get_num_threads())
             title = f"{name} on {dataset.name}, pruned"
             content = Content(title, result.values, result.plan, curves, result.measurements, setting, seconds)
-            html = draw(content, Evidence(predicted), say=say)
-        with new_directory(out, files=FILES, overwrite=True) as folder:
+            html = render_report(content, Evidence(predicted), say=say)
+        with replacing_directory(out, files=FILES, overwrite=True) as folder:
             write_text(folder / ARTIFACTS["report"], html)
             result.plan.save(folder / ARTIFACTS["plan"])
             result.values.save(folder / ARTIFACTS["values"])

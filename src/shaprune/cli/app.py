@@ -6,19 +6,19 @@ from typing import Annotated
 
 import typer
 
-from shaprune.cli.bench import bench
-from shaprune.cli.compress import compress
-from shaprune.cli.demo import demo
-from shaprune.cli.doctor import doctor
-from shaprune.cli.evaluate import evaluate
-from shaprune.cli.export import export
-from shaprune.cli.plan import plan
-from shaprune.cli.players import players
-from shaprune.cli.prune import prune
-from shaprune.cli.report import report
-from shaprune.cli.runs import export_values, merge, resume, runs
-from shaprune.cli.score import score
-from shaprune.cli.sensitivity import sensitivity
+from shaprune.cli.commands.bench import bench
+from shaprune.cli.commands.compress import compress
+from shaprune.cli.commands.demo import demo
+from shaprune.cli.commands.doctor import doctor
+from shaprune.cli.commands.evaluate import evaluate
+from shaprune.cli.commands.export import export
+from shaprune.cli.commands.plan import plan
+from shaprune.cli.commands.players import players
+from shaprune.cli.commands.prune import prune
+from shaprune.cli.commands.report import report
+from shaprune.cli.commands.runs import export_values, merge, resume, runs
+from shaprune.cli.commands.score import score
+from shaprune.cli.commands.sensitivity import sensitivity
 
 app = typer.Typer(
     no_args_is_help=True,

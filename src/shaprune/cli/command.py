@@ -62,7 +62,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def usage(option: str) -> Iterator[None]:
+def as_usage_error(option: str) -> Iterator[None]:
     """An `InputError` inside the block is the fault of this option's value: wrong usage."""
     try:
         yield

@@ -12,14 +12,14 @@ import typer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from shaprune.bench.datasets import Dataset, load_dataset
-from shaprune.bench.factories import call_factory
-from shaprune.bench.models import MODELS
-from shaprune.cli.command import usage
-from shaprune.cli.options import FOLDERS
-from shaprune.cli.parse import shape_of
+from shaprune.builtin.datasets import Dataset, load_dataset
+from shaprune.builtin.factories import call_factory
+from shaprune.builtin.models import MODELS
+from shaprune.cli.command import as_usage_error
+from shaprune.cli.options.parse import shape_of
+from shaprune.cli.options.shared import FOLDERS
 from shaprune.errors import InputError, nearest
-from shaprune.network.stored import EXTRA, as_saved, tensors_of
+from shaprune.network.state_dicts import EXTRA, as_saved, tensors_of
 from shaprune.report.comparison import latency_setting
 
 
@@ -45,7 +45,7 @@ def read_data(spec: str, cache: Path | None = None) -> Dataset:
     kind, _, rest = spec.partition(":")
     if kind in FOLDERS and rest:
         return load_dataset(spec, cache=cache)
-    with usage("--data"):
+    with as_usage_error("--data"):
         return load_dataset(spec, cache=cache)
 
 
@@ -53,13 +53,13 @@ def builder(spec: str) -> Callable[[], nn.Module]:
     """What makes the network named by ``spec``."""
     if spec in MODELS:
         return MODELS[spec].factory
-    with usage("--model"):
+    with as_usage_error("--model"):
         if ":" not in spec:
             known = nearest(spec, MODELS)
             raise InputError(f"unknown model {spec!r}{known} Or name a factory: package.module:factory.")
 
     def build() -> nn.Module:
-        with usage("--model"):
+        with as_usage_error("--model"):
             model = call_factory(spec, what="model")
             if not isinstance(model, nn.Module):
                 raise InputError(f"{spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module")

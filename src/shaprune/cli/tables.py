@@ -13,10 +13,10 @@ from shaprune.report.comparison import compared
 from shaprune.report.skipped import by_reason
 
 if TYPE_CHECKING:
-    from shaprune.measure import Measurement
-    from shaprune.network.players import Players
-    from shaprune.planning import Plan
-    from shaprune.scores import Scores
+    from shaprune.deploy.measure import Measurement
+    from shaprune.planning.plan import Plan
+    from shaprune.planning.scores import Scores
+    from shaprune.players.players import Players
 
 
 def comparison_table(measurements: Mapping[str, Measurement], setting: str) -> Table:

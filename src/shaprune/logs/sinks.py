@@ -59,8 +59,8 @@ def _mlflow(place: str) -> Sink:
     return MLflow(place or None)
 
 
-PROGRESS = "progress.jsonl"  # in the folder of a run: how its games stand
-NEEDS = ("tensorboard", "mlflow")  # packages, each an extra of the same name
+PROGRESS_FILE = "progress.jsonl"  # in the folder of a run: how its games stand
+SINK_PACKAGES = ("tensorboard", "mlflow")  # packages, each an extra of the same name
 SINKS: dict[str, Callable[[str], Sink]] = {
     "jsonl": lambda place: JsonLines(place or "scores.jsonl"),
     "tensorboard": _tensorboard,
@@ -76,11 +76,11 @@ def check_sink(text: str) -> None:
     """
     name = text.partition(":")[0]
     check_choice("log", name, SINKS)
-    if name in NEEDS and find_spec(name) is None:
+    if name in SINK_PACKAGES and find_spec(name) is None:
         raise InputError(f"a log of {name} needs its package: pip install 'shaprune[{name}]'")
 
 
-def sink_of(text: str) -> Sink:
+def open_sink(text: str) -> Sink:
     """Open ``"jsonl[:FILE]"``, ``"tensorboard[:DIR]"`` or ``"mlflow[:URI]"``.
 
     Raises:

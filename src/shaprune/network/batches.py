@@ -216,3 +216,8 @@ def _takes(model: nn.Module, keywords: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def tensor_bytes(values: Any) -> int:
+    """Bytes of all tensors in a nested structure."""
+    return sum(t.numel() * t.element_size() for t in tensors(values))

@@ -14,7 +14,7 @@ from torch import nn
 
 from shaprune.errors import InputError
 from shaprune.network.buffers import kept_buffers
-from shaprune.network.turns import RANDOM, turn
+from shaprune.network.model_turns import RANDOM, turn
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def borrowed(model: nn.Module, *, buffers: bool = True, draws: bool = True) -> I
         draws: whether the user's code runs, which may draw random numbers. False = random states are left alone.
     """
     with (
-        kept_globals() if draws else nullcontext(),
+        preserve_globals() if draws else nullcontext(),
         turn(model),  # always in this order
         kept_buffers(model) if buffers else nullcontext(),
     ):
@@ -44,7 +44,7 @@ def borrowed(model: nn.Module, *, buffers: bool = True, draws: bool = True) -> I
 
 
 @contextmanager
-def kept_globals() -> Iterator[None]:
+def preserve_globals() -> Iterator[None]:
     """Put random states (torch, CUDA, NumPy, Python), autograd mode and cuDNN flags back on any exit.
 
     The generators belong to all threads of the process. Those of ours that put them back do so one after the other, and

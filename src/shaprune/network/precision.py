@@ -30,33 +30,33 @@ def in_precision(run: Callable[P, Any], device: torch.device, precision: RowPrec
     if precision == "float32":
         return run
 
-    def lowered(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def run_in_precision(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
             return main_output(run(*args, **kwargs)).float()
 
-    return lowered
+    return run_in_precision
 
 
-def laid_out(tree: Any, precision: RowPrecision) -> Any:
+def in_memory_layout(tree: Any, precision: RowPrecision) -> Any:
     """The same tensors, those of images as the precision wants them in memory."""
     if precision != CHANNELS_LAST:
         return tree
     return transform(tree, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
 
 
-def lowerable(model: nn.Module) -> bool:
+def supports_bfloat16(model: nn.Module) -> bool:
     """Whether a network can run in bfloat16 by autocast: its weights are float32, on a device that knows it."""
     kinds = {p.dtype for p in model.parameters()}
     return kinds == {torch.float32} and torch.amp.is_autocast_available(device_of(model).type)
 
 
-def check_runs(model: nn.Module, precision: RowPrecision) -> None:
+def check_precision(model: nn.Module, precision: RowPrecision) -> None:
     """Check that a network can run in this precision.
 
     Raises:
         InputError: bfloat16 for weights that are not float32, or on a device that does not know it.
     """
-    if precision != "float32" and not lowerable(model):
+    if precision != "float32" and not supports_bfloat16(model):
         kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
         raise InputError(
             f"precision={precision!r} is for networks in float32; this one has {kinds or 'no'} weights on "

@@ -16,18 +16,20 @@ from shaprune.errors import InputError, ShapruneWarning, check_choice
 from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.borrow import copied, device_of
 from shaprune.network.precision import Precision
-from shaprune.network.stored import tensors_of
-from shaprune.planning import Plan
-from shaprune.recovery.fit import check_length, fit
-from shaprune.recovery.objective import Augment
-from shaprune.recovery.optimizers import carried_over, check_optimizer
-from shaprune.recovery.trainer import Trained
+from shaprune.network.state_dicts import tensors_of
+from shaprune.planning.plan import Plan
+from shaprune.recovery.lightning_trainer import TrainingResult
+from shaprune.recovery.optimizer_state import carry_over_optimizer, check_optimizer
+from shaprune.recovery.training import check_length, fit
+from shaprune.recovery.training_data import Augment
 
-LR = 1e-3
-FEW = 200  # with fewer examples, a tenth of them says too little to choose an epoch by
-_WATCHED = 1_000  # training examples that are watched where none are set aside
+LEARNING_RATE = 1e-3
+MIN_EXAMPLES_TO_HOLD_OUT = 200  # with fewer examples, a tenth of them says too little to choose an epoch by
+_MAX_WATCHED_EXAMPLES = 1_000  # training examples that are watched where none are set aside
 
-Own = Callable[[nn.Module], nn.Module | None]  # a fine-tuning of the user's: in place, or a network of the same shapes
+OwnFinetune = Callable[
+    [nn.Module], nn.Module | None
+]  # a fine-tuning of the user's: in place, or a network of the same shapes
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Finetune:
         validation: the share of the examples that is set aside, from 0 to below 1.
         patience: epochs without a lower loss after which the training stops.
         optimizer: the SGD, Adam or AdamW that trained the dense network: its options, rates and state are carried over,
-            momenta cut along the channels (see `carried_over`); None = a fresh AdamW.
+            momenta cut along the channels (see `carry_over_optimizer`); None = a fresh AdamW.
         augment: ``(inputs) -> inputs`` makes each training batch's inputs anew (shifted, mirrored, noisy); with
             ``"distill"`` the dense network answers to what was made. The examples set aside stay as they are.
         precision: ``"bfloat16"`` runs the forward passes under torch's autocast: faster where the processor has such
@@ -62,7 +64,7 @@ class Finetune:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_length(self.epochs, LR if self.lr is None else self.lr)
+        check_length(self.epochs, LEARNING_RATE if self.lr is None else self.lr)
         if not 0 <= self.validation < 1:
             raise InputError(f"validation is {self.validation}; it must be a share from 0 to below 1")
         if self.patience < 1:
@@ -83,7 +85,7 @@ def finetune(
     forward: Forward | None = None,
     batch_size: int = 128,
     seed: int = 0,
-) -> Trained:
+) -> TrainingResult:
     """Train ``model`` in place; on any failure its weights come back.
 
     Args:
@@ -117,7 +119,7 @@ def finetune(
         seed=seed,
         validation=[_rows(inputs, targets, watched)],
         patience=step.patience,
-        optimizer=None if step.optimizer is None else carried_over(step.optimizer, teacher, model, plan),
+        optimizer=None if step.optimizer is None else carry_over_optimizer(step.optimizer, teacher, model, plan),
         augment=step.augment,
         forward=forward,
         precision=step.precision,
@@ -126,7 +128,7 @@ def finetune(
     return trained
 
 
-def own_finetune(model: nn.Module, function: Own) -> nn.Module:
+def own_finetune(model: nn.Module, function: OwnFinetune) -> nn.Module:
     """What a function of the user's makes of a copy of ``model``; ``model`` where its weights are then not finite.
 
     Raises:
@@ -160,9 +162,9 @@ def own_finetune(model: nn.Module, function: Own) -> nn.Module:
 def _split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on, and rows to watch."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    aside = math.ceil(share * n) if n >= FEW else 0
+    aside = math.ceil(share * n) if n >= MIN_EXAMPLES_TO_HOLD_OUT else 0
     if not aside:
-        return order, order[:_WATCHED]
+        return order, order[:_MAX_WATCHED_EXAMPLES]
     if n - aside < 2:
         raise InputError(f"validation={share} leaves {n - aside} of {n} examples to train on; lower it")
     return order[aside:], order[:aside]
@@ -174,10 +176,10 @@ def _rows(inputs: Inputs, targets: Tensor | None, rows: Tensor) -> tuple[Inputs,
 
 
 def _rate(optimizer: Optimizer | None) -> float:
-    return LR if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
+    return LEARNING_RATE if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def _tell(trained: Trained) -> None:
+def _tell(trained: TrainingResult) -> None:
     """Warn where the training diverged or did not help."""
     assert trained.kept is not None
     start, best = trained.losses[0], trained.losses[trained.kept]

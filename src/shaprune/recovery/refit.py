@@ -23,14 +23,28 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.batches import Forward, Inputs, call
-from shaprune.network.equations import Equations, can_solve, counted, has_bias, install, rows_of, weights_of
-from shaprune.network.players import check_channels
-from shaprune.planning import Plan
-from shaprune.recovery.lockstep import lockstep, lockstep_bytes, norms_behind, one_by_one, traces
+from shaprune.network.layers.normal_equations import (
+    NormalEquations,
+    can_solve,
+    design_rows,
+    has_bias,
+    unpadded_positions,
+    weights_with_bias,
+    write_weights,
+)
+from shaprune.planning.plan import Plan
+from shaprune.players.players import check_channels
+from shaprune.recovery.paired_forward import (
+    norms_after,
+    paired_bytes,
+    paired_traces,
+    stream_consumers,
+    stream_consumers_one_by_one,
+)
 
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
-_HELD_OUT = 5  # one of so many examples chooses the ridge
-_FEW = 1e-2  # the ridge where no example can be held out
+_HOLD_OUT_EVERY = 5  # one of so many examples chooses the ridge
+_RIDGE_WITHOUT_HOLD_OUT = 1e-2  # the ridge where no example can be held out
 
 
 def refit(
@@ -72,21 +86,24 @@ def refit(
     check_channels(plan.players.groups, "a refit")
     kept = _consumers(small, plan)
     with torch.no_grad():
-        pair = traces(small, teacher, batches[0])
-        norms = {} if pair is None else norms_behind(pair[0])
-        if pair is not None and forward is None and lockstep_bytes(pair, batches) <= max_memory:
-            source = lockstep(pair, kept, batches)
+        pair = paired_traces(small, teacher, batches[0])
+        norms = {} if pair is None else norms_after(pair[0])
+        if pair is not None and forward is None and paired_bytes(pair, batches) <= max_memory:
+            source = stream_consumers(pair, kept, batches)
         else:
-            source = one_by_one(small, teacher, kept, batches, forward or call)
+            source = stream_consumers_one_by_one(small, teacher, kept, batches, forward or call)
         for name, pairs in source:
             layer = small.get_submodule(name)
-            chosen, judged = Equations(), Equations()  # the examples that fit, and those that choose the ridge
+            chosen, judged = (
+                NormalEquations(),
+                NormalEquations(),
+            )  # the examples that fit, and those that choose the ridge
             for (x, y), inputs in zip(pairs, batches, strict=True):
-                held_out = torch.arange(len(x), device=x.device) % _HELD_OUT == _HELD_OUT - 1
-                real = counted(inputs)
+                held_out = torch.arange(len(x), device=x.device) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
+                real = unpadded_positions(inputs)
                 for part, which in ((chosen, ~held_out), (judged, held_out)):
                     if which.any():
-                        for rows in rows_of(layer, x[which], y[which], None if real is None else real[which]):
+                        for rows in design_rows(layer, x[which], y[which], None if real is None else real[which]):
                             part.add(*rows)
             norm = None if has_bias(layer) else norms.get(name)
             _fit(name, layer, norm, chosen, judged, ridge)
@@ -96,12 +113,12 @@ def _fit(
     name: str,
     layer: nn.Module,
     norm: nn.modules.batchnorm._BatchNorm | None,
-    chosen: Equations,
-    judged: Equations,
+    chosen: NormalEquations,
+    judged: NormalEquations,
     ridge: float | None,
 ) -> None:
     """Solve and write the layer's weights; ``norm`` takes up the intercept of a layer without a bias."""
-    start, every = weights_of(layer), chosen + judged
+    start, every = weights_with_bias(layer), chosen + judged
     if not has_bias(layer) and norm is None:
         start = start[:, :-1]
         chosen, judged, every = (e.without_intercept() for e in (chosen, judged, every))
@@ -117,8 +134,8 @@ def _fit(
         )
     if ridge is None and judged.rows and chosen.rows:
         ridge = min(RIDGES, key=lambda r: judged.loss(chosen.solve(start, r)))
-    solved = every.solve(start, ridge or _FEW)
-    intercept = install(layer, solved)
+    solved = every.solve(start, ridge or _RIDGE_WITHOUT_HOLD_OUT)
+    intercept = write_weights(layer, solved)
     if norm is not None:
         assert norm.running_mean is not None
         norm.running_mean.sub_(intercept.to(norm.running_mean.dtype))

@@ -14,12 +14,12 @@ from shaprune.errors import InputError, check_choice
 from shaprune.network.batches import Forward, length, run, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
-from shaprune.network.collecting import check_data, collect
-from shaprune.network.precision import check_runs
-from shaprune.network.turns import turn
-from shaprune.planning import Plan
+from shaprune.network.collect_batches import check_data, collect_batches
+from shaprune.network.model_turns import turn
+from shaprune.network.precision import check_precision
+from shaprune.planning.plan import Plan
 from shaprune.recovery.batchnorm import recalibrate
-from shaprune.recovery.finetune import Finetune, Own, finetune, own_finetune
+from shaprune.recovery.finetune import Finetune, OwnFinetune, finetune, own_finetune
 from shaprune.recovery.refit import refit
 
 
@@ -35,9 +35,9 @@ class Batchnorm:
     """Batch-norm recalibration; needs no labels."""
 
 
-Step = Refit | Batchnorm | Finetune | Own
+RecoveryStep = Refit | Batchnorm | Finetune | OwnFinetune
 _NORMS = (nn.modules.batchnorm._BatchNorm,)  # refits and recalibration write to their statistics
-STEPS: dict[str, Callable[[], Step]] = {"refit": Refit, "batchnorm": Batchnorm, "finetune": Finetune}
+STEPS: dict[str, Callable[[], RecoveryStep]] = {"refit": Refit, "batchnorm": Batchnorm, "finetune": Finetune}
 
 
 def recover(
@@ -45,7 +45,7 @@ def recover(
     teacher: nn.Module,
     plan: Plan,
     data: Iterable[Any],
-    steps: Sequence[str | Step] = ("refit", "batchnorm"),
+    steps: Sequence[str | RecoveryStep] = ("refit", "batchnorm"),
     *,
     train: Iterable[Any] | None = None,
     forward: Forward | None = None,
@@ -75,10 +75,10 @@ def recover(
     chosen = check_steps(steps, small)
     if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
         _check_stays_gone(plan)
-    inputs, targets = collect(data)
+    inputs, targets = collect_batches(data)
     device = device_of(small)
     inputs = transform(inputs, lambda t: t.to(device))
-    learnt = (inputs, targets) if train is None else collect(train)
+    learnt = (inputs, targets) if train is None else collect_batches(train)
     count = length(inputs)
     cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     batches = [transform(inputs, lambda t, cut=cut: t[cut] if t.ndim else t) for cut in cuts]  # type: ignore[misc]
@@ -104,7 +104,7 @@ def recover(
     return result
 
 
-def check_steps(steps: Sequence[str | Step], model: nn.Module) -> list[Step]:
+def check_steps(steps: Sequence[str | RecoveryStep], model: nn.Module) -> list[RecoveryStep]:
     """The steps that names and configured steps stand for.
 
     Raises:
@@ -123,7 +123,7 @@ def check_steps(steps: Sequence[str | Step], model: nn.Module) -> list[Step]:
     chosen = [STEPS[s]() if isinstance(s, str) else s for s in steps]
     for step in chosen:
         if isinstance(step, Finetune):
-            check_runs(model, step.precision)
+            check_precision(model, step.precision)
     return chosen
 
 

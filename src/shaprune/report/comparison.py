@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shaprune.measure import Measurement
+    from shaprune.deploy.measure import Measurement
 
 Row = tuple[str, ...]
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shaprune.errors import InputError
-from shaprune.limits import Limits
-from shaprune.planning import Plan
-from shaprune.scores import Scores
-from shaprune.sensitivities import Sensitivity
+from shaprune.planning.limits import Limits
+from shaprune.planning.plan import Plan
+from shaprune.planning.scores import Scores
+from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.values.redundancy import Redundancy
 
 if TYPE_CHECKING:
-    from shaprune.looking import Look
-    from shaprune.measure import Measurement
-    from shaprune.report.curves import Curves
+    from shaprune.deploy.measure import Measurement
+    from shaprune.pipeline.feature_maps import FeatureMaps
+    from shaprune.report.removal_curves import Curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,5 +66,5 @@ class Evidence:
     sensitivity: Sensitivity | None = None
     frontiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     redundancies: Mapping[str, Redundancy] = field(default_factory=dict)
-    look: Look | None = None
+    look: FeatureMaps | None = None
     within: Limits = field(default_factory=Limits)

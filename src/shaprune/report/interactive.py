@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from shaprune.ours import GENERATOR
-from shaprune.report.blob import LIMITED, SHARED_OUT, blob
-from shaprune.report.bundle import plotly_js
 from shaprune.report.comparison import Row
 from shaprune.report.content import Content, Evidence
-from shaprune.report.diagram import diagram
+from shaprune.report.figures.network_diagram import network_diagram
+from shaprune.report.figures.redundancy import redundancy_figure
 from shaprune.report.markup import note, table
-from shaprune.report.redundancy import redundancy_figure
+from shaprune.report.payload import SLIDER_ALLOCATIONS, SLIDER_RESOURCES, payload
+from shaprune.report.plotly_bundle import plotly_js
 from shaprune.report.sections import before_after, diagnostics, footer, lead, skipped
+from shaprune.storage.own_files import GENERATOR
 
 _SCRIPTS = ("state.js", "tables.js", "plots.js", "main.js")
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -44,7 +44,7 @@ def interactive(content: Content, evidence: Evidence | None = None) -> str:
         InputError: plotly is not installed; values, a plan or curves that do not fit the players.
     """
     evidence = evidence or Evidence()
-    data = blob(content, evidence)
+    data = payload(content, evidence)
     plotly = _packed(plotly_js())
     body = "\n".join(
         [
@@ -95,10 +95,10 @@ def _packed(text: str) -> str:
 
 def _budget(data: dict[str, Any]) -> Iterator[str]:
     resources = "".join(
-        f'<option value="{name}">{_RESOURCES[name]}</option>' for name in LIMITED if data["dense"][name]
+        f'<option value="{name}">{_RESOURCES[name]}</option>' for name in SLIDER_RESOURCES if data["dense"][name]
     )
     given = '<option value="plan">as in the plan that was given</option>' if "plan" in data["paths"] else ""
-    shared = "".join(f'<option value="{name}">{_ALLOCATIONS[name]}</option>' for name in SHARED_OUT)
+    shared = "".join(f'<option value="{name}">{_ALLOCATIONS[name]}</option>' for name in SLIDER_ALLOCATIONS)
     known = data["quality"] is not None or _measured(data)
     quality = '<div><dt id="quality-name"></dt><dd id="quality"></dd></div>' if known else ""
     yield (
@@ -122,7 +122,7 @@ def _network(content: Content) -> Iterator[str]:
         "touches to the last, in order of execution. It is filled by what stays; the line below it is what it costs in "
         "multiply-adds, against the most expensive one. Choose one to see its values."
     )
-    yield diagram(content.scores.players)
+    yield network_diagram(content.scores.players)
 
 
 def _values(data: dict[str, Any]) -> Iterator[str]:
@@ -255,9 +255,9 @@ def _redundancy(content: Content, evidence: Evidence) -> Iterator[str]:
 
 def _look(evidence: Evidence) -> Iterator[str]:
     if evidence.look is not None:
-        from shaprune.report.looked import looked
+        from shaprune.report.figures.feature_maps import feature_maps_section
 
-        yield from looked(evidence.look)
+        yield from feature_maps_section(evidence.look)
 
 
 def _plot(name: str, label: str) -> str:

@@ -9,11 +9,11 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.ours import GENERATOR
 from shaprune.report.content import Content as Content
-from shaprune.report.figures import curves_figure, values_figure
+from shaprune.report.figures.values import curves_figure, values_figure
 from shaprune.report.markup import note
 from shaprune.report.sections import before_after, diagnostics, footer, lead, skipped
+from shaprune.storage.own_files import GENERATOR
 
 
 def page(content: Content) -> str:

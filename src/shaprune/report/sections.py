@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 import numpy as np
 
+from shaprune.planning.scores import Scores
 from shaprune.report.comparison import Row, compared, percent
 from shaprune.report.content import Content
 from shaprune.report.markup import note, table
 from shaprune.report.skipped import by_reason
-from shaprune.scores import Scores
 
 
 def lead(content: Content) -> str:

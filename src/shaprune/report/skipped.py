@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shaprune.network.players import Players
+from shaprune.players.players import Players
 
 
 def by_reason(players: Players) -> dict[str, list[str]]:

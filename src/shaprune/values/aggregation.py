@@ -19,8 +19,8 @@ from shaprune.values.result import Values
 
 # (N, n) values of N examples -> (n,); (N, 1) -> (1,) where players were sampled on different examples
 Aggregate = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-RESAMPLES = 100  # for the standard errors of statistics other than the mean
-NAMES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
+BOOTSTRAP_RESAMPLES = 100  # for the standard errors of statistics other than the mean
+AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
 
 
 def mean_std(k: float) -> Aggregate:
@@ -56,7 +56,7 @@ def per_group(values: Values, labels: NDArray[np.int64]) -> dict[int, Values]:
     result = {}
     for label in np.unique(labels):
         part = rows[labels == label]
-        count = _seen(part, f" of group {label}").sum(0)
+        count = _sampled_examples(part, f" of group {label}").sum(0)
         mean = np.nansum(part, axis=0) / count
         spread = np.nansum((part - mean) ** 2, axis=0) / np.maximum(count - 1, 1)
         result[int(label)] = replace(
@@ -97,7 +97,7 @@ def aggregated(values: Values, how: str | Aggregate, labels: NDArray[np.int64] |
     else:
         statistic = aggregate_of(how)
         rows = _by_example(values)
-        seen = _seen(rows)
+        seen = _sampled_examples(rows)
         rng = np.random.default_rng([seed, 1 << 33])
         if (seen == seen[:, :1]).all():
             value, error = _with_error(statistic, rows[seen[:, 0]], how, rng)
@@ -132,7 +132,7 @@ def aggregate_of(how: str | Aggregate) -> Aggregate:
     """
     if not isinstance(how, str):
         if not callable(how):
-            raise InputError(f"aggregate is a {type(how).__name__}; give one of {', '.join(NAMES)}, or a callable")
+            raise InputError(f"aggregate is a {type(how).__name__}; give one of {', '.join(AGGREGATES)}, or a callable")
         return how
     name, _, rest = how.partition(":")
     try:
@@ -143,7 +143,9 @@ def aggregate_of(how: str | Aggregate) -> Aggregate:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-    raise InputError(f"unknown aggregate {how!r}{nearest(how, NAMES)}; choose from {', '.join(NAMES)}, or a callable")
+    raise InputError(
+        f"unknown aggregate {how!r}{nearest(how, AGGREGATES)}; choose from {', '.join(AGGREGATES)}, or a callable"
+    )
 
 
 def _with_error(
@@ -153,7 +155,9 @@ def _with_error(
     value = _applied(statistic, rows, how)
     if len(rows) < 2:
         return value, np.full(value.shape, np.inf)
-    again = [_applied(statistic, rows[rng.integers(len(rows), size=len(rows))], how) for _ in range(RESAMPLES)]
+    again = [
+        _applied(statistic, rows[rng.integers(len(rows), size=len(rows))], how) for _ in range(BOOTSTRAP_RESAMPLES)
+    ]
     return value, np.std(again, axis=0, ddof=1)
 
 
@@ -173,7 +177,7 @@ def _by_example(values: Values) -> NDArray[np.float64]:
     return values.by_example
 
 
-def _seen(rows: NDArray[np.float64], of: str = "") -> NDArray[np.bool_]:
+def _sampled_examples(rows: NDArray[np.float64], of: str = "") -> NDArray[np.bool_]:
     """(N, n) which examples have been sampled for which player; every player needs one."""
     seen = np.isfinite(rows)
     never = np.flatnonzero(~seen.any(0))

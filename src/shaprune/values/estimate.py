@@ -9,18 +9,18 @@ from typing import Any
 from shaprune.errors import InputError, check_choice
 from shaprune.values.aggregation import Aggregate, aggregated, check_aggregate
 from shaprune.values.concepts import Concept, concept_of, shapley
-from shaprune.values.consistency import Watched
-from shaprune.values.controlvariate import ControlVariate
-from shaprune.values.enumeration import Exact, LeaveOneOut, Partial
-from shaprune.values.game import CountingGame, Game
-from shaprune.values.method import Method, Task
-from shaprune.values.msr import MSR
-from shaprune.values.permutation import Permutation
-from shaprune.values.regression import Regression
+from shaprune.values.estimators.base import Method, Task
+from shaprune.values.estimators.control_variate import ControlVariate
+from shaprune.values.estimators.exact import Exact, LeaveOneOut, Partial
+from shaprune.values.estimators.msr import MSR
+from shaprune.values.estimators.permutation import Permutation
+from shaprune.values.estimators.regression import Regression
+from shaprune.values.estimators.svarm import SVARM
+from shaprune.values.games.game import CountingGame, Game
+from shaprune.values.games.repeatability import RepeatabilityCheck
 from shaprune.values.result import Values
-from shaprune.values.rounding import rounded
+from shaprune.values.rounding_error import rounded
 from shaprune.values.stopping import Reason, Rule, started
-from shaprune.values.svarm import SVARM
 
 METHODS: dict[str, Method] = {
     m.name: m
@@ -69,7 +69,7 @@ def estimate(
     task = replace(
         task,
         check=started(stop, game.n_players),
-        seed=whole("seed", seed, 0),
+        seed=check_whole_number("seed", seed, 0),
         keep_examples=keep_examples or aggregate != "mean",
         max_memory=max_memory,
     )
@@ -77,7 +77,7 @@ def estimate(
         check_aggregate(aggregate, game.labels)
     chosen.check(task)
     answered = game.answered
-    watched = Watched(game)
+    watched = RepeatabilityCheck(game)
     counted = CountingGame(watched)
     values = chosen.run(replace(task, game=counted))
     budget = None if task.max_evaluations is None else task.max_evaluations - counted.evaluations
@@ -103,7 +103,8 @@ def expected_evaluations(
 ) -> int | None:
     """Evaluations that `estimate` will pay at most, before any work; None where only a stopping rule ends it.
 
-    Without a budget, a game that is not known to be repeatable may be asked one question more, see `Watched.ask_again`.
+    Without a budget, a game that is not known to be repeatable may be asked one question more, see
+    `RepeatabilityCheck.ask_again`.
 
     Raises:
         InputError: as `estimate`.
@@ -159,11 +160,11 @@ def _task(game: Game, max_evaluations: int | None, concept: str | Concept, sizes
             )
         chosen = window
     chosen.weights(game.n_players)  # refused now where it holds no coalition
-    budget = None if max_evaluations is None else whole("max_evaluations", max_evaluations, 1)
+    budget = None if max_evaluations is None else check_whole_number("max_evaluations", max_evaluations, 1)
     return Task(CountingGame(game), chosen, budget)
 
 
-def whole(name: str, number: Any, least: int) -> int:
+def check_whole_number(name: str, number: Any, least: int) -> int:
     """``number`` as a Python int; floats, booleans and numbers below ``least`` are refused by name."""
     if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
         raise InputError(f"{name} is {number!r}; it must be a whole number, {least} or above")

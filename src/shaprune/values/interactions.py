@@ -12,11 +12,12 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.values.game import Game, chain, checked, checked_walks, parts
+from shaprune.values.games.checks import check_walk_worths, check_worths
+from shaprune.values.games.game import Game, coalitions_along, parts
 
-FREEDOM = 9  # degrees of freedom; fewer do not tell the spread between blocks
-WALKS = 512  # asked for at once
-COALITIONS = 1 << 15  # asked for at once
+MIN_DEGREES_OF_FREEDOM = 9  # degrees of freedom; fewer do not tell the spread between blocks
+WALKS_AT_ONCE = 512  # asked for at once
+COALITIONS_AT_ONCE = 1 << 15  # asked for at once
 
 
 def enumerated(game: Game) -> NDArray[np.float64]:
@@ -27,10 +28,10 @@ def enumerated(game: Game) -> NDArray[np.float64]:
     for inside, sign in enumerate((1, -1, 1)):
         factors[inside, inside : inside + n - 1] = sign * weight
     matrix, base = np.zeros((n, n)), None
-    for start in range(0, 1 << n, COALITIONS):
-        codes = np.arange(start, min(start + COALITIONS, 1 << n))
+    for start in range(0, 1 << n, COALITIONS_AT_ONCE):
+        codes = np.arange(start, min(start + COALITIONS_AT_ONCE, 1 << n))
         coalitions = (codes[:, None] >> np.arange(n) & 1).astype(bool)
-        worths = checked(game(coalitions), coalitions)
+        worths = check_worths(game(coalitions), coalitions)
         base = worths[0] if base is None else base  # centred: less is lost to rounding
         none, one, both = (worths - base) * factors[:, coalitions.sum(1)]
         kept = coalitions.astype(np.float64)
@@ -69,13 +70,13 @@ def sampled(game: Game, budget: int, seed: int) -> tuple[NDArray[np.float64], ND
             squares += off * (one - mean)
         total += mean
         variance += squares / (max(repeat - 1, 1) * repeat)
-    return total / strata, np.sqrt(variance) / strata if blocks - strata >= FREEDOM else None
+    return total / strata, np.sqrt(variance) / strata if blocks - strata >= MIN_DEGREES_OF_FREEDOM else None
 
 
 def _blocks(game: Game, blocks: int, examples: NDArray[np.int64] | None, seed: int) -> Iterator[NDArray[np.float64]]:
     """(n, n) interactions from each block; ``examples`` (n * blocks,) are those of the orders."""
     n = game.n_players
-    at_once = max(1, WALKS // n)
+    at_once = max(1, WALKS_AT_ONCE // n)
     for start in range(0, blocks, at_once):
         some = range(start, min(start + at_once, blocks))
         orders = np.concatenate([_block(n, np.random.default_rng([seed, block])) for block in some])
@@ -91,12 +92,12 @@ def _blocks(game: Game, blocks: int, examples: NDArray[np.int64] | None, seed: i
 def _differences(game: Game, orders: NDArray[np.int64], examples: NDArray[np.int64] | None) -> NDArray[np.float64]:
     """(R, n) orders -> (R, n - 1): v(S+i+j) - v(S+i) - v(S+j) + v(S) where i leaves, j next, and S stays."""
     walks, n = orders.shape
-    worths = checked_walks(game.walk(orders, examples), orders, n)
-    swapped = chain(orders, n, steps=slice(n - 1))
+    worths = check_walk_worths(game.walk(orders, examples), orders, n)
+    swapped = coalitions_along(orders, n, steps=slice(n - 1))
     swapped[np.arange(walks)[:, None], np.arange(n - 1), orders[:, 1:]] = False  # j left in place of i
     coalitions = swapped.reshape(-1, n)
     rows = None if examples is None else np.repeat(examples, n - 1)
-    other = checked(game(coalitions, rows), coalitions).reshape(walks, n - 1)
+    other = check_worths(game(coalitions, rows), coalitions).reshape(walks, n - 1)
     return worths[:, :-2] - worths[:, 1:-1] - other + worths[:, 2:]
 
 

@@ -34,14 +34,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, check_choice
-from shaprune.values.consistency import Watched
-from shaprune.values.estimate import whole
-from shaprune.values.game import CountingGame, Game
+from shaprune.values.estimate import check_whole_number
+from shaprune.values.games.game import CountingGame, Game
+from shaprune.values.games.repeatability import RepeatabilityCheck
+from shaprune.values.games.shapiq_bridge import kernel_interactions
 from shaprune.values.interactions import enumerated, sampled
-from shaprune.values.interplay import kernel_interactions
 
 MAX_PLAYERS = 30
-ENUMERATED = 12  # up to so many players, all coalitions are the default
+MAX_ENUMERATED_BY_DEFAULT = 12  # up to so many players, all coalitions are the default
 MAX_ENUMERATED = 24
 METHODS = ("exact", "permutation", "kernelshap-iq")
 
@@ -155,17 +155,17 @@ def redundancy(
             f"redundancy compares at most {MAX_PLAYERS} players and this game has {n:,}; "
             "let one small group play: NetworkGame(model, players, data, group='NAME')"
         )
-    whole("seed", seed, 0)
+    check_whole_number("seed", seed, 0)
     if max_evaluations is not None:
-        whole("max_evaluations", max_evaluations, 1)
+        check_whole_number("max_evaluations", max_evaluations, 1)
     if method is not None:
         check_choice("method", method, METHODS)
     options = {"max_evaluations": max_evaluations, "seed": seed}
     if n == 1:
         return Redundancy(np.zeros((1, 1)), np.zeros((1, 1)), 0, "exact", options)
-    chosen, budget = _chosen(game, method, max_evaluations)
+    chosen, budget = _method_and_budget(game, method, max_evaluations)
     answered = game.answered
-    watched = Watched(game)
+    watched = RepeatabilityCheck(game)
     counted = CountingGame(watched)
     error: NDArray[np.float64] | None
     if chosen == "exact":
@@ -178,7 +178,7 @@ def redundancy(
     return Redundancy(matrix, error, counted.evaluations - (game.answered - answered), chosen, options)
 
 
-def _chosen(game: Game, method: str | None, max_evaluations: int | None) -> tuple[str, int]:
+def _method_and_budget(game: Game, method: str | None, max_evaluations: int | None) -> tuple[str, int]:
     """The method and its budget.
 
     Raises:
@@ -195,7 +195,9 @@ def _chosen(game: Game, method: str | None, max_evaluations: int | None) -> tupl
         raise InputError(
             f"exact interactions of {n} players need 2^{n} coalitions; the limit is {MAX_ENUMERATED} players"
         )
-    pays = n <= ENUMERATED if max_evaluations is None else n <= MAX_ENUMERATED and every <= max_evaluations
+    pays = (
+        n <= MAX_ENUMERATED_BY_DEFAULT if max_evaluations is None else n <= MAX_ENUMERATED and every <= max_evaluations
+    )
     sampler = "permutation" if per_example else "kernelshap-iq"
     chosen = method or ("exact" if pays else sampler)
     budget = max_evaluations or max(least[chosen], 8 * n * n * game.n_examples)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError
-from shaprune.typed import Count, Document, Number, Size, typed
+from shaprune.storage.typed_json import Count, Document, Number, Size, typed
 
 
 class _Values(Document):

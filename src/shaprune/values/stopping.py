@@ -24,7 +24,7 @@ Reason = Callable[[Values], "str | None"]
 Undecided = Callable[[Values], "NDArray[np.bool_] | None"]
 
 
-def _everybody(values: Values) -> None:
+def _all_players(values: Values) -> None:
     return None
 
 
@@ -38,7 +38,7 @@ class Check:
     """
 
     reason: Reason
-    undecided: Undecided = _everybody
+    undecided: Undecided = _all_players
 
 
 @dataclass(frozen=True)

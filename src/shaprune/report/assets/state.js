@@ -60,7 +60,7 @@ function follow(by) {
   state.path = way(by);
 }
 
-// What `shaprune.planning.Plan.to_json` writes for this budget.
+// What `shaprune.planning.plan.Plan.to_json` writes for this budget.
 function plan() {
   const cost = {};
   for (const name of Object.keys(state.path.cost)) cost[name] = state.path.cost[name][state.k];

@@ -1,1 +1,0 @@
-"""Evidence: data sets, reference networks, and what benchmarks measure them with."""

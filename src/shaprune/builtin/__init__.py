@@ -1,0 +1,1 @@
+"""Data sets, networks and factories that ``--data`` and ``--model`` name."""

@@ -1,0 +1,192 @@
+"""``shaprune plan``: who stays for a budget. Runs without torch, unless something must be measured."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from shaprune.cli.command import Outcome, command
+from shaprune.cli.options.parse import budget_of, shares_of, steps_of
+from shaprune.cli.options.shared import (
+    Allocation,
+    BatchSize,
+    Cache,
+    CurvesFile,
+    Debug,
+    Device,
+    HfUniform,
+    Json,
+    MaxRemoved,
+    MinPlayers,
+    MinWidth,
+    OptionalData,
+    OptionalLimits,
+    OptionalModel,
+    Out,
+    Overwrite,
+    Recover,
+    RecoverExamples,
+    RoundTo,
+    Seed,
+    Spared,
+    Sweep,
+    ValuesFile,
+    Weights,
+)
+from shaprune.cli.outputs import check_out
+from shaprune.cli.tables import plan_rows
+
+if TYPE_CHECKING:
+    from shaprune.cli.plan_measurement import PlanMeasurement
+    from shaprune.planning.budget import Budget
+    from shaprune.planning.frontier import Planner
+    from shaprune.planning.scores import Scores
+
+PLAN, SWEEP = ("plan.json",), ("frontier.json", "frontier.svg")
+
+
+@command
+def plan(
+    values: ValuesFile,
+    out: Out,
+    limits: OptionalLimits = None,
+    sweep: Sweep = None,
+    allocation: Allocation = "global",
+    curves: CurvesFile = None,
+    min_players: MinPlayers = 1,
+    min_width: MinWidth = 1,
+    round_to: RoundTo = 1,
+    max_removed: MaxRemoved = None,
+    exclude: Spared = None,
+    hf_uniform: HfUniform = False,
+    model: OptionalModel = None,
+    weights: Weights = None,
+    data: OptionalData = None,
+    recover: Recover = "refit",
+    examples: RecoverExamples = 1_000,
+    batch_size: BatchSize = 128,
+    cache: Cache = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> Outcome:
+    """Decide from saved values who leaves so that a budget is met; writes plan.json into --out.
+
+    Nothing is scored again. Several budgets must all be met, and no limit is passed to meet them. The network and data
+    are needed only for what is measured: latency, a floor (accuracy on held-out examples after --recover), and the
+    quality of every network of a --sweep.
+
+    Example: shaprune plan scores/values.json --budget macs=0.5 --budget bytes=2MB --round-to 8 --out plan
+    """
+    if bool(limits) == (sweep is not None):
+        raise typer.BadParameter("give --budget, or else --sweep", param_hint="--budget")
+    budget = budget_of(limits) if limits else None
+    if budget is not None and budget.measured and (model is None or data is None):
+        names = " and ".join(budget.measured)
+        raise typer.BadParameter(f"{names} must be measured; add --model and --data", param_hint="--budget")
+    if (model is None) != (data is None):
+        raise typer.BadParameter("to measure, give both --model and --data", param_hint="--data")
+    shares, steps = shares_of(max_removed or []), steps_of(recover)
+    check_out(out, PLAN if sweep is None else SWEEP, overwrite=overwrite)
+
+    from shaprune.planning import plan as plan_module
+    from shaprune.planning.scores import Scores
+    from shaprune.planning.sensitivity_curves import Sensitivity
+
+    scores = Scores.load(values)
+    planner = partial(
+        plan_module.plan,
+        scores.players,
+        scores,
+        allocation=allocation,
+        curves=None if curves is None else Sensitivity.load(curves),
+        min_players=min_players,
+        min_width=min_width,
+        round_to=round_to,
+        max_removed=shares,
+        exclude=exclude or (),
+        hf_uniform=hf_uniform,
+    )
+    measured = None
+    if model is not None and data is not None and (budget is None or budget.measured):
+        from shaprune.cli.plan_measurement import PlanMeasurement
+
+        measured = PlanMeasurement(
+            scores,
+            model,
+            weights,
+            data,
+            cache=cache,
+            device=device,
+            steps=steps,
+            examples=examples,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    if budget is None:
+        assert sweep is not None
+        return _swept(planner, sweep, measured, out, overwrite)
+    return _planned(planner, budget, measured, scores, out, overwrite)
+
+
+def _planned(
+    planner: Planner, budget: Budget, measured: PlanMeasurement | None, scores: Scores, out: Path, overwrite: bool
+) -> Outcome:
+    """The plan of one budget."""
+    import numpy as np
+
+    from shaprune.planning.resources import costs
+    from shaprune.storage.atomic_files import replacing_directory
+
+    found = None if measured is None else measured.decide(planner, budget)
+    decided = planner(budget) if found is None else found.plan
+    with replacing_directory(out, files=PLAN, overwrite=overwrite) as folder:
+        decided.save(folder / "plan.json")
+    written = out / "plan.json"
+    players = scores.players
+    dense: dict[str, float | None] = dict(costs(players, np.ones(players.n, dtype=bool)))
+    summary: dict[str, Any] = {
+        "allocation": decided.allocation,
+        "budget": decided.budget,
+        "dense": dense,
+        "cost": decided.cost,
+        "groups": plan_rows(decided),
+        "artifacts": {"plan": str(written)},
+    }
+    shown = [decided.summary(), f"-> {written}"]
+    if found is not None:
+        dense["quality"] = found.dense_quality
+        summary["trials"] = [
+            {
+                "share": trial.share,
+                "quality": trial.quality,
+                "milliseconds": trial.milliseconds,
+                "dense_milliseconds": trial.dense_milliseconds,
+                "good": trial.good,
+            }
+            for trial in found.trials
+        ]
+        shown.insert(0, found.table())
+    return Outcome(summary, tuple(shown))
+
+
+def _swept(planner: Planner, by: str, measured: PlanMeasurement | None, out: Path, overwrite: bool) -> Outcome:
+    """The plans of many sizes."""
+    import json
+
+    from shaprune.planning.frontier import frontier
+    from shaprune.report.figures.sweep import frontier_figure
+    from shaprune.storage.atomic_files import replacing_directory, write_text
+
+    found = frontier(planner, by, quality=None if measured is None else measured.quality_of_plan)
+    rows = found.to_json()
+    with replacing_directory(out, files=SWEEP, overwrite=overwrite) as folder:
+        write_text(folder / "frontier.json", json.dumps(rows))
+        write_text(folder / "frontier.svg", frontier_figure(found, standalone=True))
+    written = {"frontier": str(out / "frontier.json"), "figure": str(out / "frontier.svg")}
+    return Outcome({**rows, "artifacts": written}, (found.table(), f"-> {written['frontier']}, {written['figure']}"))

@@ -1,0 +1,84 @@
+"""``shaprune prune``: apply a plan, recover, save."""
+
+from __future__ import annotations
+
+import time
+
+from shaprune.cli.command import Outcome, command, say
+from shaprune.cli.options.parse import steps_of
+from shaprune.cli.options.shared import (
+    BatchSize,
+    Cache,
+    Data,
+    Debug,
+    Device,
+    Json,
+    Model,
+    Out,
+    Overwrite,
+    PlanFile,
+    Recover,
+    RecoverExamples,
+    Seed,
+    Weights,
+)
+from shaprune.cli.outputs import MODEL_FILES, check_out
+
+
+@command
+def prune(
+    model: Model,
+    plan: PlanFile,
+    data: Data,
+    out: Out,
+    weights: Weights = None,
+    recover: Recover = "refit",
+    examples: RecoverExamples = 1_000,
+    batch_size: BatchSize = 128,
+    cache: Cache = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> Outcome:
+    """Cut a network by a plan, win accuracy back on training data, and save it into --out (safetensors and JSON).
+
+    Example: shaprune prune --model digits --weights demo/dense.safetensors --plan plan/plan.json --data digits
+    --recover refit,finetune --out small
+    """
+    steps = steps_of(recover)
+    check_out(out, MODEL_FILES, overwrite=overwrite)
+
+    import shaprune as sp
+    from shaprune.cli.inputs import device_of, read_data, read_model, setting_of
+    from shaprune.cli.tables import comparison_table
+    from shaprune.deploy.measure import compare
+    from shaprune.report.comparison import to_json
+
+    where = device_of(device)
+    decided = sp.Plan.load(plan)
+    dense = read_model(model, weights, where, seed)
+    dataset = read_data(data, cache)
+    inputs = dataset.test.inputs[:batch_size].to(where)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    raw = small = sp.prune(dense, decided, inputs)
+    seconds["prune"] = time.perf_counter() - start
+    for step in steps:
+        part = dataset.train if step == "finetune" else dataset.train.take(examples)
+        say(f"recovering: {step} on {len(part):,} training examples ...")
+        start = time.perf_counter()
+        small = sp.recover(small, dense, decided, part.batches(), (step,), seed=seed)
+        seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
+    say(f"measuring on {len(dataset.test):,} test examples ...")
+    networks = {"dense": dense, "raw": raw, "pruned": small} if steps else {"dense": dense, "pruned": small}
+    measurements = compare(networks, inputs, dataset.test.batches())
+    sp.save(small, decided, out, overwrite=overwrite)
+    summary = {
+        **{name: to_json(m) for name, m in measurements.items()},
+        "recovered_by": list(steps),
+        "seconds": seconds,
+        "artifacts": {"model": str(out)},
+    }
+    return Outcome(summary, (comparison_table(measurements, setting_of(inputs)), f"-> {out}"))

@@ -1,0 +1,1 @@
+"""Classical pruning criteria in the interface of values, for comparison."""

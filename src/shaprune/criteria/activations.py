@@ -1,0 +1,110 @@
+"""Criteria by what the consumers of a player read: its activations where the masks stand, and their gradients.
+
+All elements that a player owns count alike: its channels, their positions, and all consumers that read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shaprune.criteria.gradients import differentiable_worth, differentiate_batches
+from shaprune.network.borrow import borrowed
+from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
+from shaprune.network.game.worths import AnyWorth
+from shaprune.network.removal.masks import ConsumerInputMask, consumer_input_masks
+from shaprune.players.players import Players
+
+
+def sensitivities(calibration: Calibration, players: Players, worth: AnyWorth) -> NDArray[np.float64]:
+    """(N, n) mean absolute gradient of each example's worth by a player's activations.
+
+    As TorchPruner's sensitivity (Ancona et al. 2020), but averaged over positions where that sums them, and taken at
+    the consumers' inputs, where that takes it at the output of the layer.
+
+    Raises:
+        InputError: the worth has no gradient, or a zero one at the dense network.
+    """
+    input_masks = _recording_masks(players, calibration)
+
+    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+        reads = [
+            (input_mask, x) for input_mask in input_masks for x in input_mask.seen if x.requires_grad
+        ]  # not those of trial runs
+        gradients = torch.autograd.grad(worths.sum(), [x for _, x in reads], materialize_grads=True)
+        for input_mask in input_masks:
+            input_mask.seen.clear()
+        return _mean(
+            [(input_mask, g.abs()) for (input_mask, _), g in zip(reads, gradients, strict=True)], len(worths), players.n
+        )
+
+    return differentiate_batches(
+        calibration, players, input_masks, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
+    )
+
+
+def nonzero_shares(calibration: Calibration, players: Players) -> NDArray[np.float64]:
+    """(N, n) share of a player's activations that are not zero: 1 - APoZ, the average percentage of zeros.
+
+    Hu et al. 2016 count zeros behind a ReLU; what the consumers read may be pooled since, which leaves fewer.
+    """
+    return _mean_over_activations(calibration, players, lambda x: (x != 0) + 0 * x)  # NaN stays NaN
+
+
+def activation_means(calibration: Calibration, players: Players) -> NDArray[np.float64]:
+    """(N, n) mean absolute activation of a player (Molchanov et al. 2017 take the mean behind a ReLU: the same)."""
+    return _mean_over_activations(calibration, players, torch.abs)
+
+
+@dataclass(frozen=True, eq=False)
+class _RecordingInputMask(ConsumerInputMask):
+    """An input mask that keeps what its consumer reads; a consumer that runs twice reads twice."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def apply(self, x: Tensor, mask: Tensor) -> Tensor:
+        self.seen.append(super().apply(x, mask))
+        return self.seen[-1]
+
+
+def _recording_masks(players: Players, calibration: Calibration) -> list[_RecordingInputMask]:
+    plain = consumer_input_masks(players, players.groups, calibration.outputs.device)
+    return [_RecordingInputMask(e.module, e.n_players, e.owners, e.last) for e in plain]
+
+
+def _mean_over_activations(
+    calibration: Calibration, players: Players, of: Callable[[Tensor], Tensor]
+) -> NDArray[np.float64]:
+    """(N, n) mean of a function of the activations that each player owns."""
+    calibration.check_apart("a criterion")
+    input_masks = _recording_masks(players, calibration)
+    parts = []
+    with borrowed(calibration.model), torch.no_grad():
+        runner, _ = calibration.runner(input_masks, calibration.question(input_masks))
+        batch = FORWARD_BATCH if runner.rows_apart else 1
+        for rows in torch.arange(calibration.n_examples, device=calibration.outputs.device).split(batch):
+            runner, state = calibration.ready(runner, rows)
+            for input_mask in input_masks:
+                input_mask.seen.clear()
+            runner.run(state, torch.ones(len(rows), players.n, device=rows.device))
+            means = _mean([(e, of(x)) for e in input_masks for x in e.seen], len(rows), players.n)
+            parts.append(means.double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], rows: int, n: int) -> Tensor:
+    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player whom nobody reads."""
+    device = reads[0][1].device
+    sums, counts = torch.zeros(rows, n + 1, device=device), torch.zeros(n + 1, device=device)
+    for input_mask, x in reads:
+        channels = x.movedim(-1 if input_mask.last else 1, -1).reshape(
+            rows, -1, len(input_mask.owners)
+        )  # (rows, places, channels)
+        sums.index_add_(1, input_mask.owners, channels.to(sums.dtype).sum(1))
+        counts.index_add_(0, input_mask.owners, counts.new_full((len(input_mask.owners),), channels.shape[1]))
+    return (sums / counts.clamp(min=1))[:, :n]  # the last column is nobody's

@@ -1,0 +1,1 @@
+"""The pruned network: saved, loaded, exported, and measured."""

@@ -1,0 +1,1 @@
+"""Experiments of the papers: the oracle benchmark and removal curves."""

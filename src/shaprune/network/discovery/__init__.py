@@ -1,0 +1,1 @@
+"""Find the players of a network, and prove that masking is removing."""

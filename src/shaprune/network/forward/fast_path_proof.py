@@ -1,0 +1,111 @@
+"""The proof of a fast way to run rows: it must answer as the plain masked network does, with players removed.
+
+The plain way is slow and simple: one coalition, one example, the whole network. Whatever is faster (the part behind the
+mask, recorded calls, players added instead of recomputed, batches side by side, lower precision, derivatives) is asked
+the same once per game, on the user's own examples, and is not used where its answers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shaprune.network.forward.suffix import WholeRunner
+from shaprune.network.removal.masks import MaskSite
+from shaprune.network.tolerance import relative_difference, tolerance_for
+
+PROOF_TOLERANCE = 1e-4  # relative, float32: how well a fast way must reproduce the plain outputs
+_OF_THE_CHANGE = 0.25  # an error must also be this small against what the removal changed ...
+_ROUNDING = 0.1  # ... unless it is below this share of the limit
+
+
+@dataclass(frozen=True, eq=False)
+class ProofQuestion:
+    """Rows of which the plain masked network has given the outputs.
+
+    Attributes:
+        examples: (R,) int64, numbers of examples.
+        masks: (R, n) float32: about half of the players stay, all but a few, none; fewer rows where the network cannot
+            be run without some players.
+        outputs: (R, ...) of the plain network.
+        dense: (R, ...) of the dense network.
+    """
+
+    examples: Tensor
+    masks: Tensor
+    outputs: Tensor
+    dense: Tensor
+
+    def moves_outputs(self) -> bool | None:
+        """Whether the outputs change, beyond rounding, as all players leave; None where the network cannot run so."""
+        rows = torch.nonzero(~self.masks.any(1)).flatten()[:1]
+        if not len(rows):
+            return None
+        return relative_difference(self.outputs[rows], self.dense[rows]) > _ROUNDING * tolerance_for(
+            self.dense.dtype, PROOF_TOLERANCE
+        )
+
+    def refuted(self, outputs: Tensor, near: float = PROOF_TOLERANCE, rows: slice = slice(None)) -> str | None:
+        """Return how ``outputs`` of some of the rows differ from the plain ones; None where they agree.
+
+        An error is large where it is large against the outputs, or against what the removal changed.
+        """
+        plain, dense = self.outputs[rows], self.dense[rows]
+        if outputs.shape != plain.shape:
+            return f"outputs have shape {tuple(outputs.shape)} and not {tuple(plain.shape)}"
+        if not torch.equal(outputs.isfinite(), plain.isfinite()):
+            return "other outputs are NaN or infinite"
+        given, plain, dense = (_flat(t) for t in (outputs, plain, dense))
+        limit = tolerance_for(self.outputs.dtype, near) * max(float(plain.abs().max()), float(dense.abs().max()), 1e-30)
+        error, change = (given - plain).abs().amax(1), (plain - dense).abs().amax(1)
+        wrong = (error > limit) | ((error > _OF_THE_CHANGE * change) & (error > _ROUNDING * limit))
+        if not wrong.any():
+            return None
+        row = int(error.where(wrong, -1.0).argmax())
+        return f"outputs differ by {float(error[row]):.2g} where removal changes them by {float(change[row]):.2g}"
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).flatten(1) if tensor.ndim > 1 else _flat(tensor[:, None])
+
+
+def proof_question(
+    plain: WholeRunner, sites: Sequence[MaskSite], outputs: Tensor, inputs_of: Callable[[Tensor], object]
+) -> ProofQuestion | None:
+    """Ask the plain masked network about a few rows; None where it answers none of them.
+
+    Args:
+        plain: runs the whole network.
+        sites: where the masks of the game stand.
+        outputs: (N, ...) of the dense network.
+        inputs_of: gives the inputs of examples (rows,).
+    """
+    examples = torch.linspace(len(outputs) - 1, 0, 3, device=outputs.device).long()
+    masks = _coalitions(sites[0].n_players).to(outputs.device)
+    asked: list[int] = []
+    answers: list[Tensor] = []
+    for row in range(len(masks)):
+        try:
+            answer = plain.run(plain.prepare(inputs_of(examples[row : row + 1])), masks[row : row + 1])
+        except Exception:  # a network that cannot be run without all of its players answers the other rows
+            continue
+        if answer.shape[:1] == (1,):
+            asked.append(row)
+            answers.append(answer)
+    if not asked:
+        return None
+    return ProofQuestion(examples[asked], masks[asked], torch.cat(answers), outputs[examples[asked]])
+
+
+def _coalitions(n: int) -> Tensor:
+    """(3, n) coalitions, see `ProofQuestion`; the same for every game of n players."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    few = max(1, min(n // 10, max(8, n // 50)))
+    masks = torch.ones(3, n)
+    masks[0, order[: n // 2]] = 0
+    masks[1, order[-few:]] = 0
+    masks[2] = 0
+    return masks

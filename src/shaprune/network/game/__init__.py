@@ -1,0 +1,1 @@
+"""Worths of outputs, and the game of a trained network."""

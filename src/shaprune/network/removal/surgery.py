@@ -1,0 +1,272 @@
+"""Surgery: a new, plain module without the removed players. torch-pruning cuts the layers that it knows.
+
+All removals are applied at once, from indices of the dense network, so that layers which belong to several groups
+(concatenations, chains) need no bookkeeping of shifted indices. Modules that count their heads or split by a width are
+told the new numbers. Blocks are replaced by what passes their input, experts leave their list, single weights become 0.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy as shallow
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shaprune.errors import InputError, SurgeryError
+from shaprune.network.layers.kinds import is_transposed_linear, widths_of
+from shaprune.network.model_turns import turn
+from shaprune.network.removal.blocks import PassThrough, replace_by_pass_through
+from shaprune.network.removal.experts import Listed, remove_experts
+from shaprune.network.removal.single_weights import zero_weights
+from shaprune.players.layer_costs import Layer
+from shaprune.players.players import Group, Players, Role
+
+_CUTTERS = {
+    ("conv", "out"): tp.prune_conv_out_channels,
+    ("conv", "in"): tp.prune_conv_in_channels,
+    ("depthwise", "both"): tp.prune_depthwise_conv_out_channels,
+    ("linear", "out"): tp.prune_linear_out_channels,
+    ("linear", "in"): tp.prune_linear_in_channels,
+    ("prelu", "both"): tp.prune_prelu_out_channels,
+    ("embedding", "out"): tp.prune_embedding_out_channels,
+}
+# What modules that reshape into heads call their numbers: all are divided as the heads are.
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")
+WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "split_size")
+
+Removal = tuple[str, Role, list[int]]  # module, side, channels of the dense layer
+
+
+def removals(groups: Iterable[Group], kept: NDArray[np.bool_]) -> list[Removal]:
+    """What leaves each layer when the players ``kept`` (n,) stay."""
+    gone: dict[tuple[str, Role], set[int]] = defaultdict(set)
+    for group in groups:
+        for member in group.members:
+            for player, channels in zip(group.indices, member.channels, strict=True):
+                if not kept[player]:
+                    gone[member.module, member.role].update(channels)
+    return [(module, role, sorted(channels)) for (module, role), channels in gone.items() if channels]
+
+
+def check_fits(model: nn.Module, players: Players) -> None:
+    """Check that ``players`` were found on a model like this one.
+
+    Raises:
+        InputError: naming the first layer that is missing or has another width.
+    """
+    with turn(model):
+        modules = dict(model.named_modules())
+        for name, layer in players.layers.items():
+            if layer.kind == "parameter":
+                _check_parameter(model, name, layer)
+                continue
+            if name not in modules:
+                raise InputError(
+                    f"this plan belongs to another model: layer {name!r} is missing here; find_players again"
+                )
+            width = width_as_is(modules[name], layer)
+            if width is not None and width != (layer.n_in, layer.n_out):
+                raise InputError(
+                    f"this plan belongs to another model: layer {name!r} has {width[0]} inputs and {width[1]} outputs, "
+                    f"in the plan {layer.n_in} and {layer.n_out}; find_players again"
+                )
+
+
+def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
+    """What the width of a layer would have to be in `Players.widths`, from the module itself; None = cannot be told."""
+    if layer.kind == "block":
+        return 1, 0 if isinstance(module, PassThrough) else 1
+    if layer.kind == "expert":
+        return layer.n_in, len(module) if isinstance(module, Listed) else 0
+    if layer.kind == "weight":
+        weight = getattr(module, "weight", None)
+        return layer.n_in, weight.numel() if isinstance(weight, Tensor) else 0
+    return widths_of(module)
+
+
+def _check_parameter(model: nn.Module, name: str, layer: Layer) -> None:
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensor = tensors.get(name.partition("@")[0])
+    if tensor is None or tensor.ndim <= layer.axis or tensor.shape[layer.axis] != layer.n_out:
+        raise InputError(
+            f"this plan belongs to another model: parameter {name!r} with {layer.n_out} entries is missing here; "
+            "find_players again"
+        )
+
+
+def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> nn.Module:
+    """Remove from ``model``, in place, all players but ``kept`` (n,); ``requires_grad`` and training flags stay.
+
+    Raises:
+        SurgeryError: naming the layer that cannot be cut, or of which too little would be left.
+    """
+    for name, (left, least) in players.too_narrow(kept).items():
+        what = "experts" if players.layers[name].kind == "expert" else "channels"
+        raise SurgeryError(
+            f"layer {name!r} would be left with {left} {what}, and it needs at least {least}; keep more of its players"
+        )
+    for name, role, channels in removals(players.groups, kept):
+        layer = players.layers[name]
+        try:
+            if layer.kind == "parameter":
+                _cut_parameter(model, name, layer.axis, channels)
+                continue
+            module = model.get_submodule(name)
+            if role == "skip":
+                replace_by_pass_through(model, name, layer)
+                continue
+            if role == "expert":
+                remove_experts(model, name, channels)
+                continue
+            frozen = {key: not p.requires_grad for key, p in module.named_parameters(recurse=False)}
+            _cutter(module, layer, role)(module, channels)
+        except Exception as error:
+            raise SurgeryError(f"layer {name!r} could not be cut: {error}; exclude its group") from error
+        for key, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(not frozen.get(key, False))
+    _update_head_counts(model, players, kept)
+    return model
+
+
+def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> None:
+    """Update the numbers that the modules around attention keep of their heads and widths."""
+    left = players.widths(kept)
+    read = {layer.n_in for layer in players.layers.values() if layer.heads == "in"}
+    shares = {  # the layers that make heads stand side by side, and all lose the same share
+        name.rpartition(".")[0]: (left[name][1], layer.n_out)
+        for name, layer in players.layers.items()
+        if layer.heads == "out" and layer.numbers is None
+    }
+    for owner, (width, dense) in shares.items():
+        module = model.get_submodule(owner)
+        for name in (*COUNTS, *WIDTHS):
+            value = getattr(module, name, None)
+            if isinstance(value, int) and value * width % dense == 0 and (name in COUNTS or value in read):
+                setattr(module, name, value * width // dense)
+    for name, layer in players.layers.items():
+        n_in, n_out = left[name]
+        for path in layer.numbers or ():
+            _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+
+
+def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
+    """Give an attribute of a module, or of a module's own copy of an object, its share."""
+    owner, _, name = path.rpartition(".")
+    try:
+        holder: Any = model.get_submodule(owner)
+    except AttributeError:
+        outer, _, key = owner.rpartition(".")
+        module = model.get_submodule(outer)
+        holder = shallow(getattr(module, key))  # a configuration, which other layers read, too
+        setattr(module, key, holder)
+    value = getattr(holder, name)
+    if value * left % dense:
+        raise SurgeryError(f"{path} = {value} cannot be divided as {left} of {dense} channels; keep others")
+    setattr(holder, name, value * left // dense)
+
+
+def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
+    if role == "weight":
+        return zero_weights
+    if is_transposed_linear(module):
+        return _cut_transposed_out if role == "out" else _cut_transposed_in
+    if isinstance(module, nn.GroupNorm):
+        return _cut_group_norm
+    if isinstance(module, nn.Unflatten):
+        return _cut_unflatten
+    if layer.kind == "norm":
+        return _cut_norm
+    if layer.kind == "conv" and layer.by_group:
+        return _cut_groups_out if role == "out" else _cut_groups_in
+    if getattr(module, "transposed", False) and layer.groups > 1:
+        return _cut_transposed_conv_out if role == "out" else _cut_transposed_conv_in
+    cutter: Callable[[Any, list[int]], Any] = _CUTTERS[layer.kind, role]
+    return cutter
+
+
+def _cut_norm(module: Any, channels: Sequence[int]) -> None:
+    """Channels of a batch or instance norm leave, with their running statistics."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _keep(module, name, 0, channels)
+    module.num_features -= len(channels)
+
+
+def _cut_groups_out(module: Any, channels: Sequence[int]) -> None:
+    """Whole groups of a convolution leave; `_cut_groups_in` takes their inputs."""
+    if not module.transposed:
+        _keep(module, "weight", 0, channels)
+    _keep(module, "bias", 0, channels)
+    left = module.out_channels - len(channels)
+    module.groups = module.groups * left // module.out_channels
+    module.out_channels = left
+
+
+def _cut_groups_in(module: Any, channels: Sequence[int]) -> None:
+    if module.transposed:
+        _keep(module, "weight", 0, channels)
+    module.in_channels -= len(channels)
+
+
+def _cut_transposed_conv_out(module: Any, channels: Sequence[int]) -> None:
+    """One slot of every group leaves: the weight is (inputs, slots, ...)."""
+    slots = module.out_channels // module.groups
+    _keep(module, "weight", 1, sorted({channel % slots for channel in channels}))
+    _keep(module, "bias", 0, channels)
+    module.out_channels -= len(channels)
+
+
+def _cut_transposed_conv_in(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 0, channels)
+    module.in_channels -= len(channels)
+
+
+def _cut_group_norm(module: nn.GroupNorm, channels: Sequence[int]) -> None:
+    """Whole groups of a group norm leave."""
+    size = module.num_channels // module.num_groups
+    _keep(module, "weight", 0, channels)
+    _keep(module, "bias", 0, channels)
+    module.num_channels -= len(channels)
+    module.num_groups = module.num_channels // size
+
+
+def _cut_unflatten(module: Any, channels: Sequence[int]) -> None:
+    """Whole slices of the unflattened shape leave."""
+    size = module.unflattened_size
+    left = np.unravel_index(np.setdiff1d(np.arange(prod(size)), np.asarray(channels, dtype=np.int64)), size)
+    module.unflattened_size = tuple(len(np.unique(axis)) for axis in left)
+
+
+def _cut_transposed_out(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 1, channels)
+    _keep(module, "bias", 0, channels)
+    module.nf = module.weight.shape[1]
+
+
+def _cut_transposed_in(module: Any, channels: Sequence[int]) -> None:
+    _keep(module, "weight", 0, channels)
+    module.nx = module.weight.shape[0]
+
+
+def _cut_parameter(model: nn.Module, name: str, axis: int, channels: Sequence[int]) -> None:
+    owner, _, attribute = name.partition("@")[0].rpartition(".")
+    _keep(model.get_submodule(owner), attribute, axis, channels)
+
+
+def _keep(module: nn.Module, name: str, axis: int, gone: Sequence[int]) -> None:
+    """Drop the entries ``gone`` of a parameter or buffer along an axis; None stays None."""
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    left = np.setdiff1d(np.arange(tensor.shape[axis]), np.asarray(gone, dtype=np.int64))
+    rest: Tensor = tensor.detach().index_select(axis, torch.from_numpy(left).to(tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(rest, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, rest)

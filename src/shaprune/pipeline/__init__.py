@@ -1,0 +1,1 @@
+"""The public verbs: measure sensitivity, score, plan, prune, search, compress."""

@@ -1,0 +1,1 @@
+"""From values to the players that leave: budgets, limits, allocations, plans. NumPy only."""

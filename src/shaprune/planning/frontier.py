@@ -1,0 +1,132 @@
+"""The frontier: what a network costs and is worth at many sizes, decided again and again from one scoring. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shaprune.errors import BudgetError, InputError, check_choice
+from shaprune.planning.budget import Budget
+from shaprune.planning.plan import Plan
+from shaprune.planning.resources import RESOURCES, costs
+
+Planner = Callable[[Budget], Plan]
+SCHEMA = 1
+DEFAULT_SIZES = tuple(round(0.05 * k, 2) for k in range(19, 0, -1))  # 0.95, 0.9, ..., 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class FrontierPoint:
+    """One network of a frontier.
+
+    Attributes:
+        plan: who stays.
+        size: the share of the swept resource that was asked for; 1 = the dense network.
+        quality: measured; None where it was not.
+    """
+
+    plan: Plan
+    size: float
+    quality: float | None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each resource that stays."""
+        dense = costs(self.plan.players, np.ones(self.plan.players.n, dtype=bool))
+        return {name: cost / dense[name] if dense[name] else 1.0 for name, cost in self.plan.cost.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Networks of one scoring at many sizes, the largest first.
+
+    Attributes:
+        by: the resource that was swept.
+        points: one per size; sizes that cannot be reached end in the smallest network that can.
+    """
+
+    by: str
+    points: tuple[FrontierPoint, ...]
+
+    def table(self) -> str:
+        """Costs of every point, and its measured quality."""
+        names = list(self.points[0].shares)
+        head = ["asked", *names, *(["quality"] if self._measured else [])]
+        rows = []
+        for point in self.points:
+            shares = point.shares
+            row = [f"{point.size:.3g}", *(f"{cost:,.0f} ({shares[n]:.1%})" for n, cost in point.plan.cost.items())]
+            rows.append(row + ([f"{point.quality:.4f}"] if point.quality is not None else []))
+        wide = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in (head, *rows))
+
+    @property
+    def _measured(self) -> bool:
+        return self.points[0].quality is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {"schema": SCHEMA, "kind": "frontier", "by": self.by, "points": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON-ready dictionary per point."""
+        return [
+            {
+                "asked": point.size,
+                "cost": point.plan.cost,
+                "shares": point.shares,
+                "quality": point.quality,
+                "kept": {g.name: int(point.plan.kept[g.indices].sum()) for g in point.plan.players.groups},
+            }
+            for point in self.points
+        ]
+
+
+def frontier(
+    planner: Planner,
+    by: str = "macs",
+    sizes: Sequence[float] = DEFAULT_SIZES,
+    *,
+    quality: Callable[[Plan], float] | None = None,
+) -> Frontier:
+    """Decide for many sizes; nothing is scored again.
+
+    Example: ``sp.frontier(functools.partial(sp.plan, players, scores, allocation="uniform"), "macs")``.
+
+    Args:
+        planner: makes the plan of a budget.
+        by: the resource whose share is swept: macs, params, players, bytes or activations.
+        sizes: shares of it that may stay, strictly between 0 and 1.
+        quality: measures a plan (cut, recover, evaluate); None = nothing is measured.
+
+    Raises:
+        InputError: an unknown resource, no size, or one out of range; and as the planner.
+    """
+    check_choice("resource", by, RESOURCES)
+    if not sizes or not all(0 < size < 1 for size in sizes):
+        raise InputError(f"sizes are {list(sizes)}; give at least one share, strictly between 0 and 1")
+    points: list[FrontierPoint] = []
+    for size in sorted(set(sizes), reverse=True):
+        try:
+            decided = planner(with_limit(by, size))
+        except BudgetError as error:
+            last = smallest_plan(planner, by, error)
+            if not points or not np.array_equal(last.kept, points[-1].plan.kept):
+                points.append(FrontierPoint(last, size, None if quality is None else float(quality(last))))
+            break
+        points.append(FrontierPoint(decided, size, None if quality is None else float(quality(decided))))
+    return Frontier(by, tuple(points))
+
+
+def smallest_plan(planner: Planner, by: str, error: BudgetError) -> Plan:
+    """The smallest network that a planner can reach, as the error of a smaller budget tells."""
+    return planner(with_limit(by, max(2, int(np.ceil(error.reachable[by])))))
+
+
+def with_limit(by: str, limit: float, other: Budget | None = None) -> Budget:
+    """The predicted limits of ``other``, with one set anew."""
+    limits: dict[str, float] = {} if other is None else other.limits
+    return Budget(**(limits | {by: limit}))

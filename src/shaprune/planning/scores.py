@@ -1,0 +1,105 @@
+"""Values of every group of a network, and their file. No torch: a plan or a report is made from them alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shaprune.errors import InputError
+from shaprune.players.players import Players
+from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
+from shaprune.storage.schema import check_schema
+from shaprune.storage.typed_json import Document, Size, typed
+from shaprune.values.result import Values
+
+SCHEMA = 1
+
+
+class _Scores(Document):
+    worth: str
+    seconds: Size
+    notes: list[str]
+    values: dict[str, dict[str, Any]]
+    players: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(Mapping[str, Values]):
+    """Values by group name.
+
+    Attributes:
+        players: the players that were scored.
+        by_group: values of each group, in player order.
+        worth: name of the worth.
+        seconds: wall time of the whole scoring.
+    """
+
+    players: Players
+    by_group: dict[str, Values]
+    worth: str
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    def __getitem__(self, name: str) -> Values:
+        self.players.group(name)  # names the nearest where there is none
+        return self.by_group[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_group
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_group)
+
+    def __len__(self) -> int:
+        return len(self.by_group)
+
+    @property
+    def n_evaluations(self) -> int:
+        """(coalition, example) rows paid in all; one game over all groups is paid once."""
+        paid = [v.n_evaluations for v in self.by_group.values()]
+        together = all("part_of" in v.options for v in self.by_group.values())
+        return max(paid, default=0) if together else sum(paid)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "schema": SCHEMA,
+            "kind": "values",
+            "worth": self.worth,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "values": {name: v.to_json() for name, v in self.by_group.items()},
+            "players": self.players.to_json(),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Scores:
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: not values, a newer schema, or a missing field.
+        """
+        check_schema(data, "values", SCHEMA)
+        found = typed(_Scores, data, "these values are damaged")
+        by_group = {name: Values.from_json(v) for name, v in found.values.items()}
+        players = Players.from_json(found.players)
+        sizes = {group.name: len(group) for group in players.groups}
+        for name, values in by_group.items():
+            if sizes.get(name) != values.n:
+                raise InputError(
+                    f"these values are damaged: {values.n} values of {name!r}, {sizes.get(name, 0)} players"
+                )
+        return Scores(players, by_group, found.worth, found.seconds, tuple(found.notes))
+
+    def save(self, path: str | Path) -> None:
+        """Write the values, with their players, as JSON."""
+        check_replaceable(path)
+        write_text(path, json.dumps(self.to_json()))
+
+    @staticmethod
+    def load(path: str | Path) -> Scores:
+        """Read values that `save` wrote."""
+        return Scores.from_json(read_json(path))

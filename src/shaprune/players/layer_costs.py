@@ -1,0 +1,110 @@
+"""What a layer costs at a given width: parameters, multiply-adds, bytes, exactly as counted after surgery.
+
+Multiply-adds are those of convolutions and linear layers, per example, as in the papers' tables, and of the weight
+matrices of recurrent layers and torch's attention (see `shaprune.network.layers.compound_macs`); a norm, a bias, an
+embedding and an activation count none, nor do the products between activations inside attention. Pure data, no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal[
+    "conv", "depthwise", "linear", "norm", "prelu", "embedding", "parameter", "unflatten", "block", "expert", "weight"
+]
+# Kinds whose weights belong to one channel each, and that count no multiply-adds.
+PER_CHANNEL = ("norm", "prelu", "embedding", "parameter", "unflatten")
+WHOLE = ("block", "expert")  # they leave as they are, with everything inside
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that pruning changes.
+
+    Attributes:
+        kind: what it is; a depthwise convolution has one filter per channel, ``norm`` is a normalisation with weights
+            per channel, ``parameter`` a parameter or buffer outside such layers; ``unflatten`` a
+            module without weights that knows a width; ``block`` a submodule that can be passed by, ``expert`` the list
+            of a mixture's experts, ``weight`` the single weights of a layer, which cost nothing because they stay, as
+            zeros.
+        n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
+        groups: groups of a convolution; 1 elsewhere.
+        kernel: weights per pair of channels (9 for a 3x3 kernel), 1 for a linear layer; weights per channel of a
+            norm, an embedding or a parameter; all parameters of a block, or of one expert.
+        bias: whether there is a bias of ``n_out`` entries.
+        positions: output positions per example at which the weights are used (input positions, where transposed);
+            all multiply-adds of a block, or of one expert.
+        axis: the axis of a parameter along which it is cut.
+        least: channels (experts) that must stay for the network to run.
+        heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
+        numbers: attributes, by their path from the network, that are divided as its outputs (or its inputs, by
+            ``divided``) are; None for those of known names around heads. A plain object on the path is copied for its
+            module.
+        returns: entries of the tuple that a block returns; None for a bare tensor.
+        passes: for each of these entries but the first, the input (position or keyword) that it is; None for another.
+        itemsize: bytes of one parameter.
+        buffers: bytes of buffers per output channel (running statistics), of a block, or of one expert.
+        activation: bytes of its output per channel and example, over all times it runs; of a block or of one expert all
+            outputs of the layers inside.
+    """
+
+    kind: Kind
+    n_in: int
+    n_out: int
+    groups: int
+    kernel: int
+    bias: bool
+    positions: float
+    axis: int = 0
+    least: int = 1
+    heads: Literal["out", "in"] | None = None
+    numbers: tuple[str, ...] | None = None
+    divided: Literal["out", "in"] = "out"
+    returns: int | None = None
+    passes: tuple[int | str | None, ...] = ()
+    itemsize: int = 4
+    buffers: float = 0
+    activation: float = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", tuple(self.passes))  # a list, where it comes from JSON
+        object.__setattr__(self, "numbers", None if self.numbers is None else tuple(self.numbers))
+
+    def params(self, n_in: int, n_out: int) -> int:
+        """Parameters when ``n_in`` and ``n_out`` channels are left."""
+        if self.kind in PER_CHANNEL or self.kind in WHOLE:
+            return self.kernel * n_out + (n_out if self.bias else 0)
+        return self.kernel * self._fan_in(n_in) * n_out + (n_out if self.bias else 0)
+
+    def macs(self, n_in: int, n_out: int) -> float:
+        """Multiply-adds per example when ``n_in`` and ``n_out`` channels are left."""
+        if self.kind in PER_CHANNEL:
+            return 0.0
+        if self.kind in WHOLE:
+            return self.positions * n_out
+        return self.positions * self.kernel * self._fan_in(n_in) * n_out
+
+    @property
+    def by_group(self) -> bool:
+        """Whether whole groups of a convolution leave, because each of them has one channel on one side."""
+        return self.groups > 1 and self.groups in (self.n_in, self.n_out)
+
+    def groups_left(self, n_out: int) -> int:
+        """Groups when ``n_out`` channels are left."""
+        return n_out * self.groups // self.n_out if self.by_group else self.groups
+
+    def _fan_in(self, n_in: int) -> int:
+        return (self.n_in if self.by_group else n_in) // self.groups
+
+    def bytes(self, n_in: int, n_out: int) -> float:
+        """Bytes of parameters and buffers when ``n_in`` and ``n_out`` channels are left."""
+        return self.params(n_in, n_out) * self.itemsize + self.buffers * n_out
+
+    def activations(self, n_out: int) -> float:
+        """Bytes of its outputs per example when ``n_out`` channels are left."""
+        return self.activation * n_out
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `Layer(**data)` is the inverse."""
+        return asdict(self)

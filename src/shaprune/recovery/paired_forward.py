@@ -1,0 +1,192 @@
+"""Run a dense and a pruned network side by side, and hand out what each consumer reads and what it should give.
+
+Two sources with one interface: `stream_consumers` (both networks operation by operation over all batches, one forward
+pass each) and `stream_consumers_one_by_one` (a forward pass of both per consumer, for networks that cannot be traced or
+do not fit in memory). Both yield a consumer's name and the pairs (input in the pruned network, wanted output) of all
+batches; the caller refits the consumer before it asks for the next. Where a consumer's output is added to another
+branch (a residual block), the wanted output also makes up for what that branch has lost.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from shaprune.network.batches import Forward, Inputs, copied_inputs, length, run, tensor_bytes, transform
+from shaprune.network.forward.trace import Env, Segment, Trace, UntraceableError, trace_model
+from shaprune.network.layers.kinds import channel_axis
+from shaprune.recovery.residual_partner import run_to_addition
+
+Pairs = Iterator[tuple[Tensor, Tensor]]
+ConsumerStream = Iterator[tuple[str, Pairs]]
+KeptOutputs = Mapping[str, Tensor]  # consumer -> which of the dense layer's outputs it still has
+
+_ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+def paired_traces(small: nn.Module, teacher: nn.Module, inputs: Inputs) -> tuple[Trace, Trace] | None:
+    """Both networks as matching lists of operations that do on ``inputs`` what they do; None where there are none."""
+    few = transform(inputs, lambda t: t[:2] if t.ndim else t)
+    try:
+        pair = trace_model(small, few), trace_model(teacher, few)
+    except UntraceableError:
+        return None
+    names = [[(n.name, n.op) for n in trace.nodes] for trace in pair]
+    return pair if names[0] == names[1] else None
+
+
+def paired_bytes(pair: tuple[Trace, Trace], batches: Sequence[Inputs]) -> int:
+    """Most bytes that the activations of all batches take at once in both networks, measured on the first batch."""
+    peak = 0
+
+    def watch(node: fx.Node, env: Env) -> None:
+        nonlocal peak
+        peak = max(peak, tensor_bytes(env))
+
+    for trace in pair:
+        _whole(trace).run(trace.feed(copied_inputs(batches[0])), watch=watch)
+    return 2 * peak * -(-sum(length(b) for b in batches) // length(batches[0]))
+
+
+def stream_consumers(pair: tuple[Trace, Trace], kept: KeptOutputs, batches: Sequence[Inputs]) -> ConsumerStream:
+    """Yield each consumer just before the pruned network runs it.
+
+    Where the consumer's output is added to another branch (a residual block), the wanted output also makes up for what
+    that branch has lost: the *sum* is to be that of the dense network, not only this summand.
+    """
+    ours, theirs = (_whole(trace) for trace in pair)
+    our_envs, their_envs = ([trace.feed(copied_inputs(b)) for b in batches] for trace in pair)
+    partner = dict(zip(pair[0].nodes, pair[1].nodes, strict=True))
+    done: set[str] = set()
+    for node in ours.nodes:
+        name, other = str(node.target), partner[node]
+        for env in their_envs:
+            env[other] = theirs.trace.run_node(other, env)
+        if node.op == "call_module" and name in kept and name not in done and isinstance(node.args[0], fx.Node):
+            done.add(name)
+            missing = _missing(pair, node, partner, kept[name])
+            source = node.args[0]
+            yield (
+                name,
+                (
+                    (a[source], _outputs(node, pair[0], b[other], kept[name]) + missing(a, b))
+                    for a, b in zip(our_envs, their_envs, strict=True)
+                ),
+            )
+        for env in our_envs:
+            env[node] = ours.trace.run_node(node, env)
+            ours.forget(node, env)
+        for env in their_envs:
+            theirs.forget(other, env)
+
+
+def stream_consumers_one_by_one(
+    small: nn.Module, teacher: nn.Module, kept: KeptOutputs, batches: Sequence[Inputs], forward: Forward
+) -> ConsumerStream:
+    """Yield each consumer with a forward pass of both networks for its pairs."""
+    for name, outputs in kept.items():
+        yield name, _recorded(small, teacher, name, outputs, batches, forward)
+
+
+def _recorded(
+    small: nn.Module, teacher: nn.Module, name: str, outputs: Tensor, batches: Sequence[Inputs], forward: Forward
+) -> Pairs:
+    layers = small.get_submodule(name), teacher.get_submodule(name)
+    dim = partial(channel_dim, layers[0])
+    for inputs in batches:
+        (x, _, ours), (_, y, theirs) = (
+            run_to_addition(layer, partial(run, model, inputs, forward))
+            for layer, model in zip(layers, (small, teacher), strict=True)
+        )
+        wanted = y.index_select(dim(y), outputs.to(y.device))
+        if ours is not None and theirs is not None:
+            if theirs.shape[dim(theirs)] == y.shape[dim(y)] != len(outputs):
+                theirs = theirs.index_select(dim(theirs), outputs.to(theirs.device))
+            if ours.shape == theirs.shape == wanted.shape:
+                wanted = wanted + (theirs - ours)
+        yield x, wanted
+
+
+def norms_after(trace: Trace) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """Layers whose output a batch-norm with running statistics reads, and nobody else: name -> the norm."""
+    found: dict[str, nn.modules.batchnorm._BatchNorm] = {}
+    ran = [str(n.target) for n in trace.nodes if n.op == "call_module"]
+    for node in trace.nodes:
+        if node.op == "call_module" and len(node.users) == 1 and ran.count(str(node.target)) == 1:
+            user = next(iter(node.users))
+            norm = trace.modules.get(str(user.target)) if user.op == "call_module" else None
+            once = ran.count(str(user.target)) == 1
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and once:
+                found[str(node.target)] = norm
+    return found
+
+
+def channel_dim(layer: nn.Module, output: Tensor) -> int:
+    """Where the channels of a consumer's output are."""
+    return channel_axis(layer, output.ndim)
+
+
+def _whole(trace: Trace) -> Segment:
+    return Segment(trace, [n for n in trace.nodes if n.op != "placeholder"])
+
+
+def _outputs(node: fx.Node, trace: Trace, output: Tensor, kept: Tensor) -> Tensor:
+    return output.index_select(channel_dim(trace.modules[str(node.target)], output), kept.to(output.device))
+
+
+def _missing(
+    pair: tuple[Trace, Trace], node: fx.Node, partner: Mapping[fx.Node, fx.Node], kept: Tensor
+) -> Callable[[Env, Env], Tensor | float]:
+    """What the branch that ``node``'s output is added to has lost, in units of that output; 0 where there is none.
+
+    Between the consumer and the sum there may be a batch-norm (its scale is divided out) and layers that do nothing in
+    eval mode.
+    """
+    trace = pair[0]
+    last, scale = node, None
+    while len(last.users) == 1:
+        user = next(iter(last.users))
+        module = trace.modules.get(str(user.target)) if user.op == "call_module" else None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and scale is None and module.running_var is not None:
+            gain = module.weight if module.weight is not None else torch.ones_like(module.running_var)
+            scale = gain / torch.sqrt(module.running_var + module.eps)
+        elif not isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
+            break
+        last = user
+    user = next(iter(last.users)) if len(last.users) == 1 else last
+    branches = [a for a in user.args if isinstance(a, fx.Node) and a is not last]
+    if user.target not in _ADDITIONS or user.kwargs or len(user.args) != 2 or len(branches) != 1:
+        return lambda ours, theirs: 0.0
+    branch = branches[0]
+
+    def missing(ours: Env, theirs: Env) -> Tensor | float:
+        have, want = _value(trace, branch, ours), _value(pair[1], partner[branch], theirs)
+        if not isinstance(have, Tensor) or have.ndim < 2:
+            return 0.0
+        dim = channel_dim(trace.modules[str(node.target)], have)
+        want = want.index_select(dim, kept.to(want.device)) if want.shape[dim] != have.shape[dim] else want
+        if want.shape != have.shape or have.shape[dim] != len(kept):
+            return 0.0
+        if scale is None:
+            return cast(Tensor, want - have)
+        dead = scale.abs() < 1e-3 * scale.abs().max()
+        inverse = torch.where(dead, torch.zeros_like(scale), 1 / torch.where(dead, torch.ones_like(scale), scale))
+        lost: Tensor = (want - have) * inverse.view([-1 if d == dim else 1 for d in range(have.ndim)])
+        return lost
+
+    return missing
+
+
+def _value(trace: Trace, node: fx.Node, env: Env) -> Any:
+    """The value of an operation, run now if its turn has not come yet."""
+    if node not in env:
+        scratch = dict(env)
+        for source in node.all_input_nodes:
+            scratch[source] = _value(trace, source, scratch)
+        return trace.run_node(node, scratch)
+    return env[node]

@@ -1,0 +1,1 @@
+"""Files written beside, then renamed, and the head of every JSON document."""

@@ -1,0 +1,251 @@
+"""Derivatives of a network's worth by its masks: those of autograd, within memory, journaled, refused where none."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from testkit.networks import NETWORKS, labelled
+from torch import Tensor, nn
+
+import shaprune as sp
+from shaprune.errors import InputError
+from shaprune.network.forward.calibration import Calibration
+from shaprune.network.game.worths import WORTHS, Worth
+from shaprune.network.removal.masks import masked
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MAKE, EXAMPLE = NETWORKS["plain"]
+N = 40
+
+
+def play(name: str = "plain", worth: Any = "fidelity", group: str = "conv2", n: int = N, **options: Any) -> Any:
+    make, example = NETWORKS[name]
+    model = make().eval()
+    players = sp.find_players(model, example())
+    return sp.NetworkGame(model, players, [labelled(example(), n)], worth, group, **options)
+
+
+def rows_of(game: sp.NetworkGame, n: int = 24) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    return rng.random((n, game.n_players)) < 0.6, rng.integers(0, game.n_examples, n)
+
+
+@pytest.mark.parametrize("worth", ["fidelity", "kl", "cross_entropy", "margin"])
+@pytest.mark.parametrize(("name", "group"), [("plain", "conv2"), ("residual", "conv1a"), ("flattened", "conv2")])
+def test_they_are_what_autograd_says_of_the_masked_model(name: str, group: str, worth: str) -> None:
+    game = play(name, worth, group)
+    coalitions, examples = rows_of(game, 6)
+    found = game.derivatives(coalitions, examples)
+    assert_allclose(found[:, 0], game(coalitions, examples), rtol=1e-5, atol=1e-5)
+    judged = WORTHS[worth]
+    assert isinstance(judged, Worth)
+    for row, example, coalition in zip(found, examples, coalitions, strict=True):
+        mask = torch.from_numpy(coalition[None]).float().requires_grad_()
+        with masked(game.model, game.sites, mask):
+            outputs = game.model(game.calibration.inputs[example : example + 1])
+        worths = judged.function(outputs, game.evaluator.reference[example : example + 1])
+        (slopes,) = torch.autograd.grad(worths.sum(), mask)
+        assert_allclose(row[1:], slopes[0].numpy(), rtol=1e-3, atol=1e-4 * float(slopes.abs().max()))
+
+
+def test_models_that_are_replayed_or_run_whole_are_differentiated_as_well() -> None:
+    class Asking(nn.Module):
+        """torch.fx cannot follow a question about values, here of the inputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 9), nn.Linear(9, 8), nn.Linear(8, 5)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            bounded = x.abs().sum() < 1e9
+            for layer in self.layers:
+                x = torch.tanh(layer(x)) if bounded else layer(x)
+            return x
+
+    torch.manual_seed(0)
+    model, inputs = Asking().eval(), torch.randn(20, 6)
+    players = sp.find_players(model, inputs[:2])
+    data = [(inputs, None)]
+    replayed = sp.NetworkGame(model, players, data, "fidelity", "layers.1")
+    assert type(replayed.runner).__name__ == "ReplayRunner"
+    with pytest.warns(sp.ShapruneWarning, match="forward=.* is given"):
+        whole = sp.NetworkGame(model, players, data, "fidelity", "layers.1", forward=lambda m, x: m(x))
+    coalitions, examples = rows_of(replayed)
+    found = replayed.derivatives(coalitions, examples)
+    assert np.abs(found[:, 1:]).max() > 0.01
+    assert_allclose(found, whole.derivatives(coalitions, examples), rtol=1e-4, atol=1e-6)
+
+
+def test_over_all_examples_they_are_means() -> None:
+    game = play()
+    coalitions, _ = rows_of(game, 3)
+    every = np.arange(N)
+    means = [game.derivatives(np.tile(row, (N, 1)), every).mean(0) for row in coalitions]
+    assert_allclose(game.derivatives(coalitions), means, rtol=1e-5, atol=1e-6)
+
+
+def test_the_model_comes_back_untouched() -> None:
+    game = play()
+    game.model.train()
+    game.model.fc.requires_grad_(False)
+    before = {name: t.clone() for name, t in game.model.state_dict().items()}
+    game.derivatives(*rows_of(game))
+    assert game.model.training
+    assert not game.model.fc.weight.requires_grad
+    assert game.model.conv1.weight.requires_grad
+    assert all(p.grad is None for p in game.model.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in game.model.state_dict().items())
+    assert torch.is_grad_enabled()
+
+
+def test_scores_agree_with_those_of_walks_within_their_doubt() -> None:
+    model = MAKE().eval()
+    players = sp.find_players(model, EXAMPLE(), include="conv[12]")
+    data = [labelled(EXAMPLE(), 200)]
+    plain, ours = (
+        sp.score(model, players, data, "fidelity", method, max_evaluations=budget, progress=False)
+        for method, budget in (("permutation", 200 * 13 * 20), ("control-variate", 6_000))
+    )
+    for group in plain:
+        a, b = plain[group], ours[group]
+        assert (np.abs(a.value - b.value) <= 4.5 * np.hypot(a.stderr, b.stderr)).all()
+        assert b.diagnostics["variance_left"] < 1
+
+
+def test_the_same_bits_with_a_journal_when_resumed_and_with_workers(tmp_path: Path) -> None:
+    model = MAKE().eval()
+    players = sp.find_players(model, EXAMPLE(), include="conv[12]")
+    data = [labelled(EXAMPLE(), N)]
+
+    def bits(**options: Any) -> list[bytes]:
+        scores = sp.score(model, players, data, "fidelity", "control-variate", progress=False, **options)
+        return [values.value.tobytes() + values.stderr.tobytes() for values in scores.by_group.values()]
+
+    plain = bits()
+    assert bits(run=tmp_path / "run") == plain
+    resumed = sp.score(model, players, data, "fidelity", "control-variate", progress=False, run=tmp_path / "run")
+    assert [values.value.tobytes() + values.stderr.tobytes() for values in resumed.by_group.values()] == plain
+    assert bits(run=tmp_path / "workers", workers=2) == plain
+
+
+def test_shards_share_the_work_and_merge_to_the_same_bits(tmp_path: Path) -> None:
+    model = MAKE().eval()
+    players = sp.find_players(model, EXAMPLE(), include="conv2")
+    data = [labelled(EXAMPLE(), N)]
+    options: dict[str, Any] = {"max_evaluations": 5_000, "progress": False}
+    plain = sp.score(model, players, data, "fidelity", "control-variate", **options)
+    for shard in ("1/2", "2/2"):
+        sp.score(model, players, data, "fidelity", "control-variate", run=tmp_path / "run", shard=shard, **options)
+    merged = sp.score(model, players, data, "fidelity", "control-variate", run=tmp_path / "run", **options)
+    assert merged["conv2"].value.tobytes() == plain["conv2"].value.tobytes()
+
+
+def test_batches_are_as_small_as_the_memory_asks_for() -> None:
+    game = play(n=200)
+    coalitions, examples = rows_of(game, 200)
+    plain = game.derivatives(coalitions, examples)
+    rows = game.evaluator.rows
+    kept = game._slopes().row_bytes
+    assert kept > rows.row_bytes
+    seen: list[int] = []
+
+    class Watching:
+        def __init__(self, runner: Any) -> None:
+            self.runner = runner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.runner, name)
+
+        def run(self, state: Any, mask: Tensor) -> Tensor:
+            seen.append(len(mask))
+            return self.runner.run(state, mask)  # type: ignore[no-any-return]
+
+    bound = 20 * kept
+    small = play(n=200, max_memory=bound)
+    small.derivatives(coalitions[:1], examples[:1])
+    small.evaluator.rows.runner = Watching(small.evaluator.rows.runner)
+    found = small.derivatives(coalitions, examples)
+    assert max(seen) == 10  # half of the memory
+    assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"one row with its derivatives takes [0-9,]+; give at least that"):
+        sp.estimate(play(n=200, max_memory=kept - 1), "control-variate")
+
+
+def test_bfloat16_is_near_float32() -> None:
+    exact, lower = play(), play(precision="bfloat16")
+    coalitions, examples = rows_of(exact)
+    a, b = exact.derivatives(coalitions, examples), lower.derivatives(coalitions, examples)
+    assert not np.array_equal(a, b)
+    assert np.abs(a - b).max() <= 0.1 * np.abs(a).max()
+
+
+def test_they_are_not_asked_of_all_examples_before_anything_is_scored() -> None:
+    game = play()
+    assert game.derivative_price == 2
+    assert game.evaluator.rows._cache is None
+
+
+def test_a_worth_that_is_not_finite_is_told_as_such() -> None:
+    def broken(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.sum(1) / (outputs - outputs).sum(1)
+
+    with pytest.raises(sp.GameError, match="the worth is not finite for the full coalition of conv2"):
+        sp.estimate(play(worth=broken), "control-variate")
+
+
+def lazy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -(outputs.detach() - 1).square().sum(1)
+
+
+@pytest.mark.parametrize(
+    "worth",
+    ["accuracy", lazy, "perplexity", sp.Evaluate(lambda model: 1.0)],
+    ids=["accuracy", "detached", "perplexity", "evaluate"],
+)
+def test_worths_without_derivatives_are_refused_before_scoring_with_what_to_use(worth: Any) -> None:
+    model = MAKE().eval()
+    players = sp.find_players(model, EXAMPLE(), include="conv2")
+    with pytest.raises(InputError, match=r"no derivatives .*(such as 'fidelity' or 'cross_entropy'), or method='perm"):
+        sp.score(model, players, [labelled(EXAMPLE(), N)], worth, "control-variate", progress=False)
+
+
+def test_players_whose_masks_choose_have_no_derivatives() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer(x).tanh()
+            return x
+
+    torch.manual_seed(0)
+    model = Blocks().eval()
+    inputs = torch.randn(20, 6)
+    players = sp.find_players(model, inputs[:2], unit="block")
+    with pytest.raises(InputError, match=r"has no derivatives by the masks of blocks; use"):
+        sp.score(model, players, [(inputs, None)], "fidelity", "control-variate", progress=False)
+
+
+def test_what_writes_in_place_is_differentiated_or_refused_never_wrong() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu_(self.first(x))
+            x = self.second(x).sigmoid_().mul_(2)
+            return self.third(x)
+
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    inputs = torch.randn(30, 6)
+    players = sp.find_players(model, inputs[:2], include="first")
+    game = sp.NetworkGame(model, players, Calibration(model, [(inputs, None)]), "fidelity", "first")
+    with pytest.raises(InputError, match=r"behind the masks of first has no derivatives .*in-?place"):
+        sp.estimate(game, "control-variate")
