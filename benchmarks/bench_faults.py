@@ -83,9 +83,9 @@ def drive(out: str, run: str | None, workers: int) -> None:
         limit = int(os.environ["FAULTS_BYTES"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if os.environ.get("FAULTS_PATIENCE"):
-        import shaprune.runs.journal
+        import shaprune.runs.journal_database
 
-        shaprune.runs.journal.PATIENCE = float(os.environ["FAULTS_PATIENCE"])
+        shaprune.runs.journal_database.PATIENCE = float(os.environ["FAULTS_PATIENCE"])
     data, budget = [(inputs, torch.arange(EXAMPLES) % 5)], WALKS * EXAMPLES * 9
     how: dict[str, Any] = {} if run is None else {"run": run, "workers": workers}
     scores = sp.score(model, players, data, noted, max_evaluations=budget, progress=False, **how)

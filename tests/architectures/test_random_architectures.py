@@ -279,10 +279,12 @@ def asked(model: nn.Module, x: Tensor, players: sp.Players, group: Group, rng: n
                 assert abs(found[row] - float(truth)) <= 2e-5 * float(dense.abs().max())
 
 
-# Branches that meet the input, norms between groups of channels, and a layer of which several groups own channels.
+# Branches that meet the input, norms between groups of channels, a layer of which several groups own channels, and one
+# whose groups leave whole though both read the same channels.
 MEETS_INPUT = [Step("conv", 0, 0, 2), Step("concat", 1, 0, 1), Step("grouped", 0, 0, 1), Step("gate", 2, 0, 3)]
 NORMS = [Step("conv", 0, 0, 4), Step("gn", 0, 0, 4), Step("bn", 0, 0, 2), Step("prelu", 0, 0, 1), Step("gn", 0, 0, 2)]
 IN_PARTS = [Step("conv", 0, 0, 2), Step("concat", 1, 0, 1), Step("depthwise", 0, 0, 4), Step("bn", 0, 0, 1)]
+WHOLE_GROUPS = [Step("conv", 0, 0, 1), Step("concat", 0, 0, 1), Step("grouped", 0, 0, 1), Step("depthwise", 0, 0, 1)]
 
 
 def test_random_architectures_are_right_or_refused() -> None:
@@ -294,6 +296,7 @@ def test_random_architectures_are_right_or_refused() -> None:
     @example(MEETS_INPUT, False, 0, "plain", "rows")
     @example(NORMS, True, 3, "plain", "rows")
     @example(IN_PARTS, False, 0, "plain", "rows")
+    @example(WHOLE_GROUPS, False, 0, "plain", "rows")
     @given(some_steps, st.booleans(), st.integers(0, 6), st.sampled_from(DRESSES), st.sampled_from(LAYOUTS))
     def check(steps: list[Step], flat: bool, hidden: int, dress: str, layout: str) -> None:
         model = Interpreted(steps, flat, hidden, dress, layout)

@@ -26,7 +26,8 @@ def apart(
 
     Channels that reach the same positions make a part, where these parts share the group's positions out among them:
     the queries of each head. What reaches some of a part's positions only leaves with it. Of several ways to share
-    them out, that in which the fewest channels stay is taken.
+    them out, that in which the fewest channels stay is taken. Where whole groups of a convolution leave, what they
+    read leaves with them: such a group of layers does not fall apart.
 
     Args:
         sources: what was marked.
@@ -34,6 +35,8 @@ def apart(
         layers: all layers, by name.
         sides: the layers of the group, and on which side they are in it.
     """
+    if any(layers[name].kind == "conv" and layers[name].by_group for name, _ in sides):
+        return []
     reached: dict[Node, set[Position]] = defaultdict(set)
     for i, blocks, where in links.mixed:
         for block, positions in zip(blocks, where, strict=True):
