@@ -109,7 +109,7 @@ def _streams(
     model: nn.Module,
     inner: sp.Players,
     ours: sp.Scores,
-    curves: sp.Sensitivity,
+    curves: sp.metrics.Sensitivity,
     calibration: Any,
     few: Any,
     example: Any,

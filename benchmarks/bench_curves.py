@@ -51,7 +51,7 @@ WIDE = [
 
 
 def main(networks: int = NETWORKS, images: int = IMAGES) -> None:
-    warnings.simplefilter("ignore", sp.ShapruneWarning)  # rivals that cannot tell some players apart
+    warnings.simplefilter("ignore", sp.errors.ShapruneWarning)  # rivals that cannot tell some players apart
     started = time.perf_counter()
     data = mnist()
     layer, wide, dense, left_out, price = [], [], [], {}, 0

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 import shaprune as sp
-from shaprune.builtin.datasets import load_dataset
-from shaprune.builtin.models import build_model
-from shaprune.recovery.training import fit
+from shaprune.builtin import build_model, load_dataset
+from shaprune.recovery import fit
 
 WORKERS, CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256), 3_584  # as many chunks as ResNet-56 has: 56 groups, 64 of each
 

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
 import shaprune as sp
-from shaprune.builtin.datasets import Dataset, Split, load_dataset
-from shaprune.builtin.models import build_model
-from shaprune.deploy.measure import accuracy
-from shaprune.recovery.training import fit
+from shaprune.builtin import Dataset, Split, build_model, load_dataset
+from shaprune.metrics import accuracy
+from shaprune.recovery import fit
 
 SHARES = (0.6, 0.4, 0.25, 0.15, 0.1)
 RIVALS = {"Shapley": "permutation", "weight norm": "weight_norm", "random": "random"}

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import shaprune as sp
-from shaprune.builtin.datasets import Dataset, Split, load_dataset
-from shaprune.builtin.resnet import ResNet
-from shaprune.deploy.measure import accuracy
-from shaprune.recovery.training import fit
+from shaprune.builtin import Dataset, ResNet, Split, load_dataset
+from shaprune.metrics import accuracy
+from shaprune.recovery import fit
 
 KEPT = 0.75  # of the players
 

@@ -92,7 +92,7 @@ def test_without_onnxruntime_a_file_is_written_and_said_to_be_unchecked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block(monkeypatch, "onnxruntime")
-    with pytest.warns(sp.ShapruneWarning, match=r"not compared.*shaprune\[onnx\]"):
+    with pytest.warns(sp.errors.ShapruneWarning, match=r"not compared.*shaprune\[onnx\]"):
         assert exported(tmp_path).exists()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+__all__ = ["BudgetError", "GameError", "InputError", "ShapruneError", "ShapruneWarning", "SurgeryError"]
+
 
 class ShapruneError(Exception):
     """Base of every error that shaprune raises on purpose."""

@@ -19,9 +19,9 @@ from shaprune import Plan, Scores
 from shaprune.builtin.models import build_model
 from shaprune.cli.app import app
 from shaprune.cli.commands.score import OPTIONS_WITHOUT_GAME as GAMELESS_HERE
+from shaprune.cli.demo_run import ARTIFACTS, check_replaceable
 from shaprune.cli.options import shared
 from shaprune.criteria.registry import CRITERIA
-from shaprune.demo import ARTIFACTS, check_replaceable
 from shaprune.deploy.save import MANIFEST, WEIGHTS
 from shaprune.errors import InputError
 from shaprune.network.discovery.unit_filters import CHANNEL_UNITS, SPECIAL_UNITS

@@ -41,7 +41,7 @@ def network(name: str, examples: int = 7) -> tuple[nn.Module, Players, Data]:
 def quiet() -> Iterator[None]:
     """A block in which ties may be warned of."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)
+        warnings.simplefilter("ignore", sp.errors.ShapruneWarning)
         yield
 
 
@@ -126,7 +126,7 @@ def test_shapley_and_the_second_order_rank_the_max_network_where_others_cannot()
 
 def test_players_that_cannot_be_told_apart_are_warned_of() -> None:
     model, players = max_network(0.0)
-    with pytest.warns(sp.ShapruneWarning, match="taylor gives all 4 players of 0 the score 0: it cannot rank"):
+    with pytest.warns(sp.errors.ShapruneWarning, match="taylor gives all 4 players of 0 the score 0: it cannot rank"):
         criterion_scores(model, players, Calibration(model, MAX_DATA), "taylor", worth=squared_error)
 
 
@@ -520,7 +520,7 @@ def test_a_score_that_is_not_finite_is_never_a_number(criterion: str) -> None:
     calibration = Calibration(model, data)
     with torch.no_grad():
         model.fc1.weight[2, 1] = float("nan")
-    with quiet(), pytest.raises((sp.GameError, sp.InputError)):
+    with quiet(), pytest.raises((sp.errors.GameError, sp.InputError)):
         criterion_scores(model, players, calibration, criterion)
 
 

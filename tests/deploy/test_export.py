@@ -185,7 +185,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             sp.export(model, inputs, tmp_path / "small.onnx")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(importlib.util, "find_spec", without("onnxruntime"))
-    with pytest.warns(sp.ShapruneWarning, match=r"was not compared .* pip install 'shaprune\[onnx\]'"):
+    with pytest.warns(sp.errors.ShapruneWarning, match=r"was not compared .* pip install 'shaprune\[onnx\]'"):
         done = sp.export(model, inputs, tmp_path / "small.onnx")
     assert done.difference is None
     assert done.path.stat().st_size == done.bytes

@@ -1,17 +1,18 @@
 """The documentation: what its pages say runs, its numbers are measured, its links hold, it builds without warnings."""
 
+import ast
 import importlib.util
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from testkit.snippets import run_page
+from testkit.snippets import blocks_of, run_page
 from torch import nn
 
 import shaprune as sp
@@ -102,6 +103,54 @@ def test_all_measured_tables_are_checked() -> None:
         "how-to/low-data.md": 2,
         "how-to/transformers.md": 1,
         "methods.md": 5,
+    }
+
+
+def _not_public(paths: Iterable[str]) -> set[str]:
+    """Of dotted paths below shaprune those that are neither a public name nor in a public namespace."""
+    names = {*sp.__all__, "__version__"}
+    spaces = {name: {*getattr(sp, name).__all__} for name in dir(sp) if name not in names}
+
+    def public(path: str) -> bool:
+        head, _, rest = path.partition(".")
+        return head in names if head in names or not rest else rest.partition(".")[0] in spaces.get(head, ())
+
+    return {path for path in paths if not public(path) and path not in spaces}
+
+
+def _named_in(page: Path) -> set[str]:
+    """What a page imports from shaprune, reads from ``sp``, or shows in the reference, without ``shaprune.``."""
+    text = page.read_text(encoding="utf-8")
+    found = set(re.findall(r"^::: shaprune\.([\w.]+)$", text, re.MULTILINE))
+    found |= set(re.findall(r"\bsp\.([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?)", text))
+    for block in blocks_of(page):
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "shaprune":
+                    found |= {f"{node.module}.{alias.name}".partition(".")[2] for alias in node.names}
+                elif isinstance(node, ast.Import):
+                    heads = (alias.name.partition(".") for alias in node.names)
+                    found |= {rest for head, _, rest in heads if head == "shaprune" and rest}
+    return found
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_pages_name_only_what_is_public(page: Path) -> None:
+    if page.name != "changelog.md":
+        assert _not_public(_named_in(page)) == set()
+
+
+def test_what_is_not_public_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "::: shaprune.values.concepts\n`sp.metrics.nothing`, `sp.Budget.limits`\n```python\nimport shaprune.pipeline\n"
+        "from shaprune.values.stopping import seconds\nfrom shaprune.stopping import seconds\n```\n"
+    )
+    assert _not_public(_named_in(page)) == {
+        "values.concepts",
+        "metrics.nothing",
+        "pipeline",
+        "values.stopping.seconds",
     }
 
 

@@ -325,8 +325,10 @@ def test_an_output_that_no_player_reaches_is_refused_and_one_that_a_group_does_n
     both = Two().eval()
     found = sp.find_players(both, x[:2])
     with (
-        pytest.warns(sp.ShapruneWarning, match="all values of b.0 are 0 with standard error 0"),
-        pytest.warns(sp.ShapruneWarning, match=r"no player of b.0 reaches, so that their values are 0; \[1\] they do"),
+        pytest.warns(sp.errors.ShapruneWarning, match="all values of b.0 are 0 with standard error 0"),
+        pytest.warns(
+            sp.errors.ShapruneWarning, match=r"no player of b.0 reaches, so that their values are 0; \[1\] they do"
+        ),
     ):
         scores = sp.score(both, found, [x], "fidelity", progress=False)
     assert np.abs(scores["a.0"].value).max() > 0

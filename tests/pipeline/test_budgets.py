@@ -201,7 +201,9 @@ def test_a_drop_finds_the_smallest_network_whose_measured_quality_holds(setting:
     left = found.plan.cost["params"] / players.model_params
     assert left >= 0.6
     sizes = np.linspace(0.05, 0.99, 95)
-    plans = {sp.frontier(planner, "macs", [s]).points[0].plan.cost["params"] / players.model_params for s in sizes}
+    plans = {
+        sp.metrics.frontier(planner, "macs", [s]).points[0].plan.cost["params"] / players.model_params for s in sizes
+    }
     assert left == pytest.approx(min(size for size in plans if size >= 0.6))
     assert any(not trial.good for trial in found.trials)
     assert all(trial.good == (trial.quality is not None and trial.quality >= 0.6) for trial in found.trials)
@@ -221,7 +223,7 @@ def test_the_quality_is_that_of_the_recovered_network(setting: Setting) -> None:
         return model  # as good as new
 
     found = sp.decide(model, planner, sp.Budget(drop=0.1), example_inputs=x, quality=quality, mend=mend)
-    with pytest.raises(sp.BudgetError) as refused:
+    with pytest.raises(sp.errors.BudgetError) as refused:
         planner(sp.Budget(macs=2))
     assert mended
     assert found.plan.cost["macs"] == refused.value.reachable["macs"]  # everything may go
@@ -235,7 +237,9 @@ def test_a_latency_finds_the_largest_network_that_is_fast_enough(setting: Settin
     left = found.plan.cost["params"] / players.model_params
     assert left <= 0.5
     sizes = np.linspace(0.05, 0.99, 95)
-    plans = {sp.frontier(planner, "macs", [s]).points[0].plan.cost["params"] / players.model_params for s in sizes}
+    plans = {
+        sp.metrics.frontier(planner, "macs", [s]).points[0].plan.cost["params"] / players.model_params for s in sizes
+    }
     assert left == pytest.approx(max(size for size in plans if size <= 0.5))
     absolute = sp.decide(model, planner, sp.Budget(latency=f"{0.5 * 3.809} ms"), example_inputs=x, tolerance=0.002)
     assert (absolute.plan.kept == found.plan.kept).all()
@@ -256,21 +260,23 @@ def test_really_measured_latency_is_within_the_budget_when_it_says_so(setting: S
 def test_what_cannot_be_met_is_said_with_the_nearest_that_can(setting: Setting, timed: list[int]) -> None:
     model, players, planner, x = setting
     run = partial(sp.decide, model, planner, example_inputs=x, quality=quality)
-    with pytest.raises(sp.BudgetError, match=r"floor 1\.2 is above the dense network's measured quality 1,"):
+    with pytest.raises(sp.errors.BudgetError, match=r"floor 1\.2 is above the dense network's measured quality 1,"):
         run(sp.Budget(floor=1.2))
-    with pytest.raises(sp.BudgetError, match=r"the smallest network, 2\.6% of the macs, takes 0\.086 ms, 2\.3% of"):
+    with pytest.raises(
+        sp.errors.BudgetError, match=r"the smallest network, 2\.6% of the macs, takes 0\.086 ms, 2\.3% of"
+    ):
         run(sp.Budget(latency=0.01))
     assert len(timed) == 1  # the smallest network only
     with pytest.raises(
-        sp.BudgetError, match=r"contradicts itself \(macs=0\.3, drop=0\.2\).*keeps \d+\.\d% of the macs"
+        sp.errors.BudgetError, match=r"contradicts itself \(macs=0\.3, drop=0\.2\).*keeps \d+\.\d% of the macs"
     ):
         run(sp.Budget(macs=0.3, drop=0.2))
-    with pytest.raises(sp.BudgetError, match=r"contradicts itself \(latency=0\.4, drop=0\.2\)"):
+    with pytest.raises(sp.errors.BudgetError, match=r"contradicts itself \(latency=0\.4, drop=0\.2\)"):
         run(sp.Budget(latency=0.4, drop=0.2))
-    with pytest.raises(sp.BudgetError, match=r"no pruned network holds the floor 1: the dense one has 1"):
+    with pytest.raises(sp.errors.BudgetError, match=r"no pruned network holds the floor 1: the dense one has 1"):
         run(sp.Budget(drop=0.0))
     before = len(timed)
-    with pytest.raises(sp.BudgetError, match="the smallest reachable is") as refused:
+    with pytest.raises(sp.errors.BudgetError, match="the smallest reachable is") as refused:
         run(sp.Budget(macs=0.001, latency=0.5))
     assert len(timed) == before
     assert refused.value.reachable["macs"] / players.model_macs == pytest.approx(0.0258, abs=1e-4)
@@ -278,7 +284,7 @@ def test_what_cannot_be_met_is_said_with_the_nearest_that_can(setting: Setting, 
 
 def test_the_nearest_that_is_named_does_hold_the_floor(setting: Setting) -> None:
     model, players, planner, x = setting
-    with pytest.raises(sp.BudgetError) as refused:
+    with pytest.raises(sp.errors.BudgetError) as refused:
         sp.decide(model, planner, sp.Budget(macs=0.3, drop=0.2), example_inputs=x, quality=quality)
     found = planner(sp.Budget(macs=refused.value.reachable["macs"]))
     assert 0.8 <= quality(sp.prune(model, found, x)) < 0.95
@@ -293,7 +299,7 @@ def test_options_of_the_search_that_mean_nothing_are_refused(setting: Setting) -
         sp.decide(model, planner, sp.Budget(latency=0.5), example_inputs=x, by="mac")
     with pytest.raises(sp.InputError, match="tolerance is 0"):
         sp.decide(model, planner, sp.Budget(latency=0.5), example_inputs=x, tolerance=0)
-    with pytest.raises(sp.GameError, match=r"quality\(model\) returned nan"):
+    with pytest.raises(sp.errors.GameError, match=r"quality\(model\) returned nan"):
         sp.decide(model, planner, sp.Budget(drop=0.1), example_inputs=x, quality=lambda _: float("nan"))
     with pytest.raises(sp.InputError, match=r"latency and drop must be measured on the network; use sp\.decide"):
         planner(sp.Budget(latency=0.5, drop=0.1))
@@ -305,13 +311,15 @@ def test_quality_on_is_the_worth_of_the_network() -> None:
     with torch.no_grad():
         y = model(x).argmax(1)
     wrong = torch.where(torch.arange(len(y)) < 1, (y + 1) % 5, y)
-    assert sp.quality_on(model, [(x, y)])(model) == 1
-    assert sp.quality_on(model, [(x[:2], wrong[:2]), (x[2:], wrong[2:])])(model) == pytest.approx(1 - 1 / len(y))
-    assert sp.quality_on(model, [x], "fidelity")(model) == 0
-    assert sp.quality_on(model, [(x, y)], "perplexity")(model) < -1
-    assert sp.quality_on(model, [x], sp.Evaluate(lambda m: 7.0))(model) == 7
+    assert sp.metrics.quality_on(model, [(x, y)])(model) == 1
+    assert sp.metrics.quality_on(model, [(x[:2], wrong[:2]), (x[2:], wrong[2:])])(model) == pytest.approx(
+        1 - 1 / len(y)
+    )
+    assert sp.metrics.quality_on(model, [x], "fidelity")(model) == 0
+    assert sp.metrics.quality_on(model, [(x, y)], "perplexity")(model) < -1
+    assert sp.metrics.quality_on(model, [x], sp.Evaluate(lambda m: 7.0))(model) == 7
     with pytest.raises(sp.InputError, match="needs targets"):
-        sp.quality_on(model, [x])
+        sp.metrics.quality_on(model, [x])
 
 
 def test_compress_keeps_a_floor_and_checks_budgets_before_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,12 +335,12 @@ def test_compress_keeps_a_floor_and_checks_budgets_before_it_scores(monkeypatch:
     monkeypatch.setattr("shaprune.pipeline.compress.score", None)
     with pytest.raises(sp.InputError, match="a floor needs validation"):
         run(sp.Budget(drop=0.2))
-    with pytest.raises(sp.BudgetError, match="cannot be met"):
+    with pytest.raises(sp.errors.BudgetError, match="cannot be met"):
         run(sp.Budget(macs=0.001))
     for allocation in ("global", "curves"):
-        with pytest.raises(sp.BudgetError, match=r"floor 1.5 is above the dense network's measured quality 1,"):
+        with pytest.raises(sp.errors.BudgetError, match=r"floor 1.5 is above the dense network's measured quality 1,"):
             run(sp.Budget(floor=1.5), validation=[(x[20:], y[20:])], allocation=allocation)
-        with pytest.raises(sp.BudgetError, match="the latency budget cannot be met: the smallest network"):
+        with pytest.raises(sp.errors.BudgetError, match="the latency budget cannot be met: the smallest network"):
             run(sp.Budget(macs=0.9, latency=1e-6), allocation=allocation)
     narrow, doubles = x[20:, :2], x[20:].double()
     for name, batch in (("train", narrow), ("train", doubles), ("test", narrow), ("test", doubles)):
@@ -355,7 +363,7 @@ def test_compress_keeps_a_floor_and_checks_budgets_before_it_scores(monkeypatch:
 
 def test_the_frontier_is_the_plan_of_every_size(setting: Setting) -> None:
     _, players, planner, _ = setting
-    found = sp.frontier(planner, "bytes", [0.5, 0.9, 0.7, 0.01], quality=lambda plan: plan.cost["macs"])
+    found = sp.metrics.frontier(planner, "bytes", [0.5, 0.9, 0.7, 0.01], quality=lambda plan: plan.cost["macs"])
     assert [point.size for point in found.points] == [0.9, 0.7, 0.5, 0.01]
     for point in found.points[:3]:
         assert (point.plan.kept == planner(sp.Budget(bytes=point.size)).kept).all()
@@ -365,9 +373,9 @@ def test_the_frontier_is_the_plan_of_every_size(setting: Setting) -> None:
     assert len(found.table().splitlines()) == 5
     assert json.loads(json.dumps(found.rows()))[0]["kept"]
     with pytest.raises(sp.InputError, match="give at least one share"):
-        sp.frontier(planner, "macs", [1.5])
+        sp.metrics.frontier(planner, "macs", [1.5])
     with pytest.raises(sp.InputError, match="did you mean 'bytes'"):
-        sp.frontier(planner, "byte")
+        sp.metrics.frontier(planner, "byte")
 
 
 # --- the command line ---

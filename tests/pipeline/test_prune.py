@@ -66,7 +66,7 @@ def test_a_plan_that_removes_nothing_gives_a_copy_of_the_dense_network_with_a_no
     make, example = NETWORKS["mlp"]
     model = make()
     players = sp.find_players(model, example())
-    with pytest.warns(sp.ShapruneWarning, match="removes nothing: the network comes back as it is"):
+    with pytest.warns(sp.errors.ShapruneWarning, match="removes nothing: the network comes back as it is"):
         same = sp.prune(model, sp.Plan.from_coalition(players, np.ones(players.n, dtype=bool)), example())
     assert same is not model
     with torch.no_grad():

@@ -307,7 +307,7 @@ def residual() -> tuple[torch.nn.Module, Players, list[tuple[torch.Tensor, torch
 def test_curves_are_the_worth_of_the_pruned_network(residual, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, players, data, scores = residual
     found = sp.sensitivity(model, players, scores, data, points=4)
-    quality = sp.quality_on(model, data, "fidelity")
+    quality = sp.metrics.quality_on(model, data, "fidelity")
     for group in players.groups:
         curve = found[group.name]
         assert len(curve.removed) == 5
@@ -334,7 +334,7 @@ def test_exchanges_never_make_a_plan_worse_and_stay_within_its_budget(residual) 
         made = sp.plan(
             players, scores, sp.Budget(macs=0.6), allocation, curves=curves if allocation == "curves" else None
         )
-        found = sp.refine(made, scores, game, curves=curves, tries=16, rounds=4)
+        found = sp.metrics.refine(made, scores, game, curves=curves, tries=16, rounds=4)
         assert found.plan.cost["macs"] <= made.budget["macs"]
         assert list(found.worths) == sorted(found.worths)
         assert found.worths[-1] == pytest.approx(float(game(found.plan.kept[None].copy())[0]))
@@ -343,9 +343,9 @@ def test_exchanges_never_make_a_plan_worse_and_stay_within_its_budget(residual) 
         assert ("refined" in found.plan.allocation) == (len(found.worths) > 1)
     assert better
     with pytest.raises(sp.InputError, match="does not follow these values"):
-        sp.refine(Plan.from_coalition(players, made.kept[::-1].copy()), scores, game)
+        sp.metrics.refine(Plan.from_coalition(players, made.kept[::-1].copy()), scores, game)
     with pytest.raises(sp.InputError, match="the game has 8 players"):
-        sp.refine(made, scores, sp.NetworkGame(model, players, data, "fidelity", players.groups[0].name))
+        sp.metrics.refine(made, scores, sp.NetworkGame(model, players, data, "fidelity", players.groups[0].name))
 
 
 # --- rounds ---

@@ -131,7 +131,7 @@ WAYS: dict[str, Callable[[nn.Module, Players, Tensor, Worth], NetworkGame]] = {
 def said_to_be_whole(way: str) -> Iterator[None]:
     with warnings.catch_warnings():
         if way == "whole":
-            warnings.simplefilter("ignore", sp.ShapruneWarning)
+            warnings.simplefilter("ignore", sp.errors.ShapruneWarning)
         yield
 
 
@@ -266,7 +266,7 @@ def test_inputs_that_a_model_writes_to_come_back() -> None:
     with unwritten(model, x):
         players = find_players(model, x)
     with unwritten(model, x), warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)
+        warnings.simplefilter("ignore", sp.errors.ShapruneWarning)
         play(NetworkGame(model, players, data_of(x), restless))
 
 

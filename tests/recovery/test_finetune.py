@@ -81,7 +81,7 @@ def test_training_stops_when_the_loss_on_the_part_set_aside_no_longer_falls() ->
     model, small, plan, x, _ = case()
     noise = torch.randint(5, (len(x),), generator=torch.Generator().manual_seed(0))  # nothing to learn but by heart
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)  # that no epoch helped, where none did
+        warnings.simplefilter("ignore", sp.errors.ShapruneWarning)  # that no epoch helped, where none did
         went = finetune(small, model, plan, x, noise, Finetune(epochs=200, lr=0.02, validation=0.3, patience=4))
     assert went.kept is not None
     assert len(went.losses) - 1 == went.kept + 4
@@ -112,7 +112,7 @@ def test_augmented_inputs_are_trained_on_and_the_teacher_answers_to_them(labelle
 
     step = Finetune(epochs=2, augment=lambda inputs: inputs + 100)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)  # that it did not help
+        warnings.simplefilter("ignore", sp.errors.ShapruneWarning)  # that it did not help
         finetune(small, model, plan, x, y if labelled else None, step, forward=forward)
     assert learnt
     assert all((inputs > 50).all() for inputs in learnt)  # and what is set aside stays as it is: see forward
@@ -177,7 +177,9 @@ def test_after_a_divergence_the_best_earlier_epoch_is_kept_and_said(untouched: U
     network = Bursts(small, good=5)
     with (
         untouched(network, model),
-        pytest.warns(sp.ShapruneWarning, match=r"diverged: the loss is nan in epoch 3.* after epoch \d are kept"),
+        pytest.warns(
+            sp.errors.ShapruneWarning, match=r"diverged: the loss is nan in epoch 3.* after epoch \d are kept"
+        ),
     ):
         went = finetune(network, model, plan, x, y, Finetune(epochs=9, lr=0.02))
     assert went.kept in (1, 2)
@@ -188,7 +190,7 @@ def test_after_a_divergence_the_best_earlier_epoch_is_kept_and_said(untouched: U
 
 def test_a_rate_that_blows_up_gives_the_network_back_as_it_was() -> None:
     model, small, plan, x, y = case()
-    with pytest.warns(sp.ShapruneWarning, match=r"weights before it are kept.*lower lr"):
+    with pytest.warns(sp.errors.ShapruneWarning, match=r"weights before it are kept.*lower lr"):
         kept = sp.recover(small, model, plan, [(x, y)], (Finetune(epochs=2, lr=1e9),))
     assert same(weights(kept), weights(small))
 
@@ -371,7 +373,7 @@ def test_what_a_function_of_the_users_may_not_do() -> None:
         breaks(network)
         raise OSError(28, "No space left on device")
 
-    with pytest.warns(sp.ShapruneWarning, match=r"breaks diverged: 'fc1.weight' is not finite.*kept"):
+    with pytest.warns(sp.errors.ShapruneWarning, match=r"breaks diverged: 'fc1.weight' is not finite.*kept"):
         kept = sp.recover(small, model, plan, [x], (breaks,))
     assert same(weights(kept), weights(small))
     with pytest.raises(sp.InputError, match=r"widens changed the network: 'fc3.weight' has shape \(7, 6\) and had"):

@@ -96,7 +96,9 @@ def test_the_ridge_is_the_one_that_predicts_examples_held_out() -> None:
 def test_far_too_few_examples_are_said_with_how_many_would_do() -> None:
     model = nn.Sequential(nn.Linear(4, 60), nn.ReLU(), nn.Linear(60, 3)).eval()
     small, plan = halved(model, torch.randn(2, 4))
-    with pytest.warns(sp.ShapruneWarning, match=r"2 has 31 inputs to refit and the data give 6 rows.*6 times as many"):
+    with pytest.warns(
+        sp.errors.ShapruneWarning, match=r"2 has 31 inputs to refit and the data give 6 rows.*6 times as many"
+    ):
         sp.recover(small, model, plan, [(torch.randn(6, 4), None)], ("refit",))
 
 

@@ -18,7 +18,7 @@ from testkit.reported import Residual, curves_of, made_up
 
 import shaprune as sp
 from shaprune.builtin.demo_recipes import RECIPES
-from shaprune.demo import ARTIFACTS, run_demo
+from shaprune.cli.demo_run import ARTIFACTS, run_demo
 from shaprune.runs.journal import JOURNAL_FILE, Journal
 
 pytestmark = [NEEDS_A_BROWSER, pytest.mark.usefixtures("one_thread")]

@@ -161,7 +161,7 @@ def test_a_damaged_journal_is_set_aside_and_never_used(
     plain = score(model, run=tmp_path)
     damage(tmp_path / "journal.sqlite")
     damaged = (tmp_path / "journal.sqlite").read_bytes()
-    with pytest.warns(sp.ShapruneWarning, match=r"is damaged \(.*set aside as journal.sqlite.damaged-1"):
+    with pytest.warns(sp.errors.ShapruneWarning, match=r"is damaged \(.*set aside as journal.sqlite.damaged-1"):
         again = score(model, run=tmp_path)
     assert bits(again) == bits(plain)
     assert (tmp_path / "journal.sqlite.damaged-1").read_bytes() == damaged
@@ -229,7 +229,7 @@ def test_what_no_journal_holds_is_never_used(model: nn.Module, tmp_path: Path, c
         for part in find_runs(tmp_path):
             assert part.trouble is None or "damaged" in part.trouble
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", sp.ShapruneWarning)
+            warnings.simplefilter("ignore", sp.errors.ShapruneWarning)
             assert bits(score(model, run=tmp_path)) == bits(plain)
     (found,) = [part for part in find_runs(tmp_path) if part.journal.name == "journal.sqlite"]
     assert found.finished
@@ -296,7 +296,7 @@ def test_a_journal_with_a_byte_changed_anywhere_gives_the_same_bits_or_an_error_
         path.write_bytes(content)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", sp.ShapruneWarning)
+                warnings.simplefilter("ignore", sp.errors.ShapruneWarning)
                 journal = Journal.open(path, {"seed": 0})
         except sp.InputError:
             continue

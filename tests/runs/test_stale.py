@@ -110,8 +110,8 @@ CHANGES: dict[str, tuple[Setting, Setting, str]] = {
     "class weights": ((net, ENTROPY(weight=ONES)), (net, ENTROPY(weight=NINE)), "differs in worth|log of another"),
     "evaluate": ((net, evaluated(1.0)), (net, evaluated(1.01)), "network, or what evaluates it|log of another"),
     "set worth": (
-        (net, sp.SetWorth("mine", lambda o, t: float(o.mean()))),
-        (net, sp.SetWorth("mine", lambda o, t: float(o.std()))),
+        (net, sp.worths.SetWorth("mine", lambda o, t: float(o.mean()))),
+        (net, sp.worths.SetWorth("mine", lambda o, t: float(o.std()))),
         "worth has changed|log of another",
     ),
 }

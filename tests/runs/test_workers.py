@@ -98,7 +98,7 @@ def test_any_number_of_workers_gives_the_same_bits_also_when_one_is_killed(tmp_p
 
 
 def test_an_error_of_the_user_is_final_and_recorded_once(tmp_path: Path) -> None:
-    with pytest.raises(sp.GameError, match=r"(conv1|conv2): on worker .*: ZeroDivisionError: a mistake of mine"):
+    with pytest.raises(sp.errors.GameError, match=r"(conv1|conv2): on worker .*: ZeroDivisionError: a mistake of mine"):
         score(build(), worth=broken, workers=2, run=tmp_path)
     (found,) = find_runs(tmp_path)
     assert len(found.failures) == 1
@@ -195,7 +195,7 @@ def test_a_lost_worker_is_started_again_and_its_question_answered(game: Game) ->
 
 def test_a_question_that_ends_every_worker_is_given_up_by_name(game: Game) -> None:
     pool = WorkerPool([Fake(game, [WorkerLost("killed")] * 20), Fake(game, [WorkerLost("killed")] * 20)])
-    with pytest.raises(sp.GameError, match=f"g: {MAX_ATTEMPTS} workers were lost .*smaller max_memory"):
+    with pytest.raises(sp.errors.GameError, match=f"g: {MAX_ATTEMPTS} workers were lost .*smaller max_memory"):
         through(pool, game)
 
 
@@ -317,7 +317,7 @@ def test_a_game_that_changes_its_answer_is_noticed_in_a_stream() -> None:
         def __call__(self, coalitions: Any, examples: Any = None) -> Worths:
             return super().__call__(coalitions, examples) + len(self.sizes)
 
-    with pytest.raises(sp.GameError, match="changes its answer"):
+    with pytest.raises(sp.errors.GameError, match="changes its answer"):
         list(RepeatabilityCheck(Moody()).stream([Question(np.ones((1, 6), dtype=bool))] * 2))
 
 
@@ -422,7 +422,7 @@ def test_the_expected_evaluations_are_those_that_are_paid(options: dict[str, Any
     inputs = torch.randn(40, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(0))
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
     data = [(inputs, torch.arange(40) % 5)]
-    cost = sp.expected_cost(model, players, data, "cross_entropy", **options)
+    cost = sp.metrics.expected_cost(model, players, data, "cross_entropy", **options)
     paid = sp.score(model, players, data, "cross_entropy", progress=False, **options)
     if options.get("mode") is None:
         assert cost.evaluations == paid.n_evaluations
@@ -431,7 +431,7 @@ def test_the_expected_evaluations_are_those_that_are_paid(options: dict[str, Any
     assert cost.seconds is not None
     assert cost.seconds > 0
     assert cost.memory > inputs.numel() * 4
-    halved = sp.expected_cost(model, players, data, "cross_entropy", workers=2, **options)
+    halved = sp.metrics.expected_cost(model, players, data, "cross_entropy", workers=2, **options)
     assert halved.memory == 2 * cost.memory
 
 
@@ -439,7 +439,7 @@ def test_a_stopping_rule_leaves_the_cost_open() -> None:
     model = build()
     players = sp.find_players(model, EXAMPLE(), include="conv1")
     data = [(EXAMPLE(), torch.arange(4) % 5)]
-    cost = sp.expected_cost(model, players, data, "cross_entropy", stop=evaluations(500))
+    cost = sp.metrics.expected_cost(model, players, data, "cross_entropy", stop=evaluations(500))
     assert (cost.evaluations, cost.seconds) == (None, None)
     assert cost.by_game["conv1"].memory > 0
 
@@ -454,7 +454,7 @@ def test_the_cost_of_an_evaluate_function_is_timed_on_itself() -> None:
         time.sleep(0.02)
         return 0.5
 
-    cost = sp.expected_cost(model, players, None, sp.Evaluate(evaluate), "leave-one-out")
+    cost = sp.metrics.expected_cost(model, players, None, sp.Evaluate(evaluate), "leave-one-out")
     assert cost.evaluations == len(players.groups[0]) + 1
     assert cost.seconds is not None
     assert 0.02 * cost.evaluations < cost.seconds

@@ -30,7 +30,9 @@ def scored(model: nn.Module, worth: object, targets: Tensor | None = None) -> sp
 
 def test_a_worth_with_a_large_offset_in_float32_is_told_and_its_errors_count_it() -> None:
     plain = scored(network(), lambda outputs, _: outputs[:, 0])
-    with pytest.warns(sp.ShapruneWarning, match=r"worths of about 1e\+06 are rounded to 0.06, which leaves 0 digits"):
+    with pytest.warns(
+        sp.errors.ShapruneWarning, match=r"worths of about 1e\+06 are rounded to 0.06, which leaves 0 digits"
+    ):
         offset = scored(network(), lambda outputs, _: 1e6 + outputs[:, 0])
     assert (plain.stderr == 0).all()
     assert (np.abs(offset.value - plain.value) < 2 * offset.stderr).all()
@@ -41,16 +43,16 @@ def test_a_worth_with_a_large_offset_in_float32_is_told_and_its_errors_count_it(
 
 
 def test_values_that_are_all_lost_are_told_too() -> None:
-    with pytest.warns(sp.ShapruneWarning, match=r"0 digits of the values \(the largest is 0\)"):
+    with pytest.warns(sp.errors.ShapruneWarning, match=r"0 digits of the values \(the largest is 0\)"):
         values = scored(network(), lambda outputs, _: 1e9 + outputs[:, 0])
     assert (values.value == 0).all()
     assert (values.stderr > 1).all()
-    with pytest.warns(sp.ShapruneWarning, match="rounded to 1,"):
+    with pytest.warns(sp.errors.ShapruneWarning, match="rounded to 1,"):
         sp.estimate(sp.Game.from_function(lambda kept: 1e16 + kept.sum(1), 5), "exact")
 
 
 def test_outputs_with_a_large_offset_are_told_and_targets_far_away_lose_nothing() -> None:
-    with pytest.warns(sp.ShapruneWarning, match="of the values"):
+    with pytest.warns(sp.errors.ShapruneWarning, match="of the values"):
         scored(network(1e6), "squared_error", network(1e6)(X).detach() + 1)
     near, far = (scored(network(), "squared_error", network()(X).detach() + by) for by in (1e3, 1e6))
     np.testing.assert_allclose(far.value / 1e3, near.value, rtol=2e-2)  # linear in the distance, but for squares

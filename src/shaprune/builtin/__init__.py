@@ -1,1 +1,30 @@
 """Data sets, networks and factories that ``--data`` and ``--model`` name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shaprune.names.lazy import resolve_on_use
+
+if TYPE_CHECKING:
+    from shaprune.builtin.datasets import load_dataset as load_dataset
+    from shaprune.builtin.models import build_model as build_model
+    from shaprune.builtin.resnet import ResNet as ResNet
+    from shaprune.builtin.splits import Dataset as Dataset
+    from shaprune.builtin.splits import Split as Split
+
+_HOMES = {
+    "Dataset": "shaprune.builtin.splits",
+    "ResNet": "shaprune.builtin.resnet",
+    "Split": "shaprune.builtin.splits",
+    "build_model": "shaprune.builtin.models",
+    "load_dataset": "shaprune.builtin.datasets",
+}
+__all__ = sorted(_HOMES)
+
+if not TYPE_CHECKING:
+    __getattr__ = resolve_on_use(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -43,5 +43,5 @@ def gather_evidence(
         part = data.held_out.take(min(examples, _REDUNDANCY_EXAMPLES))
         say(f"comparing the players of {name} on {len(part):,} held-out examples ...")
         game = sp.NetworkGame(model, scores.players, part.batches(), "fidelity", name)
-        found[name] = sp.redundancy(game, seed=seed)
+        found[name] = sp.metrics.redundancy(game, seed=seed)
     return replace(evidence, redundancies=found)

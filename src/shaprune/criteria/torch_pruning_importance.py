@@ -30,7 +30,7 @@ class Scored(Protocol):
 class ShapleyImportance:
     """An importance for torch-pruning's pruners that ranks by our values.
 
-        importance = sp.ShapleyImportance(scores, model)
+        importance = sp.criteria.ShapleyImportance(scores, model)
         tp.pruner.BasePruner(model, example_inputs, importance=importance, pruning_ratio=0.5).step()
 
     A group of torch-pruning gets the value of the player that owns each of its root channels. Groups without values

@@ -103,7 +103,7 @@ def decide(
     budget, but a smaller (larger) one may be, too, where that is not so.
 
     Example: ``sp.decide(model, functools.partial(sp.plan, players, scores), sp.Budget(drop=0.01), example_inputs=x,
-    quality=sp.quality_on(model, validation))``.
+    quality=sp.metrics.quality_on(model, validation))``.
 
     Args:
         model: the dense network; it comes back untouched.
@@ -129,7 +129,9 @@ def decide(
         raise InputError(f"tolerance is {tolerance!r}; it is a share of the {by}, strictly between 0 and 1")
     floored = budget.floor is not None or budget.drop is not None
     if floored and quality is None:
-        raise InputError("a floor needs quality=...: a function from a network to a number, such as sp.quality_on(...)")
+        raise InputError(
+            "a floor needs quality=...: a function from a network to a number, such as sp.metrics.quality_on(...)"
+        )
     largest = planner(replace(budget, latency=None, floor=None, drop=None)) if budget.limits else None
     if not budget.measured:
         assert largest is not None

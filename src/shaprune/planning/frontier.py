@@ -94,7 +94,7 @@ def frontier(
 ) -> Frontier:
     """Decide for many sizes; nothing is scored again.
 
-    Example: ``sp.frontier(functools.partial(sp.plan, players, scores, allocation="uniform"), "macs")``.
+    Example: ``sp.metrics.frontier(functools.partial(sp.plan, players, scores, allocation="uniform"), "macs")``.
 
     Args:
         planner: makes the plan of a budget.

@@ -336,6 +336,6 @@ def _group_values(players: Players, value: NDArray[np.float64], layers: Values |
     if len(layers.value) != len(players.groups) or not np.isfinite(layers.value).all():
         raise InputError(
             f"layers has {len(layers.value)} values, of which {np.isfinite(layers.value).sum()} are finite; it must "
-            f"have one for each of {len(players.groups)} groups, from sp.layer_values"
+            f"have one for each of {len(players.groups)} groups, from sp.metrics.layer_values"
         )
     return layers.value

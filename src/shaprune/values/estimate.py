@@ -47,7 +47,7 @@ def estimate(
         game: any `Game`; `Game.from_function` makes one of a callable.
         method: name of an estimator (``METHODS``), or one with options, such as ``Permutation(antithetic=True)``.
         max_evaluations: budget in (coalition, example) rows; None = the method's default.
-        stop: stopping rule, see `shaprune.values.stopping`.
+        stop: stopping rule, see `shaprune.stopping`.
         seed: seed; the same seed gives the same bits.
         concept: the solution concept, see `shaprune.values.concepts`: ``"shapley"``, ``"banzhaf:0.7"``, ...
         sizes: (lo, hi) fractions: Shapley values over coalitions that keep at least ``lo`` and at most ``hi`` of the

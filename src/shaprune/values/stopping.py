@@ -261,7 +261,7 @@ def started(stop: Rule | Reason | None, n: int) -> Check | None:
         return stop.begin(n)
     if callable(stop):
         return Check(stop)
-    raise InputError(f"stop is a {type(stop).__name__}; give a rule of shaprune.values.stopping, such as seconds(60)")
+    raise InputError(f"stop is a {type(stop).__name__}; give a rule of sp.stopping, such as seconds(60)")
 
 
 def _plain(name: str, kind: str, holds: Callable[[Values], bool]) -> Rule:

@@ -247,7 +247,10 @@ def test_a_probe_leaves_no_values_at_the_cut_behind(model: nn.Module) -> None:
 
 
 def test_a_probe_keeps_float32_where_it_cannot_tell(model: nn.Module) -> None:
-    assert probe_precision(games(model, sp.SetWorth("mean", lambda outputs, targets: outputs.mean())))[0] == "float32"
+    assert (
+        probe_precision(games(model, sp.worths.SetWorth("mean", lambda outputs, targets: outputs.mean())))[0]
+        == "float32"
+    )
     doubles = [(batches()[0][0].double(), batches()[0][1])]
     assert probe_precision(games(model.double(), data=doubles))[0] == "float32"
 

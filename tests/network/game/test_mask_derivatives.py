@@ -71,7 +71,7 @@ def test_models_that_are_replayed_or_run_whole_are_differentiated_as_well() -> N
     data = [(inputs, None)]
     replayed = sp.NetworkGame(model, players, data, "fidelity", "layers.1")
     assert type(replayed.runner).__name__ == "ReplayRunner"
-    with pytest.warns(sp.ShapruneWarning, match="forward=.* is given"):
+    with pytest.warns(sp.errors.ShapruneWarning, match="forward=.* is given"):
         whole = sp.NetworkGame(model, players, data, "fidelity", "layers.1", forward=lambda m, x: m(x))
     coalitions, examples = rows_of(replayed)
     found = replayed.derivatives(coalitions, examples)
@@ -192,7 +192,7 @@ def test_a_worth_that_is_not_finite_is_told_as_such() -> None:
     def broken(outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.sum(1) / (outputs - outputs).sum(1)
 
-    with pytest.raises(sp.GameError, match="the worth is not finite for the full coalition of conv2"):
+    with pytest.raises(sp.errors.GameError, match="the worth is not finite for the full coalition of conv2"):
         sp.estimate(play(worth=broken), "control-variate")
 
 

@@ -517,7 +517,9 @@ def test_blocks_that_see_the_batch_elsewhere_leave_in_whole_batches_only() -> No
     model, _, players = made("blocks-folded")
     moved = seeded(lambda: Folded(moved=True))
     moved.load_state_dict(model.state_dict())
-    with pytest.raises(sp.GameError, match=r"at layers\.0 the batch dimension is 5, which is no multiple of 4 rows"):
+    with pytest.raises(
+        sp.errors.GameError, match=r"at layers\.0 the batch dimension is 5, which is no multiple of 4 rows"
+    ):
         under_masks(moved, players, np.zeros((4, 3), dtype=bool), SEQUENCES)
 
 

@@ -322,6 +322,6 @@ def test_a_game_that_changes_its_answer_is_noticed_through_the_log() -> None:
     fresh(every(N)[5:9])
     game.tables += 1.0
     with pytest.raises(
-        sp.GameError, match=r"the coalition with only players 0, 2 is worth .* switch off what is random"
+        sp.errors.GameError, match=r"the coalition with only players 0, 2 is worth .* switch off what is random"
     ):
         fresh(every(N)[5:6])

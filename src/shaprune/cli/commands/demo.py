@@ -34,9 +34,9 @@ def demo(
     with as_usage_error("--arch"):
         choose_architecture(data, architecture)
 
+    from shaprune.cli.demo_run import check_replaceable, run_demo
     from shaprune.cli.inputs import device_of
     from shaprune.cli.tables import comparison_table
-    from shaprune.demo import check_replaceable, run_demo
 
     with as_usage_error("--out"):
         check_replaceable(out)

@@ -176,7 +176,9 @@ def score(
         played: dict[str, Any] = {"mode": mode, "step": step, "max_evaluations": max_evaluations, "stop": rule}
         played |= {"concept": value, "sizes": window, "together": together, "workers": workers}
         played |= {"precision": precision, "max_memory": memory}
-        priced = _cost_outcome(sp.expected_cost(network, players, part.batches(), worth, estimator, **played), workers)
+        priced = _cost_outcome(
+            sp.metrics.expected_cost(network, players, part.batches(), worth, estimator, **played), workers
+        )
         if dry_run:
             return priced
         say(f"expected: {priced.shown[-1]}")

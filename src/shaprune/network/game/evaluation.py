@@ -81,7 +81,7 @@ class WorthEvaluator:
         if not np.isfinite(value):
             raise GameError(
                 f"worth {self.worth.name!r} is {value} for {describe_coalition(mask.bool().cpu().numpy())} of "
-                f"{self.of}; wrap it in sp.SetWorth(name, function) that says what such a coalition is worth"
+                f"{self.of}; wrap it in sp.worths.SetWorth(name, function) that says what such a coalition is worth"
             )
         return value
 

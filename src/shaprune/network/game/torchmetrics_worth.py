@@ -63,7 +63,7 @@ class MetricFunction:
             raise InputError(
                 f"metric {type(metric).__name__} cannot use outputs of shape {tuple(outputs.shape)} and targets "
                 f"{targets.dtype} of shape {tuple(targets.shape)}: {' '.join(str(error).split())}; "
-                "wrap it in sp.SetWorth(name, function) that brings them into its form"
+                "wrap it in sp.worths.SetWorth(name, function) that brings them into its form"
             ) from error
         finally:
             metric.reset()
@@ -92,7 +92,7 @@ def metric_function(metric: Any) -> MetricFunction:
     if better is None:
         raise InputError(
             f"metric {name} does not say whether higher is better; "
-            "wrap it in sp.SetWorth(name, function), with a function whose higher values are better"
+            "wrap it in sp.worths.SetWorth(name, function), with a function whose higher values are better"
         )
     private = copy.deepcopy(metric)
     private.reset()

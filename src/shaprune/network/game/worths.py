@@ -184,7 +184,7 @@ def resolve_worth(worth: AnyWorth) -> Worth | SetWorth:
         return Worth(worth_name(worth), worth)
     raise InputError(
         f"worth is a {type(worth).__name__}; give a name, a callable (outputs, targets), a torchmetrics metric, "
-        "sp.SetWorth(name, fn), or sp.Evaluate(fn)"
+        "sp.worths.SetWorth(name, fn), or sp.Evaluate(fn)"
     )
 
 
@@ -263,7 +263,9 @@ def apply_row_worth(worth: Worth, outputs: Tensor, reference: Tensor) -> Tensor:
     if not isinstance(result, Tensor) or result.shape != (len(outputs),):
         shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         single = not isinstance(result, Tensor) or result.numel() == 1
-        hint = "; leave the mean out, or wrap it in sp.SetWorth(name, function) over all examples" if single else ""
+        hint = (
+            "; leave the mean out, or wrap it in sp.worths.SetWorth(name, function) over all examples" if single else ""
+        )
         raise GameError(
             f"worth {worth.name!r} returned {shape} for {len(outputs)} rows; it must return shape ({len(outputs)},), "
             f"one number per row{hint}"

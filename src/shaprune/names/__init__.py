@@ -1,0 +1,1 @@
+"""Public names: resolved on first use, and errors for the names and modules of earlier versions."""
