@@ -234,14 +234,14 @@ def test_single_examples_of_a_set_worth_are_refused(classes: Setting) -> None:
 def test_a_metric_without_a_direction_says_how_to_give_it_one(classes: Setting) -> None:
     model, players, x, targets = classes
     for metric in (MeanMetric(), MetricCollection([MulticlassF1Score(num_classes=5)])):
-        with pytest.raises(InputError, match=r"does not say whether higher is better; wrap it in sp\.SetWorth"):
+        with pytest.raises(InputError, match=r"does not say whether higher is better; wrap it in sp\.worths\.SetWorth"):
             NetworkGame(model, players, [(x, targets)], metric)
 
 
 def test_a_metric_on_wrong_targets_is_named_with_its_own_words(classes: Setting, numbers: Setting) -> None:
     model, players, x, targets = classes
     for wrong in (targets[:, None].float(), targets + 3):
-        words = r"metric MulticlassF1Score cannot use outputs of shape \(40, 5\) and targets .*: .*sp\.SetWorth"
+        words = r"metric MulticlassF1Score cannot use outputs of shape \(40, 5\) and targets .*: .*sp\.worths\.SetWorth"
         with pytest.raises(InputError, match=words):
             NetworkGame(model, players, [(x, wrong)], MulticlassF1Score(num_classes=N_OUTPUTS))
     with pytest.raises(InputError, match="'R2Score' needs targets"):
@@ -280,7 +280,9 @@ def test_a_set_worth_that_is_nan_names_worth_and_coalition(numbers: Setting) -> 
     kept = np.ones((2, 6), dtype=bool)
     assert game(kept)[0] > 0.5
     kept[1] = False  # constant outputs correlate with nothing
-    with pytest.raises(GameError, match=r"'correlation' is nan for the empty coalition of 2; wrap it in sp\.SetWorth"):
+    with pytest.raises(
+        GameError, match=r"'correlation' is nan for the empty coalition of 2; wrap it in sp\.worths\.SetWorth"
+    ):
         game(kept)
 
 
