@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import InputError
+from shaprune.network.batches import Inputs
 from shaprune.network.borrow import borrowed
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.normal_equations import (
     NormalEquations,
     add_ridge,
+    as_batches,
     can_solve,
     design_rows,
+    exact,
     has_bias,
     unpadded_positions,
     weights_with_bias,
@@ -62,7 +65,7 @@ class _Consumer:
             some = np.flatnonzero(widths == width)
             inputs = torch.stack([self.owned[players[i]] for i in some.tolist()])  # (some, width)
             blocks, rows = self.inverse[inputs[:, :, None], inputs[:, None, :]], self.weight[inputs]
-            costs[some] = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2)).cpu().numpy()
+            costs[some] = (rows.conj() * torch.linalg.solve(blocks, rows)).real.sum((1, 2)).cpu().numpy()
         return costs / self.energy
 
     def remove(self, player: int) -> None:
@@ -108,8 +111,8 @@ def refit_consumers(calibration: Calibration, players: Players) -> Iterator[Refi
     """Each group with its consumers, fitted to what they read and give in the dense network.
 
     Raises:
-        InputError: a consumer that is no linear layer and no convolution in one or two dimensions, or one that is too
-            wide for its Gram matrix.
+        InputError: a consumer that is no linear layer and no convolution in one or two dimensions, one that is too
+            wide for its Gram matrix, or one that does not run on the data.
     """
     for group in players.groups:
         for consumer in group.consumers:
@@ -187,12 +190,15 @@ def _with_equations(
 def _collected(calibration: Calibration, names: Sequence[str]) -> dict[str, NormalEquations]:
     found = {name: NormalEquations() for name in names}
     layers = {name: calibration.model.get_submodule(name) for name in names}
-    real: Tensor | None = None
+    inputs: Inputs = None
 
     def hook_of(name: str) -> Any:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             x = input_of(args, kwargs)
-            for rows in design_rows(layer, x, output, real) if x is not None else ():
+            if x is None:
+                return
+            x, y = as_batches(layer, x, output)
+            for rows in design_rows(layer, x, y, unpadded_positions(inputs, x)):
                 found[name].add(*rows)
 
         return hook
@@ -202,7 +208,6 @@ def _collected(calibration: Calibration, names: Sequence[str]) -> dict[str, Norm
         try:
             for rows in torch.arange(calibration.n_examples).split(FORWARD_BATCH):
                 inputs = calibration.rows(rows)
-                real = unpadded_positions(inputs)
                 calibration.forward(calibration.model, inputs)
         finally:
             for handle in handles:
@@ -215,10 +220,14 @@ def _consumers(
 ) -> Iterator[_Consumer]:
     """One per group of the convolution ``name``; one for a linear layer."""
     layer, member = model.get_submodule(name), next(m for m in group.consumers if m.module == name)
-    sums, weights = equations[name], weights_with_bias(layer).detach().double()
+    sums, weights = equations[name], exact(weights_with_bias(layer).detach())
     if not has_bias(layer):
         sums, weights = sums.without_intercept(), weights[:, :-1]
-    assert sums.gram is not None
+    if sums.gram is None:
+        raise InputError(
+            f"{name} behind {group.name!r} does not run on the data, so nothing is known of its inputs; add examples "
+            "that take the way through it, or exclude the group"
+        )
     grams = add_ridge(sums.gram / sums.rows, RIDGE)
     owners = member.owners(players.layers[name].n_in, 0, len(group)).reshape(len(grams), -1)
     energy = max(float(sums.energy) / sums.rows, 1e-30)

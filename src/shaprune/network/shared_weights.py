@@ -46,7 +46,20 @@ def sharing(model: nn.Module) -> nn.Module:
 
 def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy whose floating-point parameters and buffers have a type of their own; free it by `release`."""
-    return sharing(model).to(dtype)
+    return convert(sharing(model), dtype)
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the parameters and buffers of ``model`` as `in_type` does, in place."""
+    model._apply(lambda tensor: in_type(tensor, dtype))
+    return model
+
+
+def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of real numbers in a floating-point type, one of complex numbers in two of them; others as they are."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def release(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 HALF_TOLERANCE = 5e-2  # relative, for types of 16 bits
 
 
@@ -20,4 +21,4 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 def tolerance_for(dtype: torch.dtype, limit: float) -> float:
     """``limit`` for float32 and wider types, `HALF_TOLERANCE` for narrower ones."""
-    return limit if dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
+    return limit if dtype in _WIDE else HALF_TOLERANCE

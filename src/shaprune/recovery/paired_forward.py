@@ -2,14 +2,16 @@
 
 Two sources with one interface: `stream_consumers` (both networks operation by operation over all batches, one forward
 pass each) and `stream_consumers_one_by_one` (a forward pass of both per consumer, for networks that cannot be traced or
-do not fit in memory). Both yield a consumer's name and the pairs (input in the pruned network, wanted output) of all
-batches; the caller refits the consumer before it asks for the next. Where a consumer's output is added to another
-branch (a residual block), the wanted output also makes up for what that branch has lost.
+do not fit in memory). Both yield a consumer's name and, per batch, the pairs (input in the pruned network, wanted
+output) of all its calls; the caller refits the consumer before it asks for the next. Where the output of a consumer
+that is called once is added to another branch (a residual block), the wanted output also makes up for what that branch
+has lost.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -17,13 +19,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, copied_inputs, length, run, tensor_bytes, transform
+from shaprune.network.batches import Forward, Inputs, call, copied_inputs, length, run, tensor_bytes, transform
 from shaprune.network.forward.trace import Env, Segment, Trace, UntraceableError, trace_model
 from shaprune.network.layers.kinds import channel_axis
-from shaprune.recovery.residual_partner import run_to_addition
+from shaprune.recovery.residual_partner import LayerCall, count_calls, record_calls
 
-Pairs = Iterator[tuple[Tensor, Tensor]]
-ConsumerStream = Iterator[tuple[str, Pairs]]
+CallPairs = list[tuple[Tensor, Tensor]]  # per call of a consumer in one batch: what it reads, what it should give
+ConsumerStream = Iterator[tuple[str, Iterator[CallPairs]]]
 KeptOutputs = Mapping[str, Tensor]  # consumer -> which of the dense layer's outputs it still has
 
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -57,27 +59,33 @@ def stream_consumers(pair: tuple[Trace, Trace], kept: KeptOutputs, batches: Sequ
     """Yield each consumer just before the pruned network runs it.
 
     Where the consumer's output is added to another branch (a residual block), the wanted output also makes up for what
-    that branch has lost: the *sum* is to be that of the dense network, not only this summand.
+    that branch has lost: the *sum* is to be that of the dense network, not only this summand. A consumer that is called
+    more than once takes a forward pass of its own for the pairs of all calls.
     """
     ours, theirs = (_whole(trace) for trace in pair)
     our_envs, their_envs = ([trace.feed(copied_inputs(b)) for b in batches] for trace in pair)
     partner = dict(zip(pair[0].nodes, pair[1].nodes, strict=True))
+    calls = Counter(pair[0].modules[str(node.target)] for node in ours.nodes if node.op == "call_module")
     done: set[str] = set()
     for node in ours.nodes:
         name, other = str(node.target), partner[node]
         for env in their_envs:
             env[other] = theirs.trace.run_node(other, env)
-        if node.op == "call_module" and name in kept and name not in done and isinstance(node.args[0], fx.Node):
+        if node.op == "call_module" and name in kept and name not in done:
             done.add(name)
-            missing = _missing(pair, node, partner, kept[name])
-            source = node.args[0]
-            yield (
-                name,
-                (
-                    (a[source], _outputs(node, pair[0], b[other], kept[name]) + missing(a, b))
-                    for a, b in zip(our_envs, their_envs, strict=True)
-                ),
-            )
+            source = node.args[0] if node.args else None
+            if calls[pair[0].modules[name]] == 1 and isinstance(source, fx.Node):
+                missing = _missing(pair, node, partner, kept[name])
+                yield (
+                    name,
+                    (
+                        [(a[source], _outputs(node, pair[0], b[other], kept[name]) + missing(a, b))]
+                        for a, b in zip(our_envs, their_envs, strict=True)
+                    ),
+                )
+            else:
+                every = [None] * len(batches)
+                yield name, _recorded(pair[0].model, pair[1].model, name, kept[name], batches, call, every)
         for env in our_envs:
             env[node] = ours.trace.run_node(node, env)
             ours.forget(node, env)
@@ -89,27 +97,39 @@ def stream_consumers_one_by_one(
     small: nn.Module, teacher: nn.Module, kept: KeptOutputs, batches: Sequence[Inputs], forward: Forward
 ) -> ConsumerStream:
     """Yield each consumer with a forward pass of both networks for its pairs."""
+    counts = [count_calls(teacher, kept, partial(run, teacher, inputs, forward)) for inputs in batches]
     for name, outputs in kept.items():
-        yield name, _recorded(small, teacher, name, outputs, batches, forward)
+        yield name, _recorded(small, teacher, name, outputs, batches, forward, [count[name] for count in counts])
 
 
 def _recorded(
-    small: nn.Module, teacher: nn.Module, name: str, outputs: Tensor, batches: Sequence[Inputs], forward: Forward
-) -> Pairs:
+    small: nn.Module,
+    teacher: nn.Module,
+    name: str,
+    outputs: Tensor,
+    batches: Sequence[Inputs],
+    forward: Forward,
+    counts: Sequence[int | None],
+) -> Iterator[CallPairs]:
     layers = small.get_submodule(name), teacher.get_submodule(name)
-    dim = partial(channel_dim, layers[0])
-    for inputs in batches:
-        (x, _, ours), (_, y, theirs) = (
-            run_to_addition(layer, partial(run, model, inputs, forward))
+    for inputs, n_calls in zip(batches, counts, strict=True):
+        ours, theirs = (
+            record_calls(layer, partial(run, model, inputs, forward), n_calls)
             for layer, model in zip(layers, (small, teacher), strict=True)
         )
-        wanted = y.index_select(dim(y), outputs.to(y.device))
-        if ours is not None and theirs is not None:
-            if theirs.shape[dim(theirs)] == y.shape[dim(y)] != len(outputs):
-                theirs = theirs.index_select(dim(theirs), outputs.to(theirs.device))
-            if ours.shape == theirs.shape == wanted.shape:
-                wanted = wanted + (theirs - ours)
-        yield x, wanted
+        yield [(a.read, _wanted(layers[0], a, b, outputs)) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _wanted(layer: nn.Module, ours: LayerCall, theirs: LayerCall, outputs: Tensor) -> Tensor:
+    """What a call should give: the dense layer's outputs, and what the branch that it is added to has lost."""
+    dim = partial(channel_dim, layer)
+    given, lost = theirs.given, theirs.added
+    wanted = given.index_select(dim(given), outputs.to(given.device))
+    if ours.added is None or lost is None:
+        return wanted
+    if lost.shape[dim(lost)] == given.shape[dim(given)] != len(outputs):
+        lost = lost.index_select(dim(lost), outputs.to(lost.device))
+    return wanted + (lost - ours.added) if ours.added.shape == lost.shape == wanted.shape else wanted
 
 
 def norms_after(trace: Trace) -> dict[str, nn.modules.batchnorm._BatchNorm]:

@@ -2,12 +2,12 @@
 
 After channels have left, each consumer (a linear layer or convolution that read them) gets the weights that best
 reproduce what it gave in the dense network, on unlabelled batches, layer by layer in order of execution, each on what
-the *pruned and already refitted* network feeds it. Related: ThiNet (Luo et al. 2017) and channel pruning (He et al.
-2017), which fit to the dense network's inputs; here the pruned network's own inputs are used, so errors of earlier
-layers are corrected too. The ridge pulls toward the surviving dense weights, not toward zero, and is chosen for each
-layer on examples held out. In a residual block the *sum* is fitted, so that a block also makes up for what the blocks
-before it have lost. A convolution without a bias gets an intercept where a batch-norm reads it: the running mean takes
-it up.
+the *pruned and already refitted* network feeds it, in all its calls. Related: ThiNet (Luo et al. 2017) and channel
+pruning (He et al. 2017), which fit to the dense network's inputs; here the pruned network's own inputs are used, so
+errors of earlier layers are corrected too. The ridge pulls toward the surviving dense weights, not toward zero, and is
+chosen for each layer on examples held out; where every ridge is worse there than the weights that the layer has, it
+keeps them. In a residual block the *sum* is fitted, so that a block also makes up for what the blocks before it have
+lost. A convolution without a bias gets an intercept where a batch-norm reads it: the running mean takes it up.
 
 Both networks run in lock-step, operation by operation, so a whole refit costs one forward pass of each; where they
 cannot be traced, or their activations would not fit in ``max_memory``, every consumer takes a forward pass of its own.
@@ -16,15 +16,16 @@ cannot be traced, or their activations would not fit in ``max_memory``, every co
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, ShapruneWarning
-from shaprune.network.batches import Forward, Inputs, call
+from shaprune.network.batches import Forward, Inputs, call, length
 from shaprune.network.layers.normal_equations import (
     NormalEquations,
+    as_batches,
     can_solve,
     design_rows,
     has_bias,
@@ -35,6 +36,7 @@ from shaprune.network.layers.normal_equations import (
 from shaprune.planning.plan import Plan
 from shaprune.players.players import check_channels
 from shaprune.recovery.paired_forward import (
+    CallPairs,
     norms_after,
     paired_bytes,
     paired_traces,
@@ -67,7 +69,8 @@ def refit(
         plan: who stays.
         batches: unlabelled inputs.
         ridge: pull toward the surviving weights, relative to the mean squared input; None = for each layer, the one of
-            `RIDGES` with the smallest error on every fifth example, which is then fitted, too.
+            `RIDGES` with the smallest error on every fifth example, which is then fitted, too, or no refit of the layer
+            where its own weights have a smaller one.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
         max_memory: bytes of activations that the lock-step may hold.
 
@@ -76,8 +79,8 @@ def refit(
             infinite.
 
     Warns:
-        ShapruneWarning: a layer has more than twice as many inputs as there are rows to fit it to, or is of a kind that
-            is not refitted.
+        ShapruneWarning: a layer has more than twice as many inputs as there are rows to fit it to, is of a kind that
+            is not refitted, or does not run on the data.
     """
     if not batches:
         raise InputError("refit needs at least one batch of inputs; the data holds none")
@@ -94,19 +97,42 @@ def refit(
             source = stream_consumers_one_by_one(small, teacher, kept, batches, forward or call)
         for name, pairs in source:
             layer = small.get_submodule(name)
-            chosen, judged = (
-                NormalEquations(),
-                NormalEquations(),
-            )  # the examples that fit, and those that choose the ridge
-            for (x, y), inputs in zip(pairs, batches, strict=True):
-                held_out = torch.arange(len(x), device=x.device) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
-                real = unpadded_positions(inputs)
-                for part, which in ((chosen, ~held_out), (judged, held_out)):
-                    if which.any():
-                        for rows in design_rows(layer, x[which], y[which], None if real is None else real[which]):
-                            part.add(*rows)
-            norm = None if has_bias(layer) else norms.get(name)
-            _fit(name, layer, norm, chosen, judged, ridge)
+            chosen, judged = _equations(layer, pairs, batches)
+            if chosen.rows:
+                _fit(name, layer, None if has_bias(layer) else norms.get(name), chosen, judged, ridge)
+            else:
+                warnings.warn(
+                    f"{name} does not run on the calibration data, so it keeps its weights; add examples that take the "
+                    "way through it",
+                    ShapruneWarning,
+                    stacklevel=4,
+                )
+
+
+def _equations(
+    layer: nn.Module, pairs: Iterable[CallPairs], batches: Sequence[Inputs]
+) -> tuple[NormalEquations, NormalEquations]:
+    """Normal equations of the examples that fit, and of those held out, from all calls of a layer.
+
+    Every fifth example is held out, in all calls that it is in. Calls with fewer rows than the batch has examples
+    (chunks, a loop over rows) are taken as one after the other.
+    """
+    chosen, judged = NormalEquations(), NormalEquations()
+    before = 0  # examples of the batches so far
+    for calls, inputs in zip(pairs, batches, strict=True):
+        size, first = length(inputs), 0
+        for x, y in calls:
+            x, y = as_batches(layer, x, y)
+            example = (first + torch.arange(len(x), device=x.device) // max(1, len(x) // size)) % size
+            held_out = (before + example) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
+            real = unpadded_positions(inputs, x)
+            for part, which in ((chosen, ~held_out), (judged, held_out)):
+                if which.any():
+                    for rows in design_rows(layer, x[which], y[which], None if real is None else real[which]):
+                        part.add(*rows)
+            first += len(x)
+        before += size
+    return (chosen, judged) if chosen.rows else (judged, chosen)
 
 
 def _fit(
@@ -117,7 +143,14 @@ def _fit(
     judged: NormalEquations,
     ridge: float | None,
 ) -> None:
-    """Solve and write the layer's weights; ``norm`` takes up the intercept of a layer without a bias."""
+    """Solve and write the layer's weights, unless its own are as good.
+
+    Args:
+        name, layer: the consumer.
+        norm: takes up the intercept of a layer without a bias.
+        chosen, judged: equations of the examples that fit, and of those held out, if any.
+        ridge: see `refit`.
+    """
     start, every = weights_with_bias(layer), chosen + judged
     if not has_bias(layer) and norm is None:
         start = start[:, :-1]
@@ -132,9 +165,14 @@ def _fit(
             ShapruneWarning,
             stacklevel=5,
         )
-    if ridge is None and judged.rows and chosen.rows:
-        ridge = min(RIDGES, key=lambda r: judged.loss(chosen.solve(start, r)))
+    if ridge is None and judged.rows:
+        losses = {judged.loss(chosen.solve(start, r)): r for r in reversed(RIDGES)}
+        if min(losses) >= judged.loss(start):
+            return  # on examples that they are not fitted to, no refitted weights are better than those of the layer
+        ridge = losses[min(losses)]
     solved = every.solve(start, ridge or _RIDGE_WITHOUT_HOLD_OUT)
+    if every.loss(solved) >= every.loss(start):
+        return
     intercept = write_weights(layer, solved)
     if norm is not None:
         assert norm.running_mean is not None

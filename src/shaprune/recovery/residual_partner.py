@@ -1,8 +1,10 @@
-"""What a layer reads and gives in one run of a model, and what its output is added to."""
+"""What a layer reads and gives in each of its calls in one run of a model, and what its output is added to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,52 +16,91 @@ _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _PASSING = ("dropout", "dropout_", "feature_dropout")  # they do nothing in eval mode
 
 
-class _AdditionFoundError(BaseException):
+@dataclass
+class LayerCall:
+    """One call of a layer.
+
+    Attributes:
+        read, given: what it read and gave.
+        added: the other summand of the first addition of its output; None where there is none, and where the layer is
+            called more than once, as the other summand may be one of its own outputs.
+    """
+
+    read: Tensor
+    given: Tensor
+    added: Tensor | None = None
+
+
+class _AllSeenError(BaseException):
     """Everything has been seen; the rest of the run is not needed."""
 
 
-class _FirstAddition(TorchFunctionMode):
-    """Follows a layer's output to the first addition of a tensor of its shape."""
+class _Calls(TorchFunctionMode):
+    """Records the calls of a layer, and follows the output of a single one to its first addition."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_calls: int | None) -> None:
         super().__init__()
-        self.read: Tensor | None = None
-        self.given: Tensor | None = None
-        self.added: Tensor | None = None
+        self.calls: list[LayerCall] = []
+        self._n_calls = n_calls
         self._followed: Tensor | None = None
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        self.read, self.given, self._followed = input_of(args, kwargs), output.clone(), output
+        read = input_of(args, kwargs)
+        if read is None:
+            return
+        self.calls.append(LayerCall(read.clone(), output.clone()))
+        self._followed = output if len(self.calls) == 1 else None
+        if 1 < len(self.calls) == self._n_calls:
+            raise _AllSeenError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         mine = self._followed is not None and any(a is self._followed for a in args)
         if mine and name in _ADDITIONS and len(args) == 2 and not kwargs:
             other = args[1] if args[0] is self._followed else args[0]
-            if isinstance(other, Tensor) and self.given is not None and other.shape == self.given.shape:
-                self.added = other
-                raise _AdditionFoundError
+            if isinstance(other, Tensor) and other.shape == self.calls[0].given.shape:
+                self.calls[0].added, self._followed = other.clone(), None
+                if self._n_calls == 1:
+                    raise _AllSeenError
         output = func(*args, **(kwargs or {}))
         if mine and name in _PASSING:
             self._followed = output
         return output
 
 
-def run_to_addition(layer: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Run a model until its layer's output is added to something, or to its end.
+def record_calls(layer: nn.Module, run: Callable[[], Any], n_calls: int | None = None) -> list[LayerCall]:
+    """Run a model until all calls of its layer are over and the output of a single one is added, or to its end.
 
-    Returns:
-        What the layer read last, what it gave, and the other summand, or None where there is none.
+    Args:
+        layer: a part of the model.
+        run: runs the model.
+        n_calls: how often the layer is called; None = unknown, the model is run to its end.
     """
-    summands = _FirstAddition()
-    handle = layer.register_forward_hook(summands.hook, with_kwargs=True)
+    seen = _Calls(n_calls)
+    handle = layer.register_forward_hook(seen.hook, with_kwargs=True)
     try:
-        with summands:
+        with seen:
             run()
-    except _AdditionFoundError:
+    except _AllSeenError:
         pass
     finally:
         handle.remove()
-    assert summands.read is not None
-    assert summands.given is not None
-    return summands.read, summands.given, summands.added
+    if len(seen.calls) > 1:
+        seen.calls[0].added = None
+    return seen.calls
+
+
+def count_calls(model: nn.Module, names: Iterable[str], run: Callable[[], Any]) -> Counter[str]:
+    """How often each of some layers is called in one run of a model."""
+    counts: Counter[str] = Counter()
+
+    def counter(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: counts.update([name])
+
+    handles = [model.get_submodule(name).register_forward_hook(counter(name)) for name in names]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts

@@ -20,7 +20,7 @@ from shaprune.network.discovery.unit_filters import are_heads
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import remove_players
-from shaprune.network.shared_weights import in_precision, release, sharing
+from shaprune.network.shared_weights import convert, in_precision, in_type, release, sharing
 from shaprune.network.tolerance import relative_difference, tolerance_for
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
@@ -169,7 +169,7 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     pair = example_pair(copy, inputs)
     wider, limit = _precision(copy)
     dtype: torch.dtype | None = wider
-    precise = transform(pair, lambda t: t.to(wider) if t.is_floating_point() else t)
+    precise = transform(pair, lambda t: in_type(t, wider))
     try:
         by_mask = _by_mask(copy, precise, players, coalitions, dtype)
         if by_mask is None:  # a model that insists on its own precision is compared in that
@@ -223,6 +223,7 @@ def _runs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> bool:
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         sizes.update(t.element_size() for t in tensors(output) if t.is_floating_point())
+        sizes.update(t.element_size() // 2 for t in tensors(output) if t.is_complex())
 
     handles = [module.register_forward_hook(hook) for module in model.modules()]
     try:
@@ -242,7 +243,7 @@ def _by_removal(
     """What the network gives without the players that ``kept`` leaves out."""
     small = remove_players(sharing(model), players, kept)
     if dtype is not None:
-        small = small.to(dtype)
+        small = convert(small, dtype)
     try:
         with torch.no_grad():
             return tensors(call(small, transform(pair, torch.clone)))

@@ -17,7 +17,7 @@ _MAX_UNFOLDED_ENTRIES = 1 << 24  # entries of unfolded inputs
 
 @dataclass
 class NormalEquations:
-    """Normal equations of one layer, summed over batches in float64.
+    """Normal equations of one layer, summed over batches in float64 (complex128 where numbers are complex).
 
     Attributes:
         gram: (groups, in, in); cross: (groups, in, out), ``in`` counting a last 1 for the intercept.
@@ -32,11 +32,11 @@ class NormalEquations:
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Add rows: inputs (groups, rows, in), targets (groups, rows, out)."""
-        gram = torch.matmul(inputs.mT, inputs).double()
-        cross = torch.matmul(inputs.mT, targets).double()
+        gram = exact(torch.matmul(inputs.mH, inputs))
+        cross = exact(torch.matmul(inputs.mH, targets))
         self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
-        self.energy = self.energy + targets.double().square().sum().cpu()
+        self.energy = self.energy + exact(targets).abs().square().sum().cpu()
         self.rows += inputs.shape[1]
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
@@ -59,8 +59,8 @@ class NormalEquations:
         """Sum of the squared differences between targets and what weights (groups, in, out) give."""
         assert self.gram is not None
         assert self.cross is not None
-        weights = weights.double()
-        return float(self.energy) + float((weights * (self.gram @ weights - 2 * self.cross)).sum())
+        weights = exact(weights)
+        return float(self.energy) + float((weights.conj() * (self.gram @ weights - 2 * self.cross)).real.sum())
 
     def solve(self, start: Tensor, ridge: float) -> Tensor:
         """Weights (groups, in, out) nearest to ``start`` that explain the rows.
@@ -71,14 +71,19 @@ class NormalEquations:
         """
         assert self.gram is not None
         assert self.cross is not None
-        start = start.double()
+        start = exact(start)
         change: Tensor = torch.linalg.solve(add_ridge(self.gram, ridge), self.cross - self.gram @ start)
         return start + change
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """The same numbers in double precision, real or complex."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def add_ridge(gram: Tensor, ridge: float) -> Tensor:
     """(groups, in, in) a Gram matrix with a ridge relative to the mean of its diagonal."""
-    strength = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    strength = ridge * gram.diagonal(dim1=1, dim2=2).real.mean(1).clamp_min(1e-12)
     return gram + strength[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 
@@ -92,13 +97,27 @@ def has_bias(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "bias", None), Tensor)
 
 
-def unpadded_positions(inputs: Inputs) -> Tensor | None:
-    """(examples, positions) True where an input is no padding; None where the inputs do not say.
+def unpadded_positions(inputs: Inputs, x: Tensor) -> Tensor | None:
+    """(rows of x, positions) or (rows of x,), True where an input is no padding; None where the inputs do not say.
 
     Sequences say it by an ``attention_mask``, as the models of transformers take it.
+
+    Args:
+        inputs: a batch.
+        x: what a layer reads, an example or a position in each row.
     """
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    if x.shape[:-1] == mask.shape:
+        return mask.bool()
+    return mask.bool().flatten() if x.shape[:-1] == (mask.numel(),) else None
+
+
+def as_batches(layer: nn.Module, *given: Tensor) -> tuple[Tensor, ...]:
+    """What a layer reads or gives with an axis of the batch, also where it was called on one example without."""
+    least = len(layer.kernel_size) + 2 if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else 2
+    return tuple(t[None] if t.ndim < least else t for t in given)
 
 
 def design_rows(layer: nn.Module, x: Tensor, y: Tensor, real: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,7 +129,7 @@ def design_rows(layer: nn.Module, x: Tensor, y: Tensor, real: Tensor | None = No
         real: positions that count, see `unpadded_positions`.
     """
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        if real is not None and x.shape[:-1] == real.shape:
+        if real is not None:
             x, y = x[real], y[real]
         yield _with_ones(x.reshape(1, -1, x.shape[-1])), y.reshape(1, -1, y.shape[-1])
         return
