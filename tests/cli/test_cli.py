@@ -133,7 +133,7 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(shared.UNITS) == {*CHANNEL_UNITS, *SPECIAL_UNITS}
     assert set(shared.AGGREGATES) == set(AGGREGATES)
     assert set(shared.ALLOCATIONS) == set(ALLOCATIONS)
-    assert shared.RESOURCES == RESOURCES
+    assert shared.RESOURCES is RESOURCES
     assert set(shared.STEPS) == set(STEPS)
 
 

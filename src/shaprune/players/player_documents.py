@@ -69,6 +69,7 @@ class _Players(Document):
     model_macs: Size
     model_bytes: Count = 0
     model_activations: Size = 0
+    weights: dict[str, list[Size]] = {}  # noqa: RUF012  # pydantic copies it
 
 
 def check_players(data: Any) -> None:

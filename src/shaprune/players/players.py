@@ -7,8 +7,8 @@ Blocks, the experts of a mixture and the single weights of a layer are groups, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from shaprune.players.hf_fields import HfFields
 from shaprune.players.layer_costs import Layer
 from shaprune.players.player_documents import check_config, check_players
 
+LayerCost = Callable[[Layer, Any, Any], Any]  # of a layer and its widths in and out, numbers or arrays
 Role = Literal["out", "in", "both", "skip", "expert", "weight"]
 _LESS_OUT = ("out", "both", "skip", "expert")  # roles whose layer has fewer outputs when a player leaves
 _WHAT = {"skip": "blocks", "expert": "experts", "weight": "single weights"}  # roles of players that are no channels
@@ -117,6 +118,8 @@ class Players:
         model_activations: bytes per example that the layers (convolutions, linear layers, norms, embeddings) of the
             dense network give out, over one forward pass; 0 = unknown.
         config: what the config.json of a Hugging Face model can say about these groups; None for other networks.
+        weights: by resource that is a weighted sum, such as energy, weights to take instead of its own, see
+            `shaprune.planning.resources.Resource`.
     """
 
     groups: tuple[Group, ...]
@@ -127,6 +130,7 @@ class Players:
     model_bytes: int = 0
     model_activations: float = 0.0
     config: HfFields | None = None
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -141,22 +145,12 @@ class Players:
     @cached_property
     def params(self) -> NDArray[np.int64]:
         """(n,) parameters that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.params(n_in, n_out)).astype(np.int64)
+        return self.each(Layer.params).astype(np.int64)
 
     @cached_property
     def macs(self) -> NDArray[np.float64]:
         """(n,) multiply-adds per example that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.macs(n_in, n_out))
-
-    @cached_property
-    def bytes(self) -> NDArray[np.float64]:
-        """(n,) bytes on disk that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.bytes(n_in, n_out))
-
-    @cached_property
-    def activations(self) -> NDArray[np.float64]:
-        """(n,) bytes of layer outputs per example that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.activations(n_out))
+        return self.each(Layer.macs)
 
     def group(self, name: str) -> Group:
         """The group of this name.
@@ -204,25 +198,27 @@ class Players:
 
     def cost(self, kept: NDArray[np.bool_]) -> tuple[int, float]:
         """Parameters and multiply-adds per example of the network in which the players ``kept`` stay."""
-        params, macs = self.model_params, self.model_macs
-        for name, (n_in, n_out) in self.widths(kept).items():
-            layer = self.layers[name]
-            params += layer.params(n_in, n_out) - layer.params(layer.n_in, layer.n_out)
-            macs += layer.macs(n_in, n_out) - layer.macs(layer.n_in, layer.n_out)
-        return params, macs
+        left = self.widths(kept)
+        params = self.at_widths(self.model_params, Layer.params, left)
+        return params, self.at_widths(self.model_macs, Layer.macs, left)
 
-    def memory(self, kept: NDArray[np.bool_]) -> tuple[float, float]:
-        """Bytes on disk, and bytes of layer outputs per example, when the players ``kept`` stay.
-
-        The bytes are never below those of the safetensors file: its header gets a little shorter, too, where numbers
-        lose digits.
-        """
-        stored, activations = float(self.model_bytes), self.model_activations
-        for name, (n_in, n_out) in self.widths(kept).items():
+    def at_widths(self, dense: Any, cost: LayerCost, widths: Mapping[str, tuple[Any, Any]]) -> Any:
+        """What the network costs whose layers have these `widths`, if the dense one costs ``dense``; also of arrays."""
+        for name, (n_in, n_out) in widths.items():
             layer = self.layers[name]
-            stored += layer.bytes(n_in, n_out) - layer.bytes(layer.n_in, layer.n_out)
-            activations += layer.activations(n_out) - layer.activations(layer.n_out)
-        return stored, activations
+            dense += cost(layer, n_in, n_out) - cost(layer, layer.n_in, layer.n_out)
+        return dense
+
+    def each(self, cost: LayerCost) -> NDArray[np.float64]:
+        """(n,) the cost that leaves when one player alone leaves the dense network; not to be written to."""
+        known = self._each_by_cost
+        if cost not in known:
+            known[cost] = self._each(cost)
+        return known[cost]
+
+    @cached_property
+    def _each_by_cost(self) -> dict[LayerCost, NDArray[np.float64]]:
+        return {}
 
     def summary(self) -> str:
         """A table of groups, players, costs, and what is skipped and why."""
@@ -263,6 +259,7 @@ class Players:
             "model_bytes": self.model_bytes,
             "model_activations": self.model_activations,
             "config": None if self.config is None else self.config.to_json(),
+            "weights": {name: list(own) for name, own in self.weights.items()},
         }
 
     @staticmethod
@@ -293,9 +290,10 @@ class Players:
             model_bytes=data.get("model_bytes", 0),
             model_activations=float(data.get("model_activations", 0.0)),
             config=None if data.get("config") is None else HfFields.from_json(data["config"]),
+            weights={name: tuple(own) for name, own in data.get("weights", {}).items()},
         )
 
-    def _each(self, cost: Any) -> NDArray[np.float64]:
+    def _each(self, cost: LayerCost) -> NDArray[np.float64]:
         result = np.zeros(self.n)
         for group in self.groups:
             for member in group.members:

@@ -150,7 +150,7 @@ def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> lis
 def _model_cost(copy: nn.Module, inputs: Inputs, layers: dict[str, Layer]) -> Totals:
     macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
     macs += sum(compound_macs(copy, inputs).values())
-    outputs = sum(layer.activations(layer.n_out) for layer in layers.values())
+    outputs = sum(layer.activations(layer.n_in, layer.n_out) for layer in layers.values())
     return sum(p.numel() for p in copy.parameters()), macs, stored_bytes(copy), outputs
 
 

@@ -181,7 +181,7 @@ def find_blocks(
             returns=returns.pop(),
             passes=_common([seen.passes for seen in calls[part]]),
             buffers=stored_tensors(part) - 4 * params,
-            activation=sum(x.activations(x.n_out) for key, x in layers.items() if _within(key, [name])),
+            activation=sum(x.activations(x.n_in, x.n_out) for key, x in layers.items() if _within(key, [name])),
         )
         found.append(Candidate(name, (Member(name, "skip", ((0,),)),)))
     return found, skipped, blocks
