@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,22 +123,11 @@ def costs_along_path(players: Players, steps: Sequence[RemovalStep]) -> dict[str
     leaves = np.full(players.n, n, dtype=np.int64)  # the step at which each player leaves; n = it stays
     for k, step in enumerate(steps, 1):
         leaves[step] = k
-    lost = {name: np.zeros((2, n), dtype=np.int64) for name in players.layers}
-    for group in players.groups:
-        at = leaves[group.indices]
-        for member in group.members:
-            counts = np.bincount(at, member.widths, n + 1)[:n].astype(np.int64)
-            if member.role in ("in", "both"):
-                lost[member.module][0] += counts
-            if member.role in ("out", "both", "skip", "expert"):
-                lost[member.module][1] += counts
-    left: dict[str, Any] = {}
-    for name, layer in players.layers.items():
-        gone_in, gone_out = np.cumsum(lost[name], axis=1)
-        n_in, n_out = layer.n_in - gone_in, layer.n_out - gone_out
-        if layer.kind == "embedding":
-            n_in = n_out
-        left[name] = (n_in, n_out)  # widths are arrays
+    left = players.widths_less(
+        (m, np.cumsum(np.bincount(leaves[group.indices], m.widths, n + 1)[:n].astype(np.int64)))
+        for group in players.groups
+        for m in group.members
+    )
 
     def of_layers(cost: LayerCost, dense: float) -> Floats:
         found: Floats = players.at_widths(np.full(n, float(dense)), cost, left)

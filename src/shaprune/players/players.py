@@ -7,10 +7,10 @@ Blocks, the experts of a mixture and the single weights of a layer are groups, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,9 @@ from shaprune.errors import InputError, nearest
 from shaprune.players.hf_fields import HfFields
 from shaprune.players.layer_costs import Layer
 from shaprune.players.player_documents import check_config, check_players
+from shaprune.players.roles import PARTS, Part, Role
 
 LayerCost = Callable[[Layer, Any, Any], Any]  # of a layer and its widths in and out, numbers or arrays
-Role = Literal["out", "in", "both", "skip", "expert", "weight"]
-_LESS_OUT = ("out", "both", "skip", "expert")  # roles whose layer has fewer outputs when a player leaves
-_WHAT = {"skip": "blocks", "expert": "experts", "weight": "single weights"}  # roles of players that are no channels
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,15 @@ class Member:
     module: str
     role: Role
     channels: tuple[tuple[int, ...], ...]
+
+    @property
+    def part(self) -> Part:
+        """What a player owns here."""
+        return PARTS[self.role]
+
+    def left(self, layer: Layer, lost: Any) -> tuple[Any, Any]:
+        """Channels (in, out) of the dense layer less ``lost`` of them, a number or an array."""
+        return layer.n_in - lost * self.part.takes_in, layer.n_out - lost * self.part.takes_out
 
     @cached_property
     def widths(self) -> NDArray[np.int64]:
@@ -165,19 +172,19 @@ class Players:
 
     def widths(self, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
         """Channels (in, out) left in every touched layer when the players ``kept`` stay."""
-        left = {name: [layer.n_in, layer.n_out] for name, layer in self.layers.items()}
-        for group in self.groups:
-            gone = ~kept[group.indices]
-            for member in group.members:
-                lost = int(member.widths @ gone)
-                if member.role in ("in", "both"):
-                    left[member.module][0] -= lost
-                if member.role in _LESS_OUT:
-                    left[member.module][1] -= lost
-        for name, widths in left.items():
-            if self.layers[name].kind == "embedding":  # it reads indices: its one width is what it gives out
-                widths[0] = widths[1]
-        return {name: (n_in, n_out) for name, (n_in, n_out) in left.items()}
+        gone = [(group, ~kept[group.indices]) for group in self.groups]
+        return self.widths_less((m, int(m.widths @ left)) for group, left in gone for m in group.members)
+
+    def widths_less(self, losses: Iterable[tuple[Member, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Channels (in, out) left in every touched layer when members lose some of theirs, numbers or arrays."""
+        left: dict[str, tuple[Any, Any]] = {name: (layer.n_in, layer.n_out) for name, layer in self.layers.items()}
+        for member, lost in losses:
+            part, (n_in, n_out) = member.part, left[member.module]
+            left[member.module] = (n_in - lost if part.takes_in else n_in, n_out - lost if part.takes_out else n_out)
+        for name, layer in self.layers.items():
+            if layer.kind == "embedding":  # it reads indices: its one width is what it gives out
+                left[name] = (left[name][1], left[name][1])
+        return left
 
     def too_narrow(self, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
         """Layers that could not run when the players ``kept`` stay: what would be left, and what must."""
@@ -190,8 +197,7 @@ class Players:
         for group in self.groups:
             for member in group.members:
                 layer = self.layers[member.module]
-                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
-                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
+                n_in, n_out = member.left(layer, member.widths)
                 for i in group.indices[np.minimum(n_in, n_out) < layer.least].tolist():
                     found.setdefault(i, member.module)
         return found
@@ -298,8 +304,7 @@ class Players:
         for group in self.groups:
             for member in group.members:
                 layer = self.layers[member.module]
-                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
-                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
+                n_in, n_out = member.left(layer, member.widths)
                 dense = cost(layer, layer.n_in, layer.n_out)
                 result[group.indices] += [dense - cost(layer, int(a), int(b)) for a, b in zip(n_in, n_out, strict=True)]
         return result
@@ -317,9 +322,9 @@ def check_channels(groups: Sequence[Group], what: str) -> None:
     """
     for group in groups:
         for member in group.members:
-            if member.role in _WHAT:
+            if member.part.unit:
                 raise InputError(
-                    f"{what} needs channels, and the players of group {group.name!r} are {_WHAT[member.role]}; "
+                    f"{what} needs channels, and the players of group {group.name!r} are {member.part.plural}; "
                     "find_players with unit='channel', or do without"
                 )
 

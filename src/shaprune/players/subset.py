@@ -52,7 +52,7 @@ def _renumbered(
     member: Member, stays: NDArray[np.int64], places: tuple[NDArray[np.int64], NDArray[np.int64]]
 ) -> Member:
     """A member with the players ``stays`` only, at their new places."""
-    new = places[member.role == "in"]
+    new = places[not member.part.takes_out]
     return replace(member, channels=tuple(tuple(new[list(member.channels[i])].tolist()) for i in stays))
 
 
@@ -61,8 +61,8 @@ def _new_places(players: Players, kept: Kept) -> dict[str, tuple[NDArray[np.int6
     stays = {n: (np.ones(x.n_out, dtype=bool), np.ones(x.n_in, dtype=bool)) for n, x in players.layers.items()}
     for group in players.groups:
         for member in group.members:
-            sides = {"in": (1,), "out": (0,), "both": (0, 1)}[member.role]
+            sides = (member.part.takes_out, member.part.takes_in)
             for i in np.flatnonzero(~kept[group.indices]):
-                for side in sides:
+                for side in np.flatnonzero(sides):
                     stays[member.module][side][list(member.channels[i])] = False
     return {n: (np.cumsum(out) - 1, np.cumsum(inner) - 1) for n, (out, inner) in stays.items()}

@@ -11,6 +11,7 @@ import typer
 from shaprune.builtin.demo_recipes import RECIPES
 from shaprune.errors import check_choice
 from shaprune.planning.resources import RESOURCES
+from shaprune.players.roles import CHANNEL_UNITS, SPECIAL_UNITS
 
 # The registries' names, written out because most registries need torch; a test holds them against the registries.
 WORTHS = (
@@ -44,7 +45,7 @@ CRITERIA = (
 )
 CONCEPTS = ("shapley", "banzhaf", "owen", "beta", "semivalue")
 MODES = ("one-shot", "iterated", "building", "greedy-backward", "greedy-forward")
-UNITS = ("channel", "neuron", "ffn", "head", "block", "expert", "weight")
+UNITS = (*CHANNEL_UNITS, *SPECIAL_UNITS)
 LAYERS = ("independent", "output-to-input")
 AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
 SCHEDULES = ("geometric", "linear")

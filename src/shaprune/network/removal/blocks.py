@@ -25,7 +25,6 @@ from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member, Skipped
 
-BLOCKS_GROUP = "blocks"
 _CACHED = ("layer_idx", "layer_id")  # what attention layers call their entry of a key-value cache
 
 
