@@ -24,8 +24,9 @@ from shaprune.cli.options import shared
 from shaprune.criteria.registry import CRITERIA
 from shaprune.deploy.save import MANIFEST, WEIGHTS
 from shaprune.errors import InputError
-from shaprune.network.discovery.unit_filters import CHANNEL_UNITS, SPECIAL_UNITS
+from shaprune.network.discovery.unit_filters import CHANNEL_UNITS
 from shaprune.network.game.worths import WORTHS
+from shaprune.network.removal.player_kinds import KINDS
 from shaprune.pipeline.score import LAYER_ORDERS, OPTIONS_WITHOUT_GAME, PRECISIONS
 from shaprune.planning.plan import ALLOCATIONS
 from shaprune.planning.resources import RESOURCES
@@ -130,10 +131,10 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
     assert set(shared.CONCEPTS) == set(CONCEPTS)
     assert set(shared.MODES) == set(MODES)
     assert set(shared.LAYERS) == set(LAYER_ORDERS)
-    assert set(shared.UNITS) == {*CHANNEL_UNITS, *SPECIAL_UNITS}
+    assert set(shared.UNITS) == {*CHANNEL_UNITS, *KINDS}
     assert set(shared.AGGREGATES) == set(AGGREGATES)
     assert set(shared.ALLOCATIONS) == set(ALLOCATIONS)
-    assert shared.RESOURCES == RESOURCES
+    assert shared.RESOURCES is RESOURCES
     assert set(shared.STEPS) == set(STEPS)
 
 

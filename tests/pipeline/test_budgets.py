@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from testkit.networks import NETWORKS
+from testkit.reported import made_up
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from shaprune.cli.app import app
 from shaprune.deploy.measure import Latency, size_bytes
 from shaprune.network.layers.kinds import kind_of
 from shaprune.pipeline import search
+from shaprune.pipeline.rounds import round_budget
 from shaprune.planning.budget import MEASURED_RESOURCES
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, costs
@@ -117,6 +119,40 @@ def test_a_budget_of_bytes_and_activations_is_met_by_the_file_and_the_run() -> N
     assert size_bytes(sp.prune(model, absolute, x)) <= 9_000
 
 
+def test_energy_is_what_the_pruned_network_computes_and_moves() -> None:
+    make, inputs = NETWORKS["residual"]
+    model, x = make(), inputs()
+    players = sp.find_players(model, x)
+    scores = sp.score(model, players, [x], "fidelity", sizes=(0.5, 1.0))
+    dense = costs(players, np.ones(players.n, dtype=bool))
+    plan = sp.plan(players, scores, sp.Budget(energy=0.6))
+    small = sp.prune(model, plan, x)
+    left = 4.6 * sp.find_players(small, x).model_macs + 160 * plan.cost["bytes"] + 320 * output_bytes(small, x)
+    assert plan.cost["energy"] == pytest.approx(left)
+    assert plan.cost["energy"] <= 0.6 * dense["energy"] == plan.budget["energy"]
+    assert f"(budget {plan.budget['energy']:,.0f} pJ)" in plan.summary()
+
+
+def test_the_weights_of_energy_are_the_users(tmp_path: Path) -> None:
+    make, inputs = NETWORKS["residual"]
+    players = sp.find_players(make(), inputs())
+    scores = made_up(players)
+    for text, same in (("0.6:1,0,0", "macs"), ("0.6:0,2,0", "bytes"), ("0.6:0,0,3", "activations")):
+        plan = sp.plan(players, scores, sp.Budget(energy=text))
+        other = sp.plan(players, scores, sp.Budget(**{same: 0.6}))
+        assert (plan.kept == other.kept).all()
+        plan.save(tmp_path / "plan.json")
+        assert Plan.load(tmp_path / "plan.json").cost == plan.cost
+        half = round_budget(sp.Budget(energy=text), players, 1, 2)
+        assert half.weights == sp.Budget(energy=text).weights
+        assert half.absolute(players)["energy"] == pytest.approx(plan.budget["energy"] / 0.6 * 0.6**0.5)
+    assert (
+        sp.plan(players, scores, sp.Budget(energy="0.6:4.6,160,320")).kept
+        == sp.plan(players, scores, sp.Budget(energy=0.6)).kept
+    ).all()
+    assert players.weights == {}
+
+
 def test_players_of_an_older_version_have_no_bytes_and_say_so() -> None:
     make, inputs = NETWORKS["mlp"]
     players = sp.find_players(make(), inputs())
@@ -134,6 +170,12 @@ def test_players_of_an_older_version_have_no_bytes_and_say_so() -> None:
     ("limits", "message"),
     [
         ({"bytes": 1.5}, "bytes=1.5 is no budget"),
+        ({"energy": "half"}, "energy='half' is no budget"),
+        ({"energy": "1.5:1,1,1"}, "energy=1.5 is no budget"),
+        ({"energy": "0.5:1,2"}, "a weight, 0 or above, for each of macs, bytes, activations: '0.5:4.6,160,320'"),
+        ({"energy": "0.5:1,-2,3"}, "energy='0.5:1,-2,3' is no budget"),
+        ({"energy": "0.5:"}, "energy='0.5:' is no budget"),
+        ({"macs": "0.5:1,1,1"}, "macs='0.5:1,1,1' is no budget"),
         ({"latency": 0}, "latency=0 is no budget"),
         ({"latency": 1}, "latency=1 is no budget"),
         ({"latency": "fast"}, "latency='fast' is no budget.*'0.8 ms'"),

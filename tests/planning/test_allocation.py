@@ -72,7 +72,7 @@ def _bytes(layer: Layer) -> float:
 
 
 def _outputs(layer: Layer) -> float:
-    return layer.activations(layer.n_out)
+    return layer.activations(layer.n_in, layer.n_out)
 
 
 def drawn(players: Players, seed: int) -> tuple[dict[str, Values], Sensitivity]:
@@ -93,7 +93,7 @@ def best_by_force(players: Players, scores: dict[str, Values], curves: Sensitivi
         kept = np.ones(players.n, dtype=bool)
         for g, n in zip(players.groups, gone, strict=True):
             kept[g.indices[scores[g.name].ranking()[:n]]] = False
-        found = costs(players, kept)
+        found = costs(budget.weigh(players), kept)
         if all(found[name] <= limit for name, limit in limits.items()):
             loss = loss_of(players, kept, curves)
             least = loss if least is None else min(least, loss)
@@ -169,7 +169,7 @@ def test_two_limits_at_once_are_exact_too() -> None:
     players = mlp([4, 6, 5], chained=False)
     for seed in range(20):
         scores, curves = drawn(players, seed)
-        budget = sp.Budget(macs=0.6, players=0.7, activations=0.8)
+        budget = sp.Budget(macs=0.6, players=0.7, activations=0.8, energy="0.7:1,50,3")
         made = sp.plan(players, scores, budget, "curves", curves=curves)
         assert loss_of(players, made.kept, curves) == pytest.approx(best_by_force(players, scores, curves, budget))
 

@@ -25,7 +25,7 @@ def players() -> sp.Players:
 
 @pytest.mark.parametrize("within", [Limits(), Limits(min_width=2, round_to=2, max_removed={"inner": 0.5})])
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("resource", ["macs", "params", "players", "bytes", "activations"])
+@pytest.mark.parametrize("resource", ["macs", "params", "players", "bytes", "activations", "energy"])
 def test_every_budget_gets_the_plan_of_sp_plan(
     players: sp.Players, resource: str, allocation: str, within: Limits
 ) -> None:

@@ -59,13 +59,13 @@ def round_budget(budget: Budget, players: Players, done: int, rounds: int, sched
         raise InputError(f"{' and '.join(budget.measured)} cannot be approached in rounds; use rounds=1")
     if done == rounds:
         return budget
-    dense = costs(players, np.ones(players.n, dtype=bool))
+    dense = costs(budget.weigh(players), np.ones(players.n, dtype=bool))
     limits: dict[str, float] = {}
     for name, limit in budget.absolute(players).items():
         share = limit / dense[name]
         if share < 1:
             limits[name] = share ** (done / rounds) if schedule == "geometric" else 1 - (1 - share) * done / rounds
-    return Budget(**limits)
+    return budget.like(limits)
 
 
 def prune_in_rounds(

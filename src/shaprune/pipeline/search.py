@@ -172,7 +172,8 @@ class _Bisection:
         rounds: int,
         largest: Plan | None,
     ) -> None:
-        self.model, self.planner, self.budget, self.inputs = model, planner, budget, example_inputs
+        self.model, self.budget, self.inputs = model, budget, example_inputs
+        self.planner: Planner = lambda asked: planner(budget.like(asked.limits))
         self.quality, self.mend, self.by = quality, mend, by
         self.tolerance, self.rounds, self.largest = tolerance, rounds, largest
         self.smallest = self._smallest()

@@ -1,18 +1,21 @@
 """Budgets: what may stay of a network, and what a coalition costs. NumPy only, no torch.
 
-Five resources are predicted from the players alone; latency and the floor are measured, see `shaprune.pipeline.search`.
+Resources are predicted from the players alone (`shaprune.planning.resources`); latency and the floor are measured, see
+`shaprune.pipeline.search`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
 from shaprune.errors import InputError
-from shaprune.planning.resources import RESOURCES, costs
+from shaprune.planning.resources import RESOURCES, Resource, costs
 from shaprune.players.players import Players
 
 MEASURED_RESOURCES = ("latency", "floor", "drop")
@@ -35,6 +38,10 @@ class Budget:
             few bytes above it, because the file's header loses digits.
         activations: bytes per example that the layers (convolutions, linear layers, norms, embeddings) give out over a
             forward pass, which is what training holds of them. Running without gradients holds only some at a time.
+        energy: picojoules per example, of the multiply-adds and of the bytes that are moved: all weights read once, all
+            layer outputs written once and read once. Weights of your own device stand behind the limit, in a text:
+            ``"0.5:4.6,160,320"`` is half of the dense network's energy at 4.6 pJ per multiply-add, 160 per byte of
+            weights and 320 per byte of outputs, which are also the defaults (`shaprune.planning.resources`).
         latency: measured time of a forward pass: a fraction of the dense network's, timed side by side, or absolute
             milliseconds: a number above 1, or a text such as ``"0.8 ms"``.
         floor: the measured quality must not be below this; the network gets as small as that allows.
@@ -50,6 +57,7 @@ class Budget:
     players: float | None = None
     bytes: float | None = None
     activations: float | None = None
+    energy: float | str | None = None
     latency: float | str | None = None
     floor: float | None = None
     drop: float | None = None
@@ -77,7 +85,17 @@ class Budget:
     @property
     def limits(self) -> dict[str, float]:
         """The limits on what is predicted, by name."""
-        return {name: limit for name in RESOURCES if (limit := getattr(self, name)) is not None}
+        return {name: _limit_and_weights(name, RESOURCES[name], given)[0] for name, given in self._given.items()}
+
+    @property
+    def weights(self) -> dict[str, tuple[float, ...]]:
+        """Weights that were given with a limit, by name."""
+        read = {name: _limit_and_weights(name, RESOURCES[name], given)[1] for name, given in self._given.items()}
+        return {name: weights for name, weights in read.items() if weights}
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {name: given for name in RESOURCES if (given := getattr(self, name)) is not None}
 
     @property
     def measured(self) -> dict[str, float | str]:
@@ -100,17 +118,48 @@ class Budget:
             "and 1, or milliseconds: a number above 1, or a text such as '0.8 ms'"
         )
 
+    def like(self, limits: Mapping[str, float]) -> Budget:
+        """A budget of other predicted limits, with the weights of this one."""
+        weights = self.weights
+        texts = {
+            name: f"{float(x)!r}:{','.join(map(repr, weights[name]))}" for name, x in limits.items() if name in weights
+        }
+        return Budget(**{**limits, **texts})  # type: ignore[arg-type]
+
+    def weigh(self, players: Players) -> Players:
+        """The players, with the weights that were given with a limit."""
+        own = self.weights
+        return replace(players, weights={**players.weights, **own}) if own else players
+
     def absolute(self, players: Players) -> dict[str, float]:
-        """The limits on what is predicted in multiply-adds, parameters, players and bytes.
+        """The limits on what is predicted, in multiply-adds, parameters, players, bytes and picojoules.
 
         Raises:
             InputError: bytes or activations of players that an older version saved.
         """
-        dense = costs(players, np.ones(players.n, dtype=bool))
+        dense = costs(self.weigh(players), np.ones(players.n, dtype=bool))
         for name in self.limits:
             if name not in dense:
                 raise InputError(f"these players do not say what {name} they cost; find and score the players again")
         return {name: limit * dense[name] if limit < 1 else float(limit) for name, limit in self.limits.items()}
+
+
+def _limit_and_weights(name: str, row: Resource, given: Any) -> tuple[Any, tuple[float, ...]]:
+    """A limit as it was given, without the weights that may stand behind it in a text."""
+    if not (row.parts and isinstance(given, str)):
+        return given, ()
+    limit, colon, texts = given.partition(":")
+    try:
+        found, weights = float(limit), tuple(float(text) for text in texts.split(",")) if colon else ()
+    except ValueError:
+        found, weights = math.nan, (math.nan,)
+    if weights and not (len(weights) == len(row.parts) and all(0 <= w < math.inf for w in weights) and any(weights)):
+        raise InputError(
+            f"{name}={given!r} is no budget: give the fraction that may stay, strictly between 0 and 1, or "
+            f"{_ABSOLUTE}, and behind a colon a weight, 0 or above, for each of {', '.join(row.parts)}: "
+            f"'0.5:{','.join(f'{weight:g}' for weight in row.parts.values())}'"
+        )
+    return found, weights
 
 
 def _number(given: object) -> bool:

@@ -17,9 +17,9 @@ from shaprune.errors import InputError
 from shaprune.planning.limits import Limits
 from shaprune.planning.plan import Plan, removal_path
 from shaprune.planning.removal_sequences import RemovalStep
-from shaprune.planning.resources import RESOURCES, costs
+from shaprune.planning.resources import known_resources, tabulate
 from shaprune.planning.sensitivity_curves import Sensitivity
-from shaprune.players.players import Players
+from shaprune.players.players import LayerCost, Players
 from shaprune.values.result import Values
 
 Floats = NDArray[np.float64]
@@ -123,27 +123,15 @@ def costs_along_path(players: Players, steps: Sequence[RemovalStep]) -> dict[str
     leaves = np.full(players.n, n, dtype=np.int64)  # the step at which each player leaves; n = it stays
     for k, step in enumerate(steps, 1):
         leaves[step] = k
-    lost = {name: np.zeros((2, n), dtype=np.int64) for name in players.layers}
-    for group in players.groups:
-        at = leaves[group.indices]
-        for member in group.members:
-            counts = np.bincount(at, member.widths, n + 1)[:n].astype(np.int64)
-            if member.role in ("in", "both"):
-                lost[member.module][0] += counts
-            if member.role in ("out", "both", "skip", "expert"):
-                lost[member.module][1] += counts
-    dense = costs(players, np.ones(players.n, dtype=bool))
-    found = {name: np.full(n, dense[name]) for name in RESOURCES if name in dense}
-    found["players"] -= np.cumsum(np.bincount(leaves, minlength=n + 1)[:n])
-    for name, layer in players.layers.items():
-        gone_in, gone_out = np.cumsum(lost[name], axis=1)
-        n_in, n_out = layer.n_in - gone_in, layer.n_out - gone_out
-        if layer.kind == "embedding":
-            n_in = n_out
-        a, b = layer.n_in, layer.n_out
-        found["params"] += layer.params(n_in, n_out) - layer.params(a, b)  # widths are arrays
-        found["macs"] += layer.macs(n_in, n_out) - layer.macs(a, b)
-        if "bytes" in found:
-            found["bytes"] += layer.bytes(n_in, n_out) - layer.bytes(a, b)
-            found["activations"] += layer.activations(n_out) - layer.activations(b)
-    return found
+    left = players.widths_less(
+        (m, np.cumsum(np.bincount(leaves[group.indices], m.widths, n + 1)[:n].astype(np.int64)))
+        for group in players.groups
+        for m in group.members
+    )
+
+    def of_layers(cost: LayerCost, dense: float) -> Floats:
+        found: Floats = players.at_widths(np.full(n, float(dense)), cost, left)
+        return found
+
+    players_left = players.n - np.cumsum(np.bincount(leaves, minlength=n + 1)[:n])
+    return tabulate(players, known_resources(players), of_layers, players_left.astype(np.float64))

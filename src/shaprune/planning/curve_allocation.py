@@ -12,29 +12,21 @@ at true costs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.planning.knapsack import Floats, solve_knapsack
 from shaprune.planning.removal_sequences import RemovalStep
-from shaprune.planning.resources import costs
+from shaprune.planning.resources import costs, tabulate
 from shaprune.planning.sensitivity_curves import Sensitivity
-from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Players
+from shaprune.players.players import LayerCost, Players
 from shaprune.players.subset import Kept
 
 _MAX_LINEARISATIONS = 20  # linearisations
 _MAX_EXCHANGES = 200  # improvements by exchanges
 _MAX_STEPS_RETURNED = 4  # steps that the sequence which gives back goes up in an exchange
 Ints = NDArray[np.int64]
-_LAYER_COSTS: dict[str, Any] = {  # arrays of widths -> costs; players are no layers
-    "macs": lambda layer, n_in, n_out: layer.macs(n_in, n_out),
-    "params": lambda layer, n_in, n_out: layer.params(n_in, n_out),
-    "bytes": lambda layer, n_in, n_out: layer.bytes(n_in, n_out),
-    "activations": lambda layer, n_in, n_out: layer.activations(n_out),
-}
 
 
 class GroupOptions:
@@ -95,22 +87,22 @@ class GroupOptions:
             for name, (n_in, n_out) in lost.items():
                 now[name][0] -= int(n_in[option])
                 now[name][1] -= int(n_out[option])
-        return [
-            np.stack([self._added(r, sequence, option, now) for r in self.resources], axis=1)
-            for sequence, option in enumerate(choice)
-        ]
+        return [self._added(sequence, option, now) for sequence, option in enumerate(choice)]
 
-    def _added(self, resource: str, sequence: int, option: int, now: Mapping[str, Sequence[int]]) -> Floats:
-        if resource == "players":
-            gone = self.gone[sequence].sum(1)
-            return np.asarray(gone[option] - gone, dtype=np.float64)
-        added = np.zeros(len(self.gone[sequence]))
-        for name, (less_in, less_out) in self.lost[sequence].items():
-            layer: Layer = self.players.layers[name]
-            n_in, n_out = now[name][0] + less_in[option] - less_in, now[name][1] + less_out[option] - less_out
-            cost = np.broadcast_to(_LAYER_COSTS[resource](layer, n_in, n_out), added.shape)
-            added += cost - cost[option]
-        return added
+    def _added(self, sequence: int, option: int, now: Mapping[str, Sequence[int]]) -> Floats:
+        """(options, resources) of one sequence, see `around`."""
+        gone = self.gone[sequence].sum(1)
+
+        def of_layers(layer_cost: LayerCost, dense: float) -> Floats:
+            added = np.zeros(len(gone))
+            for name, (less_in, less_out) in self.lost[sequence].items():
+                n_in, n_out = now[name][0] + less_in[option] - less_in, now[name][1] + less_out[option] - less_out
+                cost = np.broadcast_to(layer_cost(self.players.layers[name], n_in, n_out), added.shape)
+                added += cost - cost[option]
+            return added
+
+        found = tabulate(self.players, self.resources, of_layers, (gone[option] - gone).astype(np.float64))
+        return np.stack([found[name] for name in self.resources], axis=1)
 
 
 def allocate_by_curves(

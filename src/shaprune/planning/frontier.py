@@ -98,7 +98,7 @@ def frontier(
 
     Args:
         planner: makes the plan of a budget.
-        by: the resource whose share is swept: macs, params, players, bytes or activations.
+        by: the resource whose share is swept, by its name in a `Budget`.
         sizes: shares of it that may stay, strictly between 0 and 1.
         quality: measures a plan (cut, recover, evaluate); None = nothing is measured.
 
@@ -128,5 +128,4 @@ def smallest_plan(planner: Planner, by: str, error: BudgetError) -> Plan:
 
 def with_limit(by: str, limit: float, other: Budget | None = None) -> Budget:
     """The predicted limits of ``other``, with one set anew."""
-    limits: dict[str, float] = {} if other is None else other.limits
-    return Budget(**(limits | {by: limit}))
+    return Budget(**{by: limit}) if other is None else other.like(other.limits | {by: limit})

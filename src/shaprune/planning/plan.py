@@ -23,7 +23,7 @@ from shaprune.planning.budget import Budget
 from shaprune.planning.curve_allocation import allocate_by_curves
 from shaprune.planning.limits import Limits
 from shaprune.planning.removal_sequences import RemovalStep, removal_sequences
-from shaprune.planning.resources import costs, meets_limits
+from shaprune.planning.resources import RESOURCES, costs, meets_limits
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.players.players import Players
 from shaprune.players.subset import Kept
@@ -104,9 +104,10 @@ class Plan:
             lines.append(f"{g.name.ljust(wide)}  {len(g):7d}  {stays:5d}  {len(g) - stays:7d}")
         dense = costs(self.players, np.ones(self.players.n, dtype=bool))
         for name, left in self.cost.items():
-            limit = f" (budget {self.budget[name]:,.0f})" if name in self.budget else ""
+            shown = RESOURCES[name].shown
+            limit = f" (budget {shown(self.budget[name])})" if name in self.budget else ""
             share = f", {left / dense[name]:.1%} stay" if dense[name] else ""  # 0 = unknown
-            lines.append(f"{name}: {dense[name]:,.0f} -> {left:,.0f}{share}{limit}")
+            lines.append(f"{name}: {shown(dense[name])} -> {shown(left)}{share}{limit}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -205,6 +206,7 @@ def plan(
             "it out"
         )
     within = Limits(min_players, min_width, round_to, max_removed, exclude, hf_uniform)
+    players = budget.weigh(players)
     value = player_values(players, scores)
     limits = budget.absolute(players)
     ranked = value_density(players, value, list(limits))  # also refuses a resource that no player costs
@@ -281,6 +283,7 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
         InputError: it is already met.
         BudgetError: it cannot be met, with the nearest that can.
     """
+    players = budget.weigh(players)
     limits = budget.absolute(players)
     dense = costs(players, np.ones(players.n, dtype=bool))
     least = costs(

@@ -13,7 +13,7 @@ from shaprune.planning.curve_allocation import GroupOptions
 from shaprune.planning.limits import Limits
 from shaprune.planning.plan import Plan, player_values
 from shaprune.planning.removal_sequences import removal_sequences
-from shaprune.planning.resources import costs
+from shaprune.planning.resources import RESOURCES, costs
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.values.games.game import Game
 from shaprune.values.result import Values
@@ -70,7 +70,7 @@ def refine(
     if tries < 1 or rounds < 0:
         raise InputError(f"tries is {tries} and rounds is {rounds}; at least 1 try and 0 rounds are needed")
     value = player_values(players, scores)
-    budget = plan.budget or {name: cost for name, cost in plan.cost.items() if name != "players"}
+    budget = plan.budget or {name: cost for name, cost in plan.cost.items() if RESOURCES[name].layer}
     options = GroupOptions(players, removal_sequences(players, value, limits or Limits()), list(budget))
     if curves is None:
         losses = [np.cumsum([0.0, *(value[step].sum() for step in steps)]) for steps in options.steps]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shaprune.errors import InputError, nearest
 from shaprune.planning.limits import Limits, _of_others, check_hf_uniform
-from shaprune.players.layer_costs import Layer
+from shaprune.players.layer_costs import WHOLE, Layer
 from shaprune.players.players import Group, Players
 
 _MAX_KINDS_COMBINED = 12  # kinds of players in a group up to which pairs and triples of kinds are tried
@@ -64,7 +64,7 @@ def _joint_sequences(players: Players, found: Sequence[list[RemovalStep]]) -> li
 
 def _channels_taken(players: Players, group: Group) -> dict[str, NDArray[np.int64]]:
     """The layers whose filters (or lists whose experts) a group takes, and how many each of its players owns there."""
-    made = [m for m in group.members if m.role in ("out", "expert") or players.layers[m.module].kind == "depthwise"]
+    made = [m for m in group.members if m.part.made or players.layers[m.module].kind == "depthwise"]
     return {member.module: member.widths for member in made}
 
 
@@ -95,7 +95,7 @@ def _group_sequence(
 ) -> Iterator[RemovalStep]:
     """Steps of one group: each takes the fewest kinds of players and, of these, the least valuable."""
     share = limits.share(group)
-    must = max([players.layers[m.module].least for m in group.members if m.role == "expert"], default=0)
+    must = max([x.least for m in group.members if (x := players.layers[m.module]).kind in WHOLE], default=0)
     most = min(floor(share * len(group) + 1e-9), len(group) - max(limits.min_players, must))
     made = _channels_taken(players, group)
     read = [m for m in group.consumers if 0 < np.count_nonzero(m.widths) < len(group)]  # others leave by number
@@ -133,7 +133,7 @@ def _layer_width(
     layer: Layer, owned: int, each: tuple[int, ...], share: float, limits: Limits, owners: int
 ) -> _LayerWidth:
     """The width of a layer of which a group owns some channels; ``owners`` groups own channels of it."""
-    if layer.kind == "expert":
+    if layer.kind in WHOLE:
         return _LayerWidth(layer.n_out, layer.least, 1, each)
     others = layer.n_out - owned if owners == 1 else 0  # channels that stay whatever this group does
     stay = max(min(owned, max(limits.min_width, layer.least) - others), owned - floor(share * owned + 1e-9), 0)

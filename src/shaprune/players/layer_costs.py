@@ -101,8 +101,8 @@ class Layer:
         """Bytes of parameters and buffers when ``n_in`` and ``n_out`` channels are left."""
         return self.params(n_in, n_out) * self.itemsize + self.buffers * n_out
 
-    def activations(self, n_out: int) -> float:
-        """Bytes of its outputs per example when ``n_out`` channels are left."""
+    def activations(self, n_in: int, n_out: int) -> float:
+        """Bytes of its outputs per example when ``n_out`` channels are left, of ``n_in`` or any other number."""
         return self.activation * n_out
 
     def to_json(self) -> dict[str, Any]:

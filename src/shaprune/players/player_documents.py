@@ -9,6 +9,7 @@ from pydantic import Field
 
 from shaprune.errors import InputError
 from shaprune.players.layer_costs import Kind
+from shaprune.players.roles import PARTS, Role
 from shaprune.storage.typed_json import Count, Document, Positive, Size, typed
 
 WHAT = "these are not players written by shaprune"
@@ -17,7 +18,7 @@ LISTED = Field(strict=False)  # JSON has lists where we have tuples
 
 class _Member(Document):
     module: str
-    role: Literal["out", "in", "both", "skip", "expert", "weight"]
+    role: Role
     channels: list[list[Count]]
 
 
@@ -69,6 +70,7 @@ class _Players(Document):
     model_macs: Size
     model_bytes: Count = 0
     model_activations: Size = 0
+    weights: dict[str, list[Size]] = {}  # noqa: RUF012  # pydantic copies it
 
 
 def check_players(data: Any) -> None:
@@ -112,7 +114,8 @@ def check_config(data: Any, groups: list[str]) -> None:
 def _check_member(member: _Member, group: str, layer: _Layer | None) -> None:
     if layer is None:
         raise InputError(f"{WHAT}: layer {member.module!r} of group {group!r} is missing")
-    width = layer.n_in if member.role == "in" else max(layer.n_in, layer.n_out)
+    part = PARTS[member.role]
+    width = layer.n_in if part.takes_in and not part.takes_out else max(layer.n_in, layer.n_out)
     top = max((max(channels) for channels in member.channels if channels), default=-1)
     if top >= width:
         raise InputError(f"{WHAT}: layer {member.module!r} has no channel {top}")

@@ -7,10 +7,10 @@ Blocks, the experts of a mixture and the single weights of a layer are groups, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,9 @@ from shaprune.errors import InputError, nearest
 from shaprune.players.hf_fields import HfFields
 from shaprune.players.layer_costs import Layer
 from shaprune.players.player_documents import check_config, check_players
+from shaprune.players.roles import PARTS, Part, Role
 
-Role = Literal["out", "in", "both", "skip", "expert", "weight"]
-_LESS_OUT = ("out", "both", "skip", "expert")  # roles whose layer has fewer outputs when a player leaves
-_WHAT = {"skip": "blocks", "expert": "experts", "weight": "single weights"}  # roles of players that are no channels
+LayerCost = Callable[[Layer, Any, Any], Any]  # of a layer and its widths in and out, numbers or arrays
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,15 @@ class Member:
     module: str
     role: Role
     channels: tuple[tuple[int, ...], ...]
+
+    @property
+    def part(self) -> Part:
+        """What a player owns here."""
+        return PARTS[self.role]
+
+    def left(self, layer: Layer, lost: Any) -> tuple[Any, Any]:
+        """Channels (in, out) of the dense layer less ``lost`` of them, a number or an array."""
+        return layer.n_in - lost * self.part.takes_in, layer.n_out - lost * self.part.takes_out
 
     @cached_property
     def widths(self) -> NDArray[np.int64]:
@@ -117,6 +125,8 @@ class Players:
         model_activations: bytes per example that the layers (convolutions, linear layers, norms, embeddings) of the
             dense network give out, over one forward pass; 0 = unknown.
         config: what the config.json of a Hugging Face model can say about these groups; None for other networks.
+        weights: by resource that is a weighted sum, such as energy, weights to take instead of its own, see
+            `shaprune.planning.resources.Resource`.
     """
 
     groups: tuple[Group, ...]
@@ -127,6 +137,7 @@ class Players:
     model_bytes: int = 0
     model_activations: float = 0.0
     config: HfFields | None = None
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -141,22 +152,12 @@ class Players:
     @cached_property
     def params(self) -> NDArray[np.int64]:
         """(n,) parameters that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.params(n_in, n_out)).astype(np.int64)
+        return self.each(Layer.params).astype(np.int64)
 
     @cached_property
     def macs(self) -> NDArray[np.float64]:
         """(n,) multiply-adds per example that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.macs(n_in, n_out))
-
-    @cached_property
-    def bytes(self) -> NDArray[np.float64]:
-        """(n,) bytes on disk that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.bytes(n_in, n_out))
-
-    @cached_property
-    def activations(self) -> NDArray[np.float64]:
-        """(n,) bytes of layer outputs per example that leave when one player alone leaves the dense network."""
-        return self._each(lambda layer, n_in, n_out: layer.activations(n_out))
+        return self.each(Layer.macs)
 
     def group(self, name: str) -> Group:
         """The group of this name.
@@ -171,19 +172,19 @@ class Players:
 
     def widths(self, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
         """Channels (in, out) left in every touched layer when the players ``kept`` stay."""
-        left = {name: [layer.n_in, layer.n_out] for name, layer in self.layers.items()}
-        for group in self.groups:
-            gone = ~kept[group.indices]
-            for member in group.members:
-                lost = int(member.widths @ gone)
-                if member.role in ("in", "both"):
-                    left[member.module][0] -= lost
-                if member.role in _LESS_OUT:
-                    left[member.module][1] -= lost
-        for name, widths in left.items():
-            if self.layers[name].kind == "embedding":  # it reads indices: its one width is what it gives out
-                widths[0] = widths[1]
-        return {name: (n_in, n_out) for name, (n_in, n_out) in left.items()}
+        gone = [(group, ~kept[group.indices]) for group in self.groups]
+        return self.widths_less((m, int(m.widths @ left)) for group, left in gone for m in group.members)
+
+    def widths_less(self, losses: Iterable[tuple[Member, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Channels (in, out) left in every touched layer when members lose some of theirs, numbers or arrays."""
+        left: dict[str, tuple[Any, Any]] = {name: (layer.n_in, layer.n_out) for name, layer in self.layers.items()}
+        for member, lost in losses:
+            part, (n_in, n_out) = member.part, left[member.module]
+            left[member.module] = (n_in - lost if part.takes_in else n_in, n_out - lost if part.takes_out else n_out)
+        for name, layer in self.layers.items():
+            if layer.kind == "embedding":  # it reads indices: its one width is what it gives out
+                left[name] = (left[name][1], left[name][1])
+        return left
 
     def too_narrow(self, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
         """Layers that could not run when the players ``kept`` stay: what would be left, and what must."""
@@ -196,33 +197,34 @@ class Players:
         for group in self.groups:
             for member in group.members:
                 layer = self.layers[member.module]
-                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
-                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
+                n_in, n_out = member.left(layer, member.widths)
                 for i in group.indices[np.minimum(n_in, n_out) < layer.least].tolist():
                     found.setdefault(i, member.module)
         return found
 
     def cost(self, kept: NDArray[np.bool_]) -> tuple[int, float]:
         """Parameters and multiply-adds per example of the network in which the players ``kept`` stay."""
-        params, macs = self.model_params, self.model_macs
-        for name, (n_in, n_out) in self.widths(kept).items():
-            layer = self.layers[name]
-            params += layer.params(n_in, n_out) - layer.params(layer.n_in, layer.n_out)
-            macs += layer.macs(n_in, n_out) - layer.macs(layer.n_in, layer.n_out)
-        return params, macs
+        left = self.widths(kept)
+        params = self.at_widths(self.model_params, Layer.params, left)
+        return params, self.at_widths(self.model_macs, Layer.macs, left)
 
-    def memory(self, kept: NDArray[np.bool_]) -> tuple[float, float]:
-        """Bytes on disk, and bytes of layer outputs per example, when the players ``kept`` stay.
-
-        The bytes are never below those of the safetensors file: its header gets a little shorter, too, where numbers
-        lose digits.
-        """
-        stored, activations = float(self.model_bytes), self.model_activations
-        for name, (n_in, n_out) in self.widths(kept).items():
+    def at_widths(self, dense: Any, cost: LayerCost, widths: Mapping[str, tuple[Any, Any]]) -> Any:
+        """What the network costs whose layers have these `widths`, if the dense one costs ``dense``; also of arrays."""
+        for name, (n_in, n_out) in widths.items():
             layer = self.layers[name]
-            stored += layer.bytes(n_in, n_out) - layer.bytes(layer.n_in, layer.n_out)
-            activations += layer.activations(n_out) - layer.activations(layer.n_out)
-        return stored, activations
+            dense += cost(layer, n_in, n_out) - cost(layer, layer.n_in, layer.n_out)
+        return dense
+
+    def each(self, cost: LayerCost) -> NDArray[np.float64]:
+        """(n,) the cost that leaves when one player alone leaves the dense network; not to be written to."""
+        known = self._each_by_cost
+        if cost not in known:
+            known[cost] = self._each(cost)
+        return known[cost]
+
+    @cached_property
+    def _each_by_cost(self) -> dict[LayerCost, NDArray[np.float64]]:
+        return {}
 
     def summary(self) -> str:
         """A table of groups, players, costs, and what is skipped and why."""
@@ -263,6 +265,7 @@ class Players:
             "model_bytes": self.model_bytes,
             "model_activations": self.model_activations,
             "config": None if self.config is None else self.config.to_json(),
+            "weights": {name: list(own) for name, own in self.weights.items()},
         }
 
     @staticmethod
@@ -293,15 +296,15 @@ class Players:
             model_bytes=data.get("model_bytes", 0),
             model_activations=float(data.get("model_activations", 0.0)),
             config=None if data.get("config") is None else HfFields.from_json(data["config"]),
+            weights={name: tuple(own) for name, own in data.get("weights", {}).items()},
         )
 
-    def _each(self, cost: Any) -> NDArray[np.float64]:
+    def _each(self, cost: LayerCost) -> NDArray[np.float64]:
         result = np.zeros(self.n)
         for group in self.groups:
             for member in group.members:
                 layer = self.layers[member.module]
-                n_in = layer.n_in - member.widths * (member.role in ("in", "both"))
-                n_out = layer.n_out - member.widths * (member.role in _LESS_OUT)
+                n_in, n_out = member.left(layer, member.widths)
                 dense = cost(layer, layer.n_in, layer.n_out)
                 result[group.indices] += [dense - cost(layer, int(a), int(b)) for a, b in zip(n_in, n_out, strict=True)]
         return result
@@ -319,9 +322,9 @@ def check_channels(groups: Sequence[Group], what: str) -> None:
     """
     for group in groups:
         for member in group.members:
-            if member.role in _WHAT:
+            if member.part.unit:
                 raise InputError(
-                    f"{what} needs channels, and the players of group {group.name!r} are {_WHAT[member.role]}; "
+                    f"{what} needs channels, and the players of group {group.name!r} are {member.part.plural}; "
                     "find_players with unit='channel', or do without"
                 )
 

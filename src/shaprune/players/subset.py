@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Group, Member, Players, check_channels
 
 Kept = NDArray[np.bool_]  # (n_players,), True = kept
@@ -30,19 +31,20 @@ def remaining_players(players: Players, kept: Kept) -> Players:
         groups.append(Group(group.name, np.arange(start, start + len(stays)), members, labels))
         start += len(stays)
     layers = {}
-    for name, (n_in, n_out) in players.widths(kept).items():
+    left = players.widths(kept)
+    for name, (n_in, n_out) in left.items():
         layer = players.layers[name]
         layers[name] = replace(layer, n_in=n_in, n_out=n_out, groups=layer.groups_left(n_out))
     params, macs = players.cost(kept)
-    stored, activations = players.memory(kept) if players.model_bytes else (0, 0.0)
+    known = bool(players.model_bytes)
     return replace(
         players,
         groups=tuple(groups),
         layers=layers,
         model_params=params,
         model_macs=macs,
-        model_bytes=int(stored),
-        model_activations=activations,
+        model_bytes=int(players.at_widths(players.model_bytes, Layer.bytes, left)) if known else 0,
+        model_activations=players.at_widths(players.model_activations, Layer.activations, left) if known else 0.0,
     )
 
 
@@ -50,7 +52,7 @@ def _renumbered(
     member: Member, stays: NDArray[np.int64], places: tuple[NDArray[np.int64], NDArray[np.int64]]
 ) -> Member:
     """A member with the players ``stays`` only, at their new places."""
-    new = places[member.role == "in"]
+    new = places[not member.part.takes_out]
     return replace(member, channels=tuple(tuple(new[list(member.channels[i])].tolist()) for i in stays))
 
 
@@ -59,8 +61,8 @@ def _new_places(players: Players, kept: Kept) -> dict[str, tuple[NDArray[np.int6
     stays = {n: (np.ones(x.n_out, dtype=bool), np.ones(x.n_in, dtype=bool)) for n, x in players.layers.items()}
     for group in players.groups:
         for member in group.members:
-            sides = {"in": (1,), "out": (0,), "both": (0, 1)}[member.role]
+            sides = (member.part.takes_out, member.part.takes_in)
             for i in np.flatnonzero(~kept[group.indices]):
-                for side in sides:
+                for side in np.flatnonzero(sides):
                     stays[member.module][side][list(member.channels[i])] = False
     return {n: (np.cumsum(out) - 1, np.cumsum(inner) - 1) for n, (out, inner) in stays.items()}

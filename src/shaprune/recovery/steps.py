@@ -152,7 +152,7 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, name: str, fo
 
 def _check_stays_gone(plan: Plan) -> None:
     """Refuse to train what the plan has set to zero."""
-    zeroed = [m.module for group in plan.players.groups for m in group.members if m.role == "weight"]
+    zeroed = [m.module for group in plan.players.groups for m in group.members if m.part.stays_zero]
     if zeroed:
         raise InputError(
             f"fine-tuning would let the single weights of {zeroed[0]} grow back that the plan has set to zero; "

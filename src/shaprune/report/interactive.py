@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shaprune.planning.resources import RESOURCES
 from shaprune.report.comparison import Row
 from shaprune.report.content import Content, Evidence
 from shaprune.report.figures.network_diagram import network_diagram
@@ -28,7 +29,6 @@ from shaprune.storage.own_files import GENERATOR
 
 _SCRIPTS = ("state.js", "tables.js", "plots.js", "main.js")
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-_RESOURCES = {"macs": "multiply-adds", "params": "parameters", "players": "players"}
 _ALLOCATIONS = {
     "global": "by value per cost, over all groups",
     "value": "by value alone, over all groups",
@@ -95,7 +95,7 @@ def _packed(text: str) -> str:
 
 def _budget(data: dict[str, Any]) -> Iterator[str]:
     resources = "".join(
-        f'<option value="{name}">{_RESOURCES[name]}</option>' for name in SLIDER_RESOURCES if data["dense"][name]
+        f'<option value="{name}">{RESOURCES[name].title}</option>' for name in SLIDER_RESOURCES if data["dense"][name]
     )
     given = '<option value="plan">as in the plan that was given</option>' if "plan" in data["paths"] else ""
     shared = "".join(f'<option value="{name}">{_ALLOCATIONS[name]}</option>' for name in SLIDER_ALLOCATIONS)
@@ -202,7 +202,8 @@ def _frontier_rows(points: Sequence[dict[str, Any]]) -> list[Row]:
         (*(f"{point['shares'][name]:.1%}" for name in names), "-" if (q := point["quality"]) is None else f"{q:.4g}")
         for point in points
     ]
-    return [(*(f"{_RESOURCES.get(name, name)} that stay" for name in names), "quality"), *rows]
+    titles = [RESOURCES[name].title if name in RESOURCES else name for name in names]
+    return [(*(f"{title} that stay" for title in titles), "quality"), *rows]
 
 
 def _sensitivity_rows(curves: Mapping[str, Any]) -> list[Row]:

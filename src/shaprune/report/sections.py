@@ -7,11 +7,14 @@ from importlib.metadata import version
 
 import numpy as np
 
+from shaprune.planning.resources import RESOURCES, costs
 from shaprune.planning.scores import Scores
 from shaprune.report.comparison import Row, compared, percent
 from shaprune.report.content import Content
 from shaprune.report.markup import note, table
 from shaprune.report.skipped import by_reason
+
+_ALWAYS_PLANNED = ("macs", "params", "players")  # compared with the dense network besides what the budget limits
 
 
 def lead(content: Content) -> str:
@@ -39,9 +42,13 @@ def before_after(content: Content) -> Iterator[str]:
         raw = "Raw: right after surgery, before any recovery. " if "raw" in content.measurements else ""
         yield note(f"{raw}Latency: the median over interleaved rounds on this machine, in milliseconds.")
     elif plan is not None:
-        cost, dense = plan.cost, {"macs": players.model_macs, "params": players.model_params, "players": players.n}
-        names = {"macs": "multiply-adds", "params": "parameters", "players": "players"}
-        rows = [(names[k], f"{dense[k]:,.0f}", f"{cost[k]:,.0f}", percent(dense[k], cost[k])) for k in names]
+        cost, dense = plan.cost, costs(plan.players, np.ones(players.n, dtype=bool))
+        planned = dict.fromkeys((*_ALWAYS_PLANNED, *plan.budget))
+        rows = [
+            (row.title, row.shown(dense[name]), row.shown(cost[name]), percent(dense[name], cost[name]))
+            for name, row in RESOURCES.items()
+            if name in planned
+        ]
         yield "<h2>Before and after</h2>"
         yield table([("", "dense", "planned", "change"), *rows])
         yield note("Predicted by the plan; nothing has been cut or measured for this report.")

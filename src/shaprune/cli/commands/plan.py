@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from shaprune.cli.plan_measurement import PlanMeasurement
     from shaprune.planning.budget import Budget
     from shaprune.planning.frontier import Planner
-    from shaprune.planning.scores import Scores
 
 PLAN, SWEEP = ("plan.json",), ("frontier.json", "frontier.svg")
 
@@ -131,12 +130,10 @@ def plan(
     if budget is None:
         assert sweep is not None
         return _swept(planner, sweep, measured, out, overwrite)
-    return _planned(planner, budget, measured, scores, out, overwrite)
+    return _planned(planner, budget, measured, out, overwrite)
 
 
-def _planned(
-    planner: Planner, budget: Budget, measured: PlanMeasurement | None, scores: Scores, out: Path, overwrite: bool
-) -> Outcome:
+def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None, out: Path, overwrite: bool) -> Outcome:
     """The plan of one budget."""
     import numpy as np
 
@@ -148,8 +145,7 @@ def _planned(
     with replacing_directory(out, files=PLAN, overwrite=overwrite) as folder:
         decided.save(folder / "plan.json")
     written = out / "plan.json"
-    players = scores.players
-    dense: dict[str, float | None] = dict(costs(players, np.ones(players.n, dtype=bool)))
+    dense: dict[str, float | None] = dict(costs(decided.players, np.ones(len(decided.kept), dtype=bool)))
     summary: dict[str, Any] = {
         "allocation": decided.allocation,
         "budget": decided.budget,

@@ -13,6 +13,7 @@ from shaprune.cli.options.shared import STEPS, UNITS
 from shaprune.errors import check_choice
 from shaprune.planning.budget import BUDGET_NAMES, Budget
 from shaprune.planning.limits import Limits
+from shaprune.planning.resources import RESOURCES
 from shaprune.values import aggregation, concepts, stopping
 from shaprune.values.concepts import Concept, shapley
 from shaprune.values.estimators.base import Method
@@ -41,12 +42,14 @@ def budget_of(texts: Sequence[str]) -> Budget:
 
 
 def _limit_of(name: str, number: str, text: str) -> float | str:
-    """A limit; times and bytes may have a unit."""
+    """A limit; times and bytes may have a unit, and weighted sums their weights."""
     unit = re.search(r"[a-z]+$", number.lower())
     if name == "latency" and unit:
         return number
-    if name in ("bytes", "activations") and unit and unit[0] in _BYTES:
+    if name in RESOURCES and RESOURCES[name].in_bytes and unit and unit[0] in _BYTES:
         return float(bytes_of(number, "--budget"))
+    if name in RESOURCES and RESOURCES[name].parts and ":" in number:
+        return number  # with weights
     try:
         return float(number)
     except ValueError:

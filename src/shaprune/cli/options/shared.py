@@ -10,6 +10,8 @@ import typer
 
 from shaprune.builtin.demo_recipes import RECIPES
 from shaprune.errors import check_choice
+from shaprune.planning.resources import RESOURCES
+from shaprune.players.roles import CHANNEL_UNITS, SPECIAL_UNITS
 
 # The registries' names, written out because most registries need torch; a test holds them against the registries.
 WORTHS = (
@@ -43,12 +45,11 @@ CRITERIA = (
 )
 CONCEPTS = ("shapley", "banzhaf", "owen", "beta", "semivalue")
 MODES = ("one-shot", "iterated", "building", "greedy-backward", "greedy-forward")
-UNITS = ("channel", "neuron", "ffn", "head", "block", "expert", "weight")
+UNITS = (*CHANNEL_UNITS, *SPECIAL_UNITS)
 LAYERS = ("independent", "output-to-input")
 AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
 SCHEDULES = ("geometric", "linear")
 ALLOCATIONS = ("global", "value", "uniform", "shapley-layers", "curves")
-RESOURCES = ("macs", "params", "players", "bytes", "activations")
 STEPS = ("refit", "batchnorm", "finetune")
 FOLDERS = ("mnist", "cifar10", "folder")  # kinds of data that live in a folder
 UNSET: Any = None  # the default of an option of `compress`: the config file's value, or else the config's own default
@@ -224,8 +225,9 @@ ValuesFile = Annotated[Path, typer.Argument(**_file, metavar="VALUES.json", help
 
 # plan and surgery
 _LIMIT = (
-    "What may stay: macs=0.5, params=100000, players=0.6, bytes=2MB, activations=0.5; measured (with --model and "
-    "--data): latency=0.6 or latency=0.8ms, drop=0.01 or floor=0.9 of accuracy, as small as that allows. Repeatable."
+    "What may stay: macs=0.5, params=100000, players=0.6, bytes=2MB, activations=0.5, energy=0.5; measured (with "
+    "--model and --data): latency=0.6 or latency=0.8ms, drop=0.01 or floor=0.9 of accuracy, as small as that allows. "
+    "Repeatable."
 )
 Limits = Annotated[list[str], typer.Option("--budget", metavar="NAME=NUMBER", help=_LIMIT)]
 OptionalLimits = Annotated[list[str] | None, typer.Option("--budget", metavar="NAME=NUMBER", help=_LIMIT)]
@@ -234,8 +236,8 @@ Sweep = Annotated[
     typer.Option(
         metavar="NAME",
         **choice("resource", RESOURCES),
-        help="Instead of a budget: decide for every share of macs, params, players, bytes or activations, and print "
-        "all of it; with --model and --data each network is measured, too.",
+        help=f"Instead of a budget: decide for every share of one of {', '.join(RESOURCES)}, and print all of "
+        "it; with --model and --data each network is measured, too.",
     ),
 ]
 Allocation = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -13,7 +13,6 @@ from shaprune.errors import InputError, ShapruneWarning, nearest
 from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.borrow import borrowed, preserve_globals
 from shaprune.network.discovery.attribute_counts import numbered
-from shaprune.network.discovery.block_proof import verify_blocks
 from shaprune.network.discovery.channels.coupling import find_candidates
 from shaprune.network.discovery.input_checks import check_example_inputs
 from shaprune.network.discovery.model_support import check_model
@@ -22,11 +21,9 @@ from shaprune.network.discovery.unit_filters import has_unit, special_unit
 from shaprune.network.discovery.verification import Totals, candidates_as_players, disagreement, verify_candidates
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import measure_layers, stored_bytes
-from shaprune.network.removal import blocks
-from shaprune.network.removal.blocks import find_blocks, not_inside, outermost
-from shaprune.network.removal.experts import find_experts
+from shaprune.network.removal.blocks import not_inside
 from shaprune.network.removal.hf_config import hf_fields_of
-from shaprune.network.removal.single_weights import enumerate_weights, find_weights
+from shaprune.network.removal.player_kinds import KINDS
 from shaprune.network.shared_weights import private
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
@@ -34,12 +31,6 @@ from shaprune.players.players import Players, Skipped
 
 Filter = str | type[nn.Module]
 Unit = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-_Finder = Callable[[nn.Module, Inputs, Mapping[str, Layer]], tuple[list[Candidate], list[Skipped], dict[str, Layer]]]
-_FINDERS: dict[str, _Finder] = {"block": find_blocks, "expert": find_experts, "weight": find_weights}
-_NOTHING = {
-    "block": "it has no nn.Sequential or nn.ModuleList whose parts have weights",
-    "expert": "it has no nn.ModuleList or nn.ModuleDict of experts beside an nn.Linear router",
-}
 
 
 def find_players(
@@ -85,7 +76,8 @@ def find_players(
             leave, or no prunable group at all (the reasons are in the message).
     """
     units = "channel" if isinstance(unit, Mapping) else unit
-    kind = special_unit(units)
+    special = special_unit(units)
+    kind = None if special is None else KINDS[special]
     is_wanted = has_unit(units) if kind is None else lambda members, layers: True
     check_model(model)
     inputs, labels = example_of(model, example_inputs)
@@ -104,15 +96,13 @@ def find_players(
         else:
             ran = measure_layers(copy, inputs)
             costs = _model_cost(copy, inputs, ran)
-            found, skipped, layers = _FINDERS[kind](copy, inputs, ran)
+            found, skipped, layers = kind.find(copy, inputs, ran)
         chosen, left_out = _choose(copy, found, _filters(include), _filters(exclude))
         left_out += [(c, f"it is no {unit!r}") for c in chosen if not is_wanted(c.members, layers)]
         chosen = [c for c in chosen if is_wanted(c.members, layers)]
-        if kind == "weight":
-            chosen = enumerate_weights(chosen, layers, named=include is not None)
-        elif kind == "block":
-            chosen, not_passed = verify_blocks(copy, inputs, outermost(chosen), layers)
-            left_out += not_passed
+        if kind is not None:
+            chosen, not_settled = kind.settle(copy, inputs, chosen, layers, include is not None)
+            left_out += not_settled
         accepted, refused = verify_candidates(copy, inputs, chosen, layers, costs)
         found_numbers, refused = numbered(copy, inputs, refused, layers, costs) if kind is None else ({}, refused)
         if found_numbers:
@@ -121,18 +111,18 @@ def find_players(
             accepted, refused = verify_candidates(copy, inputs, [c for c in chosen if c not in named], layers, costs)
             refused += named.items()
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
-        if kind == "block":
+        if kind is not None and kind.one_group:
             skipped = not_inside(skipped, accepted)
         order = {name: i for i, name in enumerate(layers)}
         skipped.sort(key=lambda s: order.get(s.name, len(order)))
         if not accepted:
-            nothing = _NOTHING.get(kind or "", "it has no convolution or linear layer")
+            nothing = "it has no convolution or linear layer" if kind is None else kind.nothing
             reasons = "\n".join(f"  {s.name}: {s.reason}" for s in skipped) or f"  {nothing}"
             raise InputError(f"nothing in this model can be pruned:\n{reasons}")
         players = candidates_as_players(accepted, layers, costs, skipped)
-        if kind == "block":
-            all_blocks = {c.name: (i,) for i, c in enumerate(accepted)}
-            players = replace(players, groups=(unite(players, blocks.BLOCKS_GROUP, all_blocks),))
+        if kind is not None and kind.one_group:
+            each = {c.name: (i,) for i, c in enumerate(accepted)}
+            players = replace(players, groups=(unite(players, kind.one_group, each),))
         if isinstance(unit, Mapping):
             players = named_units(players, unit)
             why = disagreement(copy, inputs, players)
@@ -143,14 +133,14 @@ def find_players(
 
 def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> list[Skipped]:
     """What stays when a candidate is left out."""
-    channels = all(m.role in ("out", "in", "both") for m in candidate.members)
-    return candidate.skipped(layers, reason) if channels else [Skipped(candidate.name, 0, reason)]
+    special = any(m.part.unit for m in candidate.members)
+    return [Skipped(candidate.name, 0, reason)] if special else candidate.skipped(layers, reason)
 
 
 def _model_cost(copy: nn.Module, inputs: Inputs, layers: dict[str, Layer]) -> Totals:
     macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
     macs += sum(compound_macs(copy, inputs).values())
-    outputs = sum(layer.activations(layer.n_out) for layer in layers.values())
+    outputs = sum(layer.activations(layer.n_in, layer.n_out) for layer in layers.values())
     return sum(p.numel() for p in copy.parameters()), macs, stored_bytes(copy), outputs
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from shaprune.errors import InputError, nearest
-from shaprune.players.players import Group, Member, Players, Role, Skipped
+from shaprune.players.players import Group, Member, Players, Skipped
+from shaprune.players.roles import Role
 
 NAMED_GROUP = "named"
 Globs = Mapping[str, str | Sequence[str]]  # name of a unit -> globs over names of players and groups
@@ -84,7 +85,7 @@ def _rest(players: Players, owner: Mapping[int, str]) -> list[Skipped]:
     left: Counter[str] = Counter()
     for group in players.groups:
         for member in group.members:
-            if member.role == "out" or players.layers[member.module].kind == "depthwise":
+            if member.part.made or players.layers[member.module].kind == "depthwise":
                 left[member.module] += sum(
                     len(own) for i, own in zip(group.indices, member.channels, strict=True) if int(i) not in owner
                 )

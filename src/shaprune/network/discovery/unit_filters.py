@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from shaprune.errors import InputError, check_choice
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member
+from shaprune.players.roles import SPECIAL_UNITS
 
 Layers = Mapping[str, Layer]
 
@@ -70,7 +71,6 @@ CHANNEL_UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
     "ffn": are_feed_forward,
     "head": are_heads,
 }
-SPECIAL_UNITS = ("block", "expert", "weight")  # units that are no coupled channels
 
 
 def special_unit(unit: str | Sequence[str]) -> str | None:

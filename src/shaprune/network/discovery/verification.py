@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, tensors, transform
-from shaprune.network.discovery.error_location import error_location
 from shaprune.network.discovery.example_pair import example_pair
 from shaprune.network.discovery.unit_filters import are_heads
+from shaprune.network.error_location import error_location
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import remove_players
@@ -86,7 +86,7 @@ def _halved(
     if reason is None:
         return list(found), []
     if len(found) == 1:
-        whole = any(m.role not in ("out", "in", "both") for m in found[0].members)
+        whole = any(m.part.unit for m in found[0].members)
         numbers = [] if whole else _kinds(found[0])
         kinds = [_only(found[0], players) for players in numbers] or found
         tried = [(kind, disagreement(copy, inputs, candidates_as_players([kind], layers, costs))) for kind in kinds]

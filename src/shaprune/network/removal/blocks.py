@@ -25,7 +25,6 @@ from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member, Skipped
 
-BLOCKS_GROUP = "blocks"
 _CACHED = ("layer_idx", "layer_id")  # what attention layers call their entry of a key-value cache
 
 
@@ -181,7 +180,7 @@ def find_blocks(
             returns=returns.pop(),
             passes=_common([seen.passes for seen in calls[part]]),
             buffers=stored_tensors(part) - 4 * params,
-            activation=sum(x.activations(x.n_out) for key, x in layers.items() if _within(key, [name])),
+            activation=sum(x.activations(x.n_in, x.n_out) for key, x in layers.items() if _within(key, [name])),
         )
         found.append(Candidate(name, (Member(name, "skip", ((0,),)),)))
     return found, skipped, blocks

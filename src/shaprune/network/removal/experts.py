@@ -126,7 +126,7 @@ def find_experts(
         first = next(listed.children())
         params = sum(p.numel() for p in first.parameters())
         buffers = stored_tensors(first) - 4 * params
-        outputs = [x.activations(x.n_out) for key, x in layers.items() if key.startswith(f"{name}.")]
+        outputs = [x.activations(x.n_in, x.n_out) for key, x in layers.items() if key.startswith(f"{name}.")]
         activation = 0.0 if macs == 0.0 else sum(outputs) / n
         costs[name] = Layer(
             "expert", n, n, 1, params, False, macs, least=k or 1, buffers=buffers, activation=activation

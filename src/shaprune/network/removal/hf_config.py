@@ -20,6 +20,7 @@ from torch import nn
 
 from shaprune.errors import SurgeryError
 from shaprune.network.borrow import preserve_globals
+from shaprune.network.removal.player_kinds import kind_of_group
 from shaprune.network.removal.surgery import remove_players
 from shaprune.network.silence import silence
 from shaprune.network.state_dicts import tensors_of
@@ -138,10 +139,9 @@ class _FieldChange:
 
 def _field(part: _Pretrained, meta: nn.Module, players: Players, group: Group) -> HfField | str:
     """The field that says how many players of a group stay, or why there is none."""
-    if any(m.role == "skip" for m in group.members):
-        return "config.json counts layers from the first one on, and a block that leaves makes a gap"
-    if any(m.role not in ("in", "out", "both") for m in group.members):
-        return "its players are no channels, which no number of config.json counts"
+    kind = kind_of_group(group)
+    if kind is not None:
+        return kind.fixed
     if any(len(set(m.widths.tolist())) > 1 for m in group.members):
         return "its players differ in size, which no number of config.json can say"
     why = _difference(_shapes(meta.get_submodule(part.name)), part.built({}))

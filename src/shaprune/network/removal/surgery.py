@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
 from shaprune.network.model_turns import turn
-from shaprune.network.removal.blocks import PassThrough, replace_by_pass_through
-from shaprune.network.removal.experts import Listed, remove_experts
-from shaprune.network.removal.single_weights import zero_weights
+from shaprune.network.removal.player_kinds import KINDS, kind_of_part
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Group, Players, Role
+from shaprune.players.players import Group, Players
+from shaprune.players.roles import PARTS, Role
 
 _CUTTERS = {
     ("conv", "out"): tp.prune_conv_out_channels,
@@ -81,14 +80,8 @@ def check_fits(model: nn.Module, players: Players) -> None:
 
 def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
     """What the width of a layer would have to be in `Players.widths`, from the module itself; None = cannot be told."""
-    if layer.kind == "block":
-        return 1, 0 if isinstance(module, PassThrough) else 1
-    if layer.kind == "expert":
-        return layer.n_in, len(module) if isinstance(module, Listed) else 0
-    if layer.kind == "weight":
-        weight = getattr(module, "weight", None)
-        return layer.n_in, weight.numel() if isinstance(weight, Tensor) else 0
-    return widths_of(module)
+    kind = KINDS.get(layer.kind)
+    return widths_of(module) if kind is None else kind.width(module, layer)
 
 
 def _check_parameter(model: nn.Module, name: str, layer: Layer) -> None:
@@ -108,7 +101,7 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
         SurgeryError: naming the layer that cannot be cut, or of which too little would be left.
     """
     for name, (left, least) in players.too_narrow(kept).items():
-        what = "experts" if players.layers[name].kind == "expert" else "channels"
+        what = next((part.plural for part in PARTS.values() if part.unit == players.layers[name].kind), "channels")
         raise SurgeryError(
             f"layer {name!r} would be left with {left} {what}, and it needs at least {least}; keep more of its players"
         )
@@ -119,11 +112,9 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
                 _cut_parameter(model, name, layer.axis, channels)
                 continue
             module = model.get_submodule(name)
-            if role == "skip":
-                replace_by_pass_through(model, name, layer)
-                continue
-            if role == "expert":
-                remove_experts(model, name, channels)
+            kind = kind_of_part(PARTS[role])
+            if kind is not None:
+                kind.remove(model, name, layer, channels)
                 continue
             frozen = {key: not p.requires_grad for key, p in module.named_parameters(recurse=False)}
             _cutter(module, layer, role)(module, channels)
@@ -173,8 +164,6 @@ def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
-    if role == "weight":
-        return zero_weights
     if is_transposed_linear(module):
         return _cut_transposed_out if role == "out" else _cut_transposed_in
     if isinstance(module, nn.GroupNorm):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from shaprune.planning.frontier import Frontier
+from shaprune.planning.resources import RESOURCES
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.report.figures import values
 
 _NAMED = 8  # so many of the most sensitive groups are named
-_LABELS = {"macs": "multiply-adds", "params": "parameters", "bytes": "bytes on disk", "activations": "layer outputs"}
 
 
 def sensitivity_figure(curves: Sensitivity, *, standalone: bool = False) -> str:
@@ -56,18 +58,18 @@ def frontier_figure(frontier: Frontier, *, standalone: bool = False) -> str:
             axes.plot(size, quality, "o-", color=values.KEPT, markersize=4)
             axes.set_ylabel("measured quality")
         else:
-            colours = (values.KEPT, values.NORM, values.GONE, values.MUTED)
+            colours = cycle((values.KEPT, values.NORM, values.GONE, values.MUTED))
             others = [name for name in shares[0] if name != frontier.by]
             for name, colour in zip(others, colours, strict=False):
                 axes.plot(
-                    size, [s[name] for s in shares], "o-", color=colour, markersize=3, label=_LABELS.get(name, name)
+                    size, [s[name] for s in shares], "o-", color=colour, markersize=3, label=RESOURCES[name].title
                 )
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.set_ylabel("stays")
             axes.legend()
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlim(0, 1.02)
-        axes.set_xlabel(f"{_LABELS.get(frontier.by, frontier.by)} that stay")
+        axes.set_xlabel(f"{RESOURCES[frontier.by].title} that stay")
         return values.svg(figure, f"The frontier over {frontier.by}", standalone=standalone)
 
 

@@ -27,7 +27,8 @@ from shaprune.network.discovery.channels.skip_reasons import functional, not_fol
 from shaprune.network.layers.kinds import CHANNEL_KINDS, CONSUMERS, measured
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Member, Role, Skipped
+from shaprune.players.players import Member, Skipped
+from shaprune.players.roles import Role
 
 _NOT_RUN = "it does not run on the first of the example inputs, on which channels are followed"
 _TOGETHER = "all its channels can only leave together"

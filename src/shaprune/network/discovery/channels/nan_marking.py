@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
-from shaprune.network.discovery.error_location import container_of, error_location
 from shaprune.network.discovery.example_pair import example_pair
+from shaprune.network.error_location import container_of, error_location
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.replaced_calls import replace_forwards

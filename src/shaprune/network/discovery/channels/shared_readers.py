@@ -13,7 +13,7 @@ from shaprune.network.discovery.channels.channel_mixing import Position
 from shaprune.network.discovery.channels.nan_marking import Source
 from shaprune.network.layers.kinds import CHANNEL_KINDS, CONSUMERS
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Role
+from shaprune.players.roles import Role
 
 Node = tuple[str, Role, int]  # a layer, its side, and a channel
 STAYS = "all players of {} read it, so that it stays"

@@ -12,7 +12,8 @@ from shaprune.network.layers.kinds import CHANNEL_KINDS, kind_of, widths_of
 from shaprune.network.layers.used_parameters import modules_used
 from shaprune.network.removal.experts import fused_experts
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Role, Skipped
+from shaprune.players.players import Skipped
+from shaprune.players.roles import Role
 
 _LISTED = (nn.RNNBase, nn.MultiheadAttention, ParametrizationList)  # whose own parameters are skipped by other names
 

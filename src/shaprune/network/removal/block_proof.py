@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, main_output, tensors, transform
-from shaprune.network.discovery.error_location import error_location
+from shaprune.network.error_location import error_location
 from shaprune.network.removal.blocks import BlockMask, without
 from shaprune.network.removal.masks import masked
 from shaprune.network.tolerance import relative_difference, tolerance_for
