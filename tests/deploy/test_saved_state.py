@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -248,3 +249,60 @@ def test_a_manifest_of_the_first_schema_is_still_read(tmp_path: Path) -> None:
     first = {key: manifest[key] for key in ("kind", "versions", "shapes", "plan")}
     path.write_text(json.dumps({**first, "schema": 1}))
     assert torch.equal(sp.load(tmp_path / "out", build=Base)(X), small(X))
+
+
+class Counting(nn.Module):
+    """Writes to a buffer as it runs: ``way`` says how."""
+
+    def __init__(self, way: str = "in place") -> None:
+        super().__init__()
+        self.a, self.o, self.way = nn.Linear(4, 8), nn.Linear(8, 3), way
+        self.register_buffer("n", torch.zeros(5000))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.way == "in place":
+            self.n.add_(1)
+        elif self.way == "replaced":
+            self.n = 0.9 * self.n + 0.1
+        else:
+            self.n.data[:2] = 7
+        return self.o(torch.relu(self.a(x)))
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced", "data"])
+def test_buffers_that_forward_writes_to_are_saved_and_loaded_as_they_are(way: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Counting(way).eval(), torch.randn(6, 4)
+    players = sp.find_players(model, x)
+    plan = sp.Plan.from_coalition(players, np.arange(players.n) > 2)
+    small = sp.prune(model, plan, x)
+    for _ in range(3):
+        small(x)
+    before = {name: buffer.clone() for name, buffer in small.named_buffers()}
+    assert before["calls"] == 3
+    sp.save(small, plan, tmp_path / "small")
+    made = sp.load(tmp_path / "small", lambda: Counting(way))
+    for name, buffer in before.items():
+        assert torch.equal(dict(small.named_buffers())[name], buffer)
+        assert torch.equal(dict(made.named_buffers())[name], buffer)
+
+
+def test_a_network_that_writes_to_its_weights_in_forward_is_saved_as_it_is(tmp_path: Path) -> None:
+    class Normed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self[2].weight.mul_(2)
+            return super().forward(x)
+
+    def build() -> nn.Module:
+        return Normed(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    torch.manual_seed(0)
+    small = build()
+    plan = sp.Plan.from_coalition(sp.find_players(nn.Sequential(*small), torch.randn(6, 4)), np.ones(8, dtype=bool))
+    before = small[2].weight.clone()
+    sp.save(small, plan, tmp_path / "small")
+    assert torch.equal(small[2].weight, before)
+    assert torch.equal(sp.load(tmp_path / "small", build)[2].weight, before)

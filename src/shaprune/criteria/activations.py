@@ -5,7 +5,7 @@ All elements that a player owns count alike: its channels, their positions, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shaprune.criteria.gradients import differentiable_worth, differentiate_batches
+from shaprune.errors import InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
 from shaprune.network.game.worths import AnyWorth
@@ -28,24 +29,31 @@ def sensitivities(calibration: Calibration, players: Players, worth: AnyWorth) -
     the consumers' inputs, where that takes it at the output of the layer.
 
     Raises:
-        InputError: the worth has no gradient, or a zero one at the dense network.
+        InputError: the worth has no gradient, or a zero one at the dense network; a group whose consumers do not run.
     """
     input_masks = _recording_masks(players, calibration)
+    read: set[str] = set()
 
     def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
         reads = [
             (input_mask, x) for input_mask in input_masks for x in input_mask.seen if x.requires_grad
         ]  # not those of trial runs
-        gradients = torch.autograd.grad(worths.sum(), [x for _, x in reads], materialize_grads=True)
+        read.update(input_mask.module for input_mask, _ in reads)
+        given = [x for _, x in reads]
+        gradients = torch.autograd.grad(worths.sum(), given, materialize_grads=True) if given else ()
         for input_mask in input_masks:
             input_mask.seen.clear()
         return _mean(
-            [(input_mask, g.abs()) for (input_mask, _), g in zip(reads, gradients, strict=True)], len(worths), players.n
+            [(input_mask, g.abs()) for (input_mask, _), g in zip(reads, gradients, strict=True)],
+            (len(worths), players.n),
+            worths.device,
         )
 
-    return differentiate_batches(
+    found = differentiate_batches(
         calibration, players, input_masks, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
     )
+    _check_read(players, read)
+    return found
 
 
 def nonzero_shares(calibration: Calibration, players: Players) -> NDArray[np.float64]:
@@ -84,6 +92,7 @@ def _mean_over_activations(
     calibration.check_apart("a criterion")
     input_masks = _recording_masks(players, calibration)
     parts = []
+    read: set[str] = set()
     with borrowed(calibration.model), torch.no_grad():
         runner, _ = calibration.runner(input_masks, calibration.question(input_masks))
         batch = FORWARD_BATCH if runner.rows_apart else 1
@@ -92,14 +101,31 @@ def _mean_over_activations(
             for input_mask in input_masks:
                 input_mask.seen.clear()
             runner.run(state, torch.ones(len(rows), players.n, device=rows.device))
-            means = _mean([(e, of(x)) for e in input_masks for x in e.seen], len(rows), players.n)
+            read.update(e.module for e in input_masks if e.seen)
+            means = _mean([(e, of(x)) for e in input_masks for x in e.seen], (len(rows), players.n), rows.device)
             parts.append(means.double().cpu().numpy())
+    _check_read(players, read)
     return np.concatenate(parts)
 
 
-def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], rows: int, n: int) -> Tensor:
-    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player whom nobody reads."""
-    device = reads[0][1].device
+def _check_read(players: Players, read: Collection[str]) -> None:
+    """Refuse groups none of whose consumers is among those that ``read`` something.
+
+    Raises:
+        InputError: naming the group.
+    """
+    for group in players.groups:
+        names = [m.module for m in group.consumers]
+        if not any(name in read for name in names):
+            raise InputError(
+                f"nothing reads the players of {group.name!r} on the data: {', '.join(names)} does not run; add "
+                "examples that take the way through it, or exclude the group"
+            )
+
+
+def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], shape: tuple[int, int], device: torch.device) -> Tensor:
+    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player that these rows do not read."""
+    rows, n = shape
     sums, counts = torch.zeros(rows, n + 1, device=device), torch.zeros(n + 1, device=device)
     for input_mask, x in reads:
         channels = x.movedim(-1 if input_mask.last else 1, -1).reshape(

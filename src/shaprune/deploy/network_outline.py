@@ -6,7 +6,6 @@ without running them, from what torch.fx makes of the code, and from the attribu
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import fx, nn
 
 from shaprune.network.forward.fx_tracing import graph_of
-from shaprune.network.model_turns import turn
+from shaprune.network.shared_weights import NoWrites, sharing
 
 NOT_SETTINGS = ("training", "name_or_path", "gradient_checkpointing")  # how it is used, or where it came from
 
@@ -98,10 +97,9 @@ def _told(value: Any) -> str | None:
 def _steps(model: nn.Module) -> tuple[str, ...] | None:
     """The operations of `forward`, each with its operands; the model is left as it is."""
     try:
-        memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        with turn(model):
-            private = copy.deepcopy(model, memo).eval()
-        graph = graph_of(private)
+        private = sharing(model).eval()  # what the code writes to its buffers is computed in earnest, also here
+        with NoWrites(private):
+            graph = graph_of(private)
     except Exception:  # what a user's code makes of a proxy
         return None
     numbers = {node: f"%{number}" for number, node in enumerate(graph.nodes)}

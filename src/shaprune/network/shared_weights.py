@@ -26,7 +26,7 @@ def private(model: nn.Module, inputs: Inputs) -> nn.Module:
     """
     other = sharing(model).eval()
     try:
-        with torch.no_grad(), _NoWrites(other):
+        with torch.no_grad(), NoWrites(other):
             call(other, transform(inputs, torch.clone))
     except _Writes:
         return copied(model)
@@ -74,8 +74,8 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     return other
 
 
-class _NoWrites(TorchDispatchMode):
-    """Stops an operation before it writes to the memory of a parameter."""
+class NoWrites(TorchDispatchMode):
+    """A context that stops operations, by an exception, before they write to the memory of a parameter of ``model``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

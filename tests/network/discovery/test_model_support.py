@@ -372,6 +372,7 @@ HARMLESS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:layers that do not run")
 @pytest.mark.parametrize("name", HARMLESS)
 def test_questions_that_values_do_not_answer_are_allowed(name: str) -> None:
     players = sp.find_players(Asking(HARMLESS[name]).eval(), torch.randn(2, 4))
@@ -458,7 +459,7 @@ IN_PLACE: dict[type[Images], tuple[dict[str, int], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("kind", IN_PLACE)
-@pytest.mark.filterwarnings("ignore:the whole model is run")
+@pytest.mark.filterwarnings("ignore:the whole model is run", "ignore:layers that do not run")
 def test_operations_in_place_are_right_or_refused(kind: type[Images]) -> None:
     """Players are who can leave; the game's worths, also of walks and asked twice, are those of the smaller network."""
     model, inputs, targets = kind().eval(), images(3), torch.tensor([0, 1, 2])

@@ -168,12 +168,11 @@ def _is_known(number: _Number, candidate: Candidate) -> bool:
 
 def _matters(copy: nn.Module, inputs: Inputs, number: _Number) -> bool:
     """Whether the dense network breaks, or gives something else, with another number."""
-    pair = transform(inputs, lambda t: t[:2].clone() if t.ndim else t.clone())
     with torch.no_grad():
-        before = tensors(call(copy, transform(pair, torch.clone)))
+        before = tensors(call(copy, transform(inputs, torch.clone)))
         try:
             with number.changed():
-                after = tensors(call(copy, pair))
+                after = tensors(call(copy, transform(inputs, torch.clone)))
         except Exception:
             return True
     return len(before) != len(after) or not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

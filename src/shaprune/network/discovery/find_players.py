@@ -14,6 +14,8 @@ from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.borrow import borrowed, preserve_globals
 from shaprune.network.discovery.attribute_counts import numbered
 from shaprune.network.discovery.channels.coupling import find_candidates
+from shaprune.network.discovery.channels.unseen_readers import split_by_unseen, unseen_readers, unseen_warning
+from shaprune.network.discovery.few_examples import few_examples
 from shaprune.network.discovery.input_checks import check_example_inputs
 from shaprune.network.discovery.model_support import check_model
 from shaprune.network.discovery.named_units import named_units, unite
@@ -46,7 +48,8 @@ def find_players(
     """Find every group of players that can leave, and list what cannot, with the reason.
 
     Every group is verified on the example inputs: two random coalitions are masked and removed, and the outputs must
-    agree; a group where they do not is skipped with the reason. Units are one of
+    agree; a group where they do not is skipped with the reason. Channels are followed on as few of the examples as run
+    every layer that all of them run: give some that take every way through the network. Units are one of
 
     - coupled channels, one name or several: ``"channel"``, the smallest sets of channels that can leave, of whatever
       layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``: hidden neurons
@@ -74,6 +77,9 @@ def find_players(
         InputError: inputs that the model does not take, a model that is not deterministic in eval mode, an unknown unit
             or units that do not go together, a filter that matches nothing, too many weights, a named unit that cannot
             leave, or no prunable group at all (the reasons are in the message).
+
+    Warns:
+        ShapruneWarning: layers that do not run on the example inputs may read players; labels among the inputs.
     """
     units = "channel" if isinstance(unit, Mapping) else unit
     special = special_unit(units)
@@ -90,8 +96,9 @@ def find_players(
     inputs = copied_inputs(inputs)  # a model may write to what it is given
     with preserve_globals(), borrowed(private(model, inputs)) as copy:
         check_example_inputs(copy, inputs)
+        few = few_examples(copy, inputs)
         if kind is None:
-            found, skipped, layers = find_candidates(copy, inputs, max_seconds=max_seconds, max_memory=max_memory)
+            found, skipped, layers = find_candidates(copy, inputs, few, max_seconds=max_seconds, max_memory=max_memory)
             costs = _model_cost(copy, inputs, layers)
         else:
             ran = measure_layers(copy, inputs)
@@ -100,15 +107,18 @@ def find_players(
         chosen, left_out = _choose(copy, found, _filters(include), _filters(exclude))
         left_out += [(c, f"it is no {unit!r}") for c in chosen if not is_wanted(c.members, layers)]
         chosen = [c for c in chosen if is_wanted(c.members, layers)]
+        unseen = unseen_readers(copy, inputs, layers) if kind is None else {}
+        chosen, not_seen = split_by_unseen(copy, unseen, chosen, layers)
+        left_out += not_seen
         if kind is not None:
             chosen, not_settled = kind.settle(copy, inputs, chosen, layers, include is not None)
             left_out += not_settled
-        accepted, refused = verify_candidates(copy, inputs, chosen, layers, costs)
-        found_numbers, refused = numbered(copy, inputs, refused, layers, costs) if kind is None else ({}, refused)
+        accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
+        found_numbers, refused = numbered(copy, few, refused, layers, costs) if kind is None else ({}, refused)
         if found_numbers:
             layers |= found_numbers
             named = dict(refused)
-            accepted, refused = verify_candidates(copy, inputs, [c for c in chosen if c not in named], layers, costs)
+            accepted, refused = verify_candidates(copy, few, [c for c in chosen if c not in named], layers, costs)
             refused += named.items()
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind is not None and kind.one_group:
@@ -125,9 +135,12 @@ def find_players(
             players = replace(players, groups=(unite(players, kind.one_group, each),))
         if isinstance(unit, Mapping):
             players = named_units(players, unit)
-            why = disagreement(copy, inputs, players)
+            why = disagreement(copy, few, players)
             if why is not None:
                 raise InputError(f"the named units cannot leave: {why}; name other players")
+        risk = unseen_warning(copy, unseen, layers, accepted)
+        if risk is not None:
+            warnings.warn(risk, ShapruneWarning, stacklevel=2)
         return replace(players, config=hf_fields_of(copy, players))
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, tensors, transform
-from shaprune.network.discovery.example_pair import example_pair
 from shaprune.network.discovery.unit_filters import are_heads
 from shaprune.network.error_location import error_location
 from shaprune.network.removal.mask_sites import mask_sites
@@ -166,15 +165,14 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     model's own precision, where rounding cannot hide an operation that mixes channels only a little.
     """
     coalitions = _drawn(players, np.random.default_rng(0))
-    pair = example_pair(copy, inputs)
     wider, limit = _precision(copy)
     dtype: torch.dtype | None = wider
-    precise = transform(pair, lambda t: in_type(t, wider))
+    precise = transform(inputs, lambda t: in_type(t, wider))
     try:
         by_mask = _by_mask(copy, precise, players, coalitions, dtype)
         if by_mask is None:  # a model that insists on its own precision is compared in that
-            dtype, limit, precise = None, 1e-5, pair
-            by_mask = _by_mask(copy, pair, players, coalitions, None)
+            dtype, limit, precise = None, 1e-5, inputs
+            by_mask = _by_mask(copy, inputs, players, coalitions, None)
             assert by_mask is not None
         for kept, masks in zip(coalitions, by_mask, strict=True):
             reason = _difference(masks, _by_removal(copy, precise, players, kept, dtype), limit)

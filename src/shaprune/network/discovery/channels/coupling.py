@@ -38,13 +38,14 @@ _SIDES: tuple[Role, ...] = ("in", "both")
 
 
 def find_candidates(
-    copy: nn.Module, inputs: Inputs, *, max_seconds: float, max_memory: int
+    copy: nn.Module, inputs: Inputs, few: Inputs, *, max_seconds: float, max_memory: int
 ) -> tuple[list[Candidate], list[Skipped], dict[str, Layer]]:
     """Find coupled groups in a private copy of a model.
 
     Args:
         copy: a private copy, in eval mode.
         inputs: example inputs for one forward pass.
+        few: those on which channels are followed, see `few_examples`.
         max_seconds, max_memory: bounds, in bytes for the activations.
 
     Returns:
@@ -55,7 +56,7 @@ def find_candidates(
         InputError: the bounds are passed.
     """
     ran, odd = measured(copy, inputs)
-    marking, links = _followed(copy, inputs, ran, max_seconds, max_memory)
+    marking, links = _followed(copy, few, ran, max_seconds, max_memory)
     layers = marking.layers | _parameters(copy, marking.sources)
     sets = _coupled(copy, marking.sources, links, layers)
     groups = list(_groups(sets, list(layers)))

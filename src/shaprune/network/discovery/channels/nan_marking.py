@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
-from shaprune.network.discovery.example_pair import example_pair
 from shaprune.network.error_location import container_of, error_location
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of
 from shaprune.network.layers.layer_inputs import input_of
@@ -65,7 +64,7 @@ class Marking:
 
     Args:
         copy: a private copy in eval mode; between runs it is as it was.
-        inputs: example inputs, of which two are run.
+        inputs: few example inputs.
         layers: the layers that run, by name.
         max_seconds: when to give up.
         max_memory: bytes that the clean outputs may take.
@@ -90,7 +89,7 @@ class Marking:
         whole: Sequence[str] = (),
     ) -> None:
         self.model, self.max_seconds, self.started = copy, max_seconds, time.monotonic()
-        self.inputs, self.whole = example_pair(copy, inputs), tuple(whole)
+        self.inputs, self.whole = inputs, tuple(whole)
         layers = self.layers = {name: layer for name, layer in layers.items() if self.inside(name) is None}
         self.readers = {name: copy.get_submodule(name) for name, x in layers.items() if x.kind != "embedding"}
         self._silent = {name: np.zeros(layers[name].n_in, dtype=bool) for name in self.readers}  # of experts, say
@@ -230,7 +229,7 @@ class Marking:
                 call(self.model, transform(self.inputs, torch.clone))
         except MemoryError as error:
             raise InputError(
-                f"the activations of this model take more than {max_memory:,} bytes for two examples; give smaller "
+                f"the activations of this model take more than {max_memory:,} bytes; give smaller "
                 "example_inputs, or raise max_memory"
             ) from error
         finally:

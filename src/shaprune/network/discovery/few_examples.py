@@ -1,0 +1,54 @@
+"""Few examples to find players on: two are enough where these run every layer that all of the examples run."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.layers.kinds import kind_of
+
+
+def few_examples(copy: nn.Module, inputs: Inputs) -> Inputs:
+    """Return the first two examples, or twice as many until every layer runs that runs on all of them.
+
+    At least two, because an axis of one would let a tensor of one channel, or of one row, pass for any other: a single
+    example is taken twice. ``inputs`` come back as they are where parts of them cannot be run.
+    """
+    every, most = _called(copy, inputs), max((len(t) for t in tensors(inputs) if t.ndim), default=0)
+    size = 2
+    while size < 2 * most:
+        few = transform(inputs, partial(_first, size=size))
+        try:
+            if every <= _called(copy, few):
+                return few
+        except Exception:  # the first axis of some input is no batch, or the network's code counts on a size
+            return inputs
+        size *= 2
+    return inputs
+
+
+def _first(tensor: Tensor, size: int) -> Tensor:
+    if not tensor.ndim:
+        return tensor
+    return tensor.expand(size, *tensor.shape[1:]) if len(tensor) == 1 else tensor[:size]
+
+
+def _called(copy: nn.Module, inputs: Inputs) -> set[nn.Module]:
+    """The layers that a run on ``inputs`` calls."""
+    called: set[nn.Module] = set()
+
+    def hook(module: nn.Module, args: Any) -> None:
+        called.add(module)
+
+    handles = [m.register_forward_pre_hook(hook) for m in copy.modules() if kind_of(m) is not None]
+    try:
+        with torch.no_grad():
+            call(copy, transform(inputs, torch.clone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
