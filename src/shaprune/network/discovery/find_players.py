@@ -15,6 +15,7 @@ from shaprune.network.borrow import borrowed, preserve_globals
 from shaprune.network.discovery.attribute_counts import numbered
 from shaprune.network.discovery.channels.coupling import find_candidates
 from shaprune.network.discovery.channels.unseen_readers import split_by_unseen, unseen_readers, unseen_warning
+from shaprune.network.discovery.copy_check import check_copy
 from shaprune.network.discovery.few_examples import few_examples
 from shaprune.network.discovery.input_checks import check_example_inputs
 from shaprune.network.discovery.model_support import check_model
@@ -74,9 +75,10 @@ def find_players(
         max_seconds, max_memory: bounds of following channels through the network; bytes for its activations.
 
     Raises:
-        InputError: inputs that the model does not take, a model that is not deterministic in eval mode, an unknown unit
-            or units that do not go together, a filter that matches nothing, too many weights, a named unit that cannot
-            leave, or no prunable group at all (the reasons are in the message).
+        InputError: inputs that the model does not take, a model that is not deterministic in eval mode or whose copies
+            run the original's layers, an unknown unit or units that do not go together, a filter that matches nothing,
+            too many weights, a named unit that cannot leave, or no prunable group at all (the reasons are in the
+            message).
 
     Warns:
         ShapruneWarning: layers that do not run on the example inputs may read players; labels among the inputs.
@@ -97,6 +99,7 @@ def find_players(
     with preserve_globals(), borrowed(private(model, inputs)) as copy:
         check_example_inputs(copy, inputs)
         few = few_examples(copy, inputs)
+        check_copy(model, copy, few)
         if kind is None:
             found, skipped, layers = find_candidates(copy, inputs, few, max_seconds=max_seconds, max_memory=max_memory)
             costs = _model_cost(copy, inputs, layers)

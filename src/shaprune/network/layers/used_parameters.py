@@ -45,13 +45,19 @@ def _is_question(func: Any) -> bool:
     return name in _QUESTIONS or name.startswith("new_")
 
 
-def modules_used(model: nn.Module, inputs: Inputs) -> set[str]:
-    """Names of the modules of which a run uses a parameter of their own."""
+def parameters_used(model: nn.Module, inputs: Inputs) -> set[int]:
+    """Ids of the parameters, of whatever model, that a run computes with."""
     seen = _Seen()
     with torch.no_grad(), seen:
         call(model, transform(inputs, torch.clone))
+    return seen.ids
+
+
+def modules_used(model: nn.Module, inputs: Inputs) -> set[str]:
+    """Names of the modules of which a run uses a parameter of their own."""
+    used = parameters_used(model, inputs)
     return {
         name
         for name, module in model.named_modules()
-        if any(id(parameter) in seen.ids for parameter in module.parameters(recurse=False))
+        if any(id(parameter) in used for parameter in module.parameters(recurse=False))
     }
