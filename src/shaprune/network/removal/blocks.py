@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import kind_of, stored_tensors
 from shaprune.network.removal.masks import MaskSite, each_row
@@ -234,13 +235,8 @@ def _observe_calls(copy: nn.Module, inputs: Inputs, parts: Sequence[nn.Module]) 
         passes = tuple(given.get(id(value)) for value in (several or ())[1:])
         calls[module].append(_Call(reason, None if several is None else len(several), passes))
 
-    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in parts]
-    try:
-        with torch.no_grad():
-            call(copy, transform(inputs, torch.clone))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(part.register_forward_hook(hook, with_kwargs=True) for part in parts), torch.no_grad():
+        call(copy, transform(inputs, torch.clone))
     return calls
 
 
