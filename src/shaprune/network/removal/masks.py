@@ -109,6 +109,11 @@ def consumer_input_masks(players: Players, groups: Sequence[Group], device: torc
         InputError: players that are no channels.
     """
     check_channels(groups, "a mask at the inputs of layers")
+    return reader_masks(players, groups, device)
+
+
+def reader_masks(players: Players, groups: Sequence[Group], device: torch.device) -> list[ConsumerInputMask]:
+    """The input masks of all members that read channels of players, of any kind."""
     n = sum(len(g) for g in groups)
     owners: dict[str, NDArray[np.int64]] = {}
     offset = 0
