@@ -11,7 +11,7 @@ import numpy as np
 from shaprune.errors import BudgetError, InputError, check_choice
 from shaprune.planning.budget import Budget
 from shaprune.planning.plan import Plan
-from shaprune.planning.resources import RESOURCES, costs
+from shaprune.planning.resources import RESOURCES, dense_costs
 
 Planner = Callable[[Budget], Plan]
 SCHEMA = 1
@@ -35,7 +35,7 @@ class FrontierPoint:
     @property
     def shares(self) -> dict[str, float]:
         """The share of each resource that stays."""
-        dense = costs(self.plan.players, np.ones(self.plan.players.n, dtype=bool))
+        dense = dense_costs(self.plan.players)
         return {name: cost / dense[name] if dense[name] else 1.0 for name, cost in self.plan.cost.items()}
 
 
