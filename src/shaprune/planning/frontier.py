@@ -58,7 +58,10 @@ class Frontier:
         rows = []
         for point in self.points:
             shares = point.shares
-            row = [f"{point.size:.3g}", *(f"{cost:,.0f} ({shares[n]:.1%})" for n, cost in point.plan.cost.items())]
+            row = [
+                f"{point.size:.3g}",
+                *(f"{RESOURCES[n].shown(c)} ({shares[n]:.1%})" for n, c in point.plan.cost.items()),
+            ]
             rows.append(row + ([f"{point.quality:.4f}"] if point.quality is not None else []))
         wide = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in (head, *rows))

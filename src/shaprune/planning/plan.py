@@ -293,10 +293,13 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
         ),
     )
     if limits and all(dense[name] <= limit for name, limit in limits.items()):
-        met = ", ".join(f"{name}: {dense[name]:,.0f} <= {limit:,.0f}" for name, limit in limits.items())
+        met = ", ".join(
+            f"{name}: {RESOURCES[name].shown(dense[name])} <= {RESOURCES[name].shown(limit)}"
+            for name, limit in limits.items()
+        )
         raise InputError(f"the dense network already meets the budget ({met}); nothing would be removed, lower it")
     misses = [
-        f"{name} <= {limit:,.0f} (the smallest reachable is {least[name]:,.0f}, "
+        f"{name} <= {RESOURCES[name].shown(limit)} (the smallest reachable is {RESOURCES[name].shown(least[name])}, "
         f"{least[name] / dense[name]:.4f} of the dense network)"
         for name, limit in limits.items()
         if least[name] > limit
