@@ -29,13 +29,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from ancona_protocols import cut_backwards, few_per_class, mean_increase
 from common import CACHE, DATA, mnist, trained, write
 from torch import manual_seed, nn
 
 import shaprune as sp
 from shaprune.builtin.datasets import Dataset, load_dataset
 from shaprune.builtin.models import build_model
-from shaprune.experiments.protocols import cut_backwards, few_per_class, mean_increase
 from shaprune.experiments.removal_curves import quality, removal_curves
 from shaprune.network.forward.calibration import Calibration
 from shaprune.recovery.training import fit

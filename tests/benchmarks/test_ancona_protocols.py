@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from ancona_protocols import cut_backwards, few_per_class, mean_increase
 from torch import nn
 
 import shaprune as sp
 from shaprune.builtin.models import build_model
 from shaprune.builtin.splits import Split
 from shaprune.errors import InputError
-from shaprune.experiments.protocols import cut_backwards, few_per_class, mean_increase
 from shaprune.experiments.removal_curves import Curve
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,6 @@ from shaprune.experiments.removal_curves import (
     curve_of,
     mean_and_reach,
     quality,
-    removal_curve,
     removal_curves,
 )
 from shaprune.network.forward.calibration import Calibration
@@ -44,6 +44,10 @@ from shaprune.values.estimate import METHODS
 from shaprune.values.rescoring import MODES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def removal_curve(model: nn.Module, players: sp.Players, order: Any, data: Any, **options: Any) -> Curve:
+    return removal_curves(model, players, np.asarray(order)[None], data, **options)[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 import shaprune as sp
 from shaprune.builtin.models import MODELS
 from shaprune.cli.app import app
+from shaprune.cli.options.parse import budget_of
 from shaprune.deploy.measure import Latency, size_bytes
 from shaprune.network.layers.kinds import kind_of
 from shaprune.pipeline import search
 from shaprune.pipeline.rounds import round_budget
+from shaprune.pipeline.run_config import RunConfig
 from shaprune.planning.budget import MEASURED_RESOURCES
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, costs
@@ -151,6 +153,16 @@ def test_the_weights_of_energy_are_the_users(tmp_path: Path) -> None:
         == sp.plan(players, scores, sp.Budget(energy=0.6)).kept
     ).all()
     assert players.weights == {}
+
+
+def test_weights_of_energy_come_through_every_door() -> None:
+    own = sp.Budget(energy="0.5:1,2,3")
+    assert own.limits == {"energy": 0.5}
+    assert own.weights == {"energy": (1.0, 2.0, 3.0)}
+    assert budget_of(["energy=0.5:1,2,3"]) == own
+    assert budget_of(["energy=0.5"]) == sp.Budget(energy=0.5)
+    config = {"model": "lenet5", "data": "digits", "budget": {"energy": "0.5:1,2,3"}}
+    assert RunConfig(**config).budget_limits() == own
 
 
 def test_players_of_an_older_version_have_no_bytes_and_say_so() -> None:
@@ -467,6 +479,13 @@ def test_a_sweep_prints_and_draws_the_frontier(scored: tuple[Path, list[str]], t
     assert all(row["shares"]["macs"] <= row["asked"] for row in rows[:10])
     assert f"{rows[0]['cost']['bytes']:,.0f}" in shown
     assert (tmp_path / "sweep" / "frontier.svg").read_text().startswith("<svg xmlns")
+    run("plan", folder / "values.json", "--sweep", "energy", "--out", tmp_path / "energy")
+    rows = json.loads((tmp_path / "energy" / "frontier.json").read_text())["points"]
+    assert all(row["shares"]["energy"] <= row["asked"] for row in rows[:10])
+    run("plan", folder / "values.json", "--budget", "energy=0.5:1,2,3", "--out", tmp_path / "own")
+    made = Plan.load(tmp_path / "own" / "plan.json")
+    weighed = sum(w * made.cost[part] for w, part in zip((1, 2, 3), ("macs", "bytes", "activations"), strict=True))
+    assert made.cost["energy"] == pytest.approx(weighed)
     both = ["--sweep", "macs", "--budget", "macs=0.5"]
     assert "--budget" in run("plan", folder / "values.json", *both, "--out", tmp_path / "x", code=2).stderr
 

@@ -21,6 +21,7 @@ from shaprune.errors import InputError
 from shaprune.network.batches import Inputs
 from shaprune.network.borrow import borrowed
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.normal_equations import (
     NormalEquations,
@@ -203,15 +204,11 @@ def _collected(calibration: Calibration, names: Sequence[str]) -> dict[str, Norm
 
         return hook
 
-    with borrowed(calibration.model), torch.no_grad():
-        handles = [layers[name].register_forward_hook(hook_of(name), with_kwargs=True) for name in names]
-        try:
-            for rows in torch.arange(calibration.n_examples).split(FORWARD_BATCH):
-                inputs = calibration.rows(rows)
-                calibration.forward(calibration.model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+    hooks = (layers[name].register_forward_hook(hook_of(name), with_kwargs=True) for name in names)
+    with borrowed(calibration.model), torch.no_grad(), hooked(hooks):
+        for rows in torch.arange(calibration.n_examples).split(FORWARD_BATCH):
+            inputs = calibration.rows(rows)
+            calibration.forward(calibration.model, inputs)
     return found
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from shaprune.network.batches import Inputs, run
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.hooks import hooked
 
 KERNEL_WIDTH_MULTIPLE = 8  # the widths that kernels of CPUs (oneDNN) and GPUs (tensor cores) are written for
 _LAYERS: tuple[type[nn.Module], ...] = (
@@ -45,19 +46,14 @@ def layer_times(model: nn.Module, example_inputs: Inputs, *, rounds: int = 5) ->
     def after(module: nn.Module, args: Any, output: Any) -> None:
         spent[layers[module]] = spent.get(layers[module], 0.0) + now() - started[module]
 
-    with borrowed(model), torch.no_grad():
-        handles = [m.register_forward_pre_hook(before) for m in layers]
-        handles += [m.register_forward_hook(after) for m in layers]
-        try:
-            for round_ in range(-1, rounds):  # round -1 warms up
-                spent.clear()
-                run(model, example_inputs, device=device)
-                if round_ >= 0:
-                    for name, seconds in spent.items():
-                        found[name].append(1e3 * seconds)
-        finally:
-            for handle in handles:
-                handle.remove()
+    hooks = (hook for m in layers for hook in (m.register_forward_pre_hook(before), m.register_forward_hook(after)))
+    with borrowed(model), torch.no_grad(), hooked(hooks):
+        for round_ in range(-1, rounds):  # round -1 warms up
+            spent.clear()
+            run(model, example_inputs, device=device)
+            if round_ >= 0:
+                for name, seconds in spent.items():
+                    found[name].append(1e3 * seconds)
     return {name: float(np.median(times)) for name, times in found.items() if times}
 
 

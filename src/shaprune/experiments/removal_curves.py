@@ -94,19 +94,6 @@ class Curve:
         }
 
 
-def removal_curve(
-    model: nn.Module,
-    players: Players,
-    order: ArrayLike,
-    data: Split | Calibration,
-    *,
-    group: str | Sequence[str] | None = None,
-    points: Sequence[int] | None = None,
-) -> Curve:
-    """The curve of one order, see `removal_curves`."""
-    return removal_curves(model, players, np.asarray(order)[None], data, group=group, points=points)[0]
-
-
 def removal_curves(
     model: nn.Module,
     players: Players,

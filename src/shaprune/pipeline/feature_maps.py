@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from shaprune.errors import InputError, nearest
 from shaprune.network.batches import main_output, run
 from shaprune.network.borrow import borrowed, device_of
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import Arguments, input_of, with_input
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
@@ -174,10 +175,8 @@ def _layer_hook(model: nn.Module, name: str, keep: Any, *, before: bool) -> Iter
         if before
         else layer.register_forward_hook(lambda module, args, output: keep(output))
     )
-    try:
+    with hooked([handle]):
         yield
-    finally:
-        handle.remove()
 
 
 def _maps_by_group(
@@ -268,19 +267,15 @@ def _least_and_most_valuable(
 def _last_convolution(model: nn.Module, images: Tensor) -> str:
     """The last convolution, in order of execution, whose output has more than one place."""
     ran: list[str] = []
-    handles = [
+    hooks = (
         module.register_forward_hook(
             lambda _, __, output, name=name: ran.append(name) if output.shape[2:].numel() > 1 else None
         )
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
-    ]
-    try:
-        with torch.no_grad():
-            run(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with hooked(hooks), torch.no_grad():
+        run(model, images)
     if not ran:
         raise InputError("no convolution gives out maps; name the layer for Grad-CAM: layer=...")
     return ran[-1]

@@ -16,7 +16,7 @@ from shaprune.network.game.worths import AnyWorth, resolve_worth
 from shaprune.pipeline.prune import prune
 from shaprune.planning.budget import Budget
 from shaprune.planning.plan import Plan
-from shaprune.planning.resources import costs
+from shaprune.planning.resources import dense_costs
 from shaprune.planning.scores import Scores
 from shaprune.players.players import Players, check_channels
 from shaprune.players.subset import Kept, remaining_players
@@ -59,7 +59,7 @@ def round_budget(budget: Budget, players: Players, done: int, rounds: int, sched
         raise InputError(f"{' and '.join(budget.measured)} cannot be approached in rounds; use rounds=1")
     if done == rounds:
         return budget
-    dense = costs(budget.weigh(players), np.ones(players.n, dtype=bool))
+    dense = dense_costs(budget.weigh(players))
     limits: dict[str, float] = {}
     for name, limit in budget.absolute(players).items():
         share = limit / dense[name]

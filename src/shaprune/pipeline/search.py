@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,7 +28,7 @@ from shaprune.pipeline.prune import prune
 from shaprune.planning.budget import Budget
 from shaprune.planning.frontier import Planner, smallest_plan, with_limit
 from shaprune.planning.plan import Plan
-from shaprune.planning.resources import RESOURCES, costs
+from shaprune.planning.resources import RESOURCES, dense_costs
 
 Quality = Callable[[nn.Module], float]
 RecoverPlan = Callable[[nn.Module, Plan], nn.Module]
@@ -177,7 +176,7 @@ class _Bisection:
         self.quality, self.mend, self.by = quality, mend, by
         self.tolerance, self.rounds, self.largest = tolerance, rounds, largest
         self.smallest = self._smallest()
-        dense = costs(self.smallest.players, np.ones(self.smallest.players.n, dtype=bool))
+        dense = dense_costs(self.smallest.players)
         self.dense = dense[by]
         self.trials: dict[bytes, Trial] = {}
         self.floor, self.dense_quality = self._floor()

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
 from shaprune.errors import InputError
-from shaprune.planning.resources import RESOURCES, Resource, costs
+from shaprune.planning.resources import RESOURCES, Resource, dense_costs
 from shaprune.players.players import Players
 
 MEASURED_RESOURCES = ("latency", "floor", "drop")
@@ -137,7 +135,7 @@ class Budget:
         Raises:
             InputError: bytes or activations of players that an older version saved.
         """
-        dense = costs(self.weigh(players), np.ones(players.n, dtype=bool))
+        dense = dense_costs(self.weigh(players))
         for name in self.limits:
             if name not in dense:
                 raise InputError(f"these players do not say what {name} they cost; find and score the players again")

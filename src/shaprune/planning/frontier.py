@@ -11,7 +11,7 @@ import numpy as np
 from shaprune.errors import BudgetError, InputError, check_choice
 from shaprune.planning.budget import Budget
 from shaprune.planning.plan import Plan
-from shaprune.planning.resources import RESOURCES, costs
+from shaprune.planning.resources import RESOURCES, dense_costs
 
 Planner = Callable[[Budget], Plan]
 SCHEMA = 1
@@ -35,7 +35,7 @@ class FrontierPoint:
     @property
     def shares(self) -> dict[str, float]:
         """The share of each resource that stays."""
-        dense = costs(self.plan.players, np.ones(self.plan.players.n, dtype=bool))
+        dense = dense_costs(self.plan.players)
         return {name: cost / dense[name] if dense[name] else 1.0 for name, cost in self.plan.cost.items()}
 
 
@@ -58,7 +58,10 @@ class Frontier:
         rows = []
         for point in self.points:
             shares = point.shares
-            row = [f"{point.size:.3g}", *(f"{cost:,.0f} ({shares[n]:.1%})" for n, cost in point.plan.cost.items())]
+            row = [
+                f"{point.size:.3g}",
+                *(f"{RESOURCES[n].shown(c)} ({shares[n]:.1%})" for n, c in point.plan.cost.items()),
+            ]
             rows.append(row + ([f"{point.quality:.4f}"] if point.quality is not None else []))
         wide = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in (head, *rows))

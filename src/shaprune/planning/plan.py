@@ -23,7 +23,7 @@ from shaprune.planning.budget import Budget
 from shaprune.planning.curve_allocation import allocate_by_curves
 from shaprune.planning.limits import Limits
 from shaprune.planning.removal_sequences import RemovalStep, removal_sequences
-from shaprune.planning.resources import RESOURCES, costs, meets_limits
+from shaprune.planning.resources import RESOURCES, costs, dense_costs, meets_limits
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.players.players import Players
 from shaprune.players.subset import Kept
@@ -102,7 +102,7 @@ class Plan:
         for g in groups:
             stays = int(self.kept[g.indices].sum())
             lines.append(f"{g.name.ljust(wide)}  {len(g):7d}  {stays:5d}  {len(g) - stays:7d}")
-        dense = costs(self.players, np.ones(self.players.n, dtype=bool))
+        dense = dense_costs(self.players)
         for name, left in self.cost.items():
             shown = RESOURCES[name].shown
             limit = f" (budget {shown(self.budget[name])})" if name in self.budget else ""
@@ -285,7 +285,7 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
     """
     players = budget.weigh(players)
     limits = budget.absolute(players)
-    dense = costs(players, np.ones(players.n, dtype=bool))
+    dense = dense_costs(players)
     least = costs(
         players,
         smallest_coalition(
@@ -293,10 +293,13 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
         ),
     )
     if limits and all(dense[name] <= limit for name, limit in limits.items()):
-        met = ", ".join(f"{name}: {dense[name]:,.0f} <= {limit:,.0f}" for name, limit in limits.items())
+        met = ", ".join(
+            f"{name}: {RESOURCES[name].shown(dense[name])} <= {RESOURCES[name].shown(limit)}"
+            for name, limit in limits.items()
+        )
         raise InputError(f"the dense network already meets the budget ({met}); nothing would be removed, lower it")
     misses = [
-        f"{name} <= {limit:,.0f} (the smallest reachable is {least[name]:,.0f}, "
+        f"{name} <= {RESOURCES[name].shown(limit)} (the smallest reachable is {RESOURCES[name].shown(least[name])}, "
         f"{least[name] / dense[name]:.4f} of the dense network)"
         for name, limit in limits.items()
         if least[name] > limit

@@ -64,7 +64,7 @@ def _joint_sequences(players: Players, found: Sequence[list[RemovalStep]]) -> li
 
 def _channels_taken(players: Players, group: Group) -> dict[str, NDArray[np.int64]]:
     """The layers whose filters (or lists whose experts) a group takes, and how many each of its players owns there."""
-    made = [m for m in group.members if m.part.made or players.layers[m.module].kind == "depthwise"]
+    made = [m for m in group.members if m.makes(players.layers[m.module])]
     return {member.module: member.widths for member in made}
 
 

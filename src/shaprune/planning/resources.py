@@ -107,6 +107,11 @@ def costs(players: Players, kept: Kept) -> dict[str, float]:
     return tabulate(players, known_resources(players), of_layers, float(kept.sum()))
 
 
+def dense_costs(players: Players) -> dict[str, float]:
+    """What the dense network costs, by resource; without those that are unknown."""
+    return costs(players, np.ones(players.n, dtype=bool))
+
+
 def costs_per_player(players: Players, name: str) -> NDArray[np.float64]:
     """(n,) what each player alone costs of a resource."""
     check_choice("resource", name, RESOURCES)

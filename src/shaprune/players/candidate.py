@@ -25,5 +25,5 @@ class Candidate:
 
     def skipped(self, layers: dict[str, Layer], reason: str) -> list[Skipped]:
         """What stays when the group is no group of players."""
-        made = [m for m in self.members if m.part.made or layers[m.module].kind == "depthwise"]
+        made = [m for m in self.members if m.makes(layers[m.module])]
         return [Skipped(m.module, int(m.widths.sum()), reason) for m in made]

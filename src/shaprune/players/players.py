@@ -40,6 +40,10 @@ class Member:
     role: Role
     channels: tuple[tuple[int, ...], ...]
 
+    def makes(self, layer: Layer) -> bool:
+        """Whether what it owns is made here: filters, also of a depthwise convolution, or experts."""
+        return self.part.made or layer.kind == "depthwise"
+
     @property
     def part(self) -> Part:
         """What a player owns here."""

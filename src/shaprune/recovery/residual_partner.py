@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
@@ -77,14 +79,8 @@ def record_calls(layer: nn.Module, run: Callable[[], Any], n_calls: int | None =
         n_calls: how often the layer is called; None = unknown, the model is run to its end.
     """
     seen = _Calls(n_calls)
-    handle = layer.register_forward_hook(seen.hook, with_kwargs=True)
-    try:
-        with seen:
-            run()
-    except _AllSeenError:
-        pass
-    finally:
-        handle.remove()
+    with suppress(_AllSeenError), hooked([layer.register_forward_hook(seen.hook, with_kwargs=True)]), seen:
+        run()
     if len(seen.calls) > 1:
         seen.calls[0].added = None
     return seen.calls
@@ -97,10 +93,6 @@ def count_calls(model: nn.Module, names: Iterable[str], run: Callable[[], Any]) 
     def counter(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, args, output: counts.update([name])
 
-    handles = [model.get_submodule(name).register_forward_hook(counter(name)) for name in names]
-    try:
+    with hooked(model.get_submodule(name).register_forward_hook(counter(name)) for name in names):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return counts

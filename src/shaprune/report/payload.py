@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shaprune.errors import InputError
 from shaprune.planning.budget_path import BudgetPath, budget_path, costs_along_path
 from shaprune.planning.plan import Plan
-from shaprune.planning.resources import costs
+from shaprune.planning.resources import dense_costs
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.report.content import Content, Evidence
 
@@ -47,7 +47,7 @@ def payload(content: Content, evidence: Evidence) -> dict[str, Any]:
         "high": _shown(intervals[:, 1]),
         "params": players.params.tolist(),
         "macs": _shown(players.macs),
-        "dense": costs(players, np.ones(players.n, dtype=bool)),
+        "dense": dense_costs(players),
         "paths": paths,
         "plan": {"players": players.to_json()},
         "quality": None if sensitivity is None else sensitivity.worth,
@@ -66,7 +66,7 @@ def _paths(content: Content, evidence: Evidence) -> Iterator[tuple[str, dict[str
         yield "plan", {**_path(found, evidence.sensitivity), "resource": None, "budget": content.plan.budget}
     for allocation in SLIDER_ALLOCATIONS:
         for resource in SLIDER_RESOURCES if allocation == "global" else SLIDER_RESOURCES[:1]:
-            if not costs(players, np.ones(players.n, dtype=bool))[resource]:
+            if not dense_costs(players)[resource]:
                 continue  # nothing to save there
             found = budget_path(players, scores, resource, allocation, within=evidence.within)
             if not found.steps:

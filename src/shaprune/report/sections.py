@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from shaprune.planning.resources import RESOURCES, costs
+from shaprune.planning.resources import RESOURCES, dense_costs
 from shaprune.planning.scores import Scores
 from shaprune.report.comparison import Row, compared, percent
 from shaprune.report.content import Content
@@ -35,14 +35,14 @@ def lead(content: Content) -> str:
 
 def before_after(content: Content) -> Iterator[str]:
     """The networks side by side: measured, or else predicted by the plan."""
-    plan, players = content.plan, content.scores.players
+    plan = content.plan
     if content.measurements:
         yield "<h2>Before and after</h2>"
         yield table(compared(content.measurements, content.setting))
         raw = "Raw: right after surgery, before any recovery. " if "raw" in content.measurements else ""
         yield note(f"{raw}Latency: the median over interleaved rounds on this machine, in milliseconds.")
     elif plan is not None:
-        cost, dense = plan.cost, costs(plan.players, np.ones(players.n, dtype=bool))
+        cost, dense = plan.cost, dense_costs(plan.players)
         planned = dict.fromkeys((*_ALWAYS_PLANNED, *plan.budget))
         rows = [
             (row.title, row.shown(dense[name]), row.shown(cost[name]), percent(dense[name], cost[name]))

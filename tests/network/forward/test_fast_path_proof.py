@@ -22,7 +22,6 @@ from shaprune.network.forward.calibration import Calibration
 from shaprune.network.forward.fast_path_proof import ProofQuestion
 from shaprune.network.forward.incremental_linear import IncrementalLinear
 from shaprune.network.forward.replay.replay_runner import ReplayRunner
-from shaprune.network.forward.rows import Rows
 from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner, WholeRunner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,8 +143,8 @@ def test_players_that_are_added_wrongly_are_recomputed(
 ) -> None:
     model, x, players = made()
     if which == "walk":
-        sums = Rows._sums
-        monkeypatch.setattr(Rows, "_sums", lambda self, *given: sums(self, *given).roll(1, 0))
+        sums = rows_module.sums_along_walks
+        monkeypatch.setattr(rows_module, "sums_along_walks", lambda *given: sums(*given).roll(1, 0))
     else:
         plain = getattr(IncrementalLinear, which)
         monkeypatch.setattr(IncrementalLinear, which, lambda self, *given: 1.01 * plain(self, *given))

@@ -135,9 +135,7 @@ def plan(
 
 def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None, out: Path, overwrite: bool) -> Outcome:
     """The plan of one budget."""
-    import numpy as np
-
-    from shaprune.planning.resources import costs
+    from shaprune.planning.resources import dense_costs
     from shaprune.storage.atomic_files import replacing_directory
 
     found = None if measured is None else measured.decide(planner, budget)
@@ -145,7 +143,7 @@ def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None,
     with replacing_directory(out, files=PLAN, overwrite=overwrite) as folder:
         decided.save(folder / "plan.json")
     written = out / "plan.json"
-    dense: dict[str, float | None] = dict(costs(decided.players, np.ones(len(decided.kept), dtype=bool)))
+    dense: dict[str, float | None] = dict(dense_costs(decided.players))
     summary: dict[str, Any] = {
         "allocation": decided.allocation,
         "budget": decided.budget,

@@ -79,18 +79,6 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def all_of(what: str, names: Iterable[str]) -> Callable[[list[str] | None], list[str] | None]:
-    """The same for an option that may be given several times."""
-    check = one_of(what, names)
-
-    def check_all(values: list[str] | None) -> list[str] | None:
-        for value in values or []:
-            check(value)
-        return values
-
-    return check_all
-
-
 def _check_data(spec: str | None) -> str | None:
     """Refuse a folder of data that does not exist; the rest is found out when the data are read."""
     kind, _, rest = (spec or "").partition(":")

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, length, tensors, transform
 from shaprune.network.borrow import device_of
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of, widths_of
 
 _VALUE_READERS = (
@@ -244,11 +245,9 @@ def _inside(
         if after is not None:
             after(name, module, args, output)
 
-    handles = []
-    try:
-        for name, module in copy.named_modules():
-            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    modules = list(copy.named_modules())
+    hooks = (
+        h for name, m in modules for h in (m.register_forward_pre_hook(enter(name)), m.register_forward_hook(leave))
+    )
+    with hooked(hooks):
         yield running
-    finally:
-        for handle in handles:
-            handle.remove()

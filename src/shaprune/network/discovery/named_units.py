@@ -85,7 +85,7 @@ def _rest(players: Players, owner: Mapping[int, str]) -> list[Skipped]:
     left: Counter[str] = Counter()
     for group in players.groups:
         for member in group.members:
-            if member.part.made or players.layers[member.module].kind == "depthwise":
+            if member.makes(players.layers[member.module]):
                 left[member.module] += sum(
                     len(own) for i, own in zip(group.indices, member.channels, strict=True) if int(i) not in owner
                 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.discovery.unit_filters import are_heads
 from shaprune.network.error_location import error_location
+from shaprune.network.hooks import hooked
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import remove_players
@@ -223,15 +224,11 @@ def _runs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> bool:
         sizes.update(t.element_size() for t in tensors(output) if t.is_floating_point())
         sizes.update(t.element_size() // 2 for t in tensors(output) if t.is_complex())
 
-    handles = [module.register_forward_hook(hook) for module in model.modules()]
     try:
-        with torch.no_grad():
+        with hooked(module.register_forward_hook(hook) for module in model.modules()), torch.no_grad():
             call(model, transform(inputs, torch.clone))
     except Exception:
         return False
-    finally:
-        for handle in handles:
-            handle.remove()
     return min(sizes, default=dtype.itemsize) >= dtype.itemsize
 
 

@@ -6,7 +6,7 @@ run of the layer; any coalition is then a sum, and a walk a cumulative sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,12 @@ from torch import Tensor, fx, nn
 
 from shaprune.network.batches import main_output
 from shaprune.network.forward.cached_state import CachedState, as_environment
+from shaprune.network.forward.coalition_grid import CoalitionGrid
+from shaprune.network.forward.coalition_masks import Masks
 from shaprune.network.forward.trace import Segment, Trace, has_hooks
 from shaprune.network.removal.masks import ConsumerInputMask
+
+MAX_CUMSUM_OUTPUTS = 64  # outputs of the layer up to which one cumulative sum beats a sum for every step
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,3 +126,43 @@ def find_incremental_linear(
     columns = torch.cat(owned[:-1])
     rest = Segment(trace, [x for x in suffix.nodes if x is not node])
     return IncrementalLinear(layer, node, source, n, columns, owned[-1], rest)
+
+
+def sums_of_coalitions(parts: Tensor, masks: Masks, grid: CoalitionGrid | None) -> Callable[[slice], Tensor]:
+    """What the layer answers to some of the coalitions, from `IncrementalLinear.contributions` (E, n + 1, ...)."""
+    flat = parts.flatten(2)
+    tables = None if grid is None else grid.tables(flat)
+
+    def sums(part: slice) -> Tensor:
+        if grid is not None and tables is not None and grid.holds(part):
+            found = grid.sums(tables, part.start, part.stop)
+        else:
+            found = torch.matmul(with_empty(masks[part]).to(flat), flat)
+        return found.reshape(-1, *parts.shape[2:])
+
+    return sums
+
+
+def sums_along_walks(parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
+    """What the layer answers along walks: contributions (W, n + 1, ...), orders (W, m) -> (m + 1, W, ...).
+
+    ``start`` (n,) is where players leave from; None = all players, of whom none stays.
+    """
+    walks, steps = orders.shape
+    nobody = parts[:, -1]  # of those who leave
+    if start is not None:
+        staying = with_empty(start.repeat(walks, 1).scatter_(1, orders, 0.0))
+        nobody = torch.matmul(staying[:, None].to(parts), parts.flatten(2)).view(nobody.shape)
+    every = torch.arange(walks, device=parts.device)
+    if nobody[0].numel() <= MAX_CUMSUM_OUTPUTS:
+        return torch.cat([nobody[None], parts[every, orders.T.flip(0)]]).cumsum_(0).flip(0)
+    sums = parts.new_empty((steps + 1, *nobody.shape))
+    sums[steps] = nobody
+    for step in reversed(range(steps)):
+        torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
+    return sums
+
+
+def with_empty(masks: Tensor) -> Tensor:
+    """(..., n) -> (..., n + 1): what is there without any player always counts."""
+    return F.pad(masks, (0, 1), value=1.0)

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from shaprune.network.disk_buffer import is_out_of_memory
@@ -127,8 +126,3 @@ class RowBatches:
 def cyclic_row(block: Tensor, row: int) -> Tensor:
     """The coalition of a row, where a block of coalitions is repeated."""
     return block[row % len(block)]
-
-
-def with_empty(masks: Tensor) -> Tensor:
-    """(..., n) -> (..., n + 1): what is there without any player always counts."""
-    return F.pad(masks, (0, 1), value=1.0)

@@ -26,16 +26,20 @@ from shaprune.network.forward.coalition_grid import CoalitionGrid
 from shaprune.network.forward.coalition_masks import Masks
 from shaprune.network.forward.cuda_graphs import Recordings, recorder_for
 from shaprune.network.forward.fast_path_proof import PROOF_TOLERANCE, ProofQuestion
-from shaprune.network.forward.incremental_linear import IncrementalLinear
+from shaprune.network.forward.incremental_linear import (
+    MAX_CUMSUM_OUTPUTS,
+    IncrementalLinear,
+    sums_along_walks,
+    sums_of_coalitions,
+    with_empty,
+)
 from shaprune.network.forward.replay.module_calls import DivergedError
 from shaprune.network.forward.replay.replay_runner import ReplayRunner
-from shaprune.network.forward.row_batches import WALK_BATCH_BYTES, RowBatches, RowBlock, cyclic_row, with_empty
+from shaprune.network.forward.row_batches import WALK_BATCH_BYTES, RowBatches, RowBlock, cyclic_row
 from shaprune.network.forward.suffix import SuffixRunner, WholeRunner
 from shaprune.network.precision import RowPrecision, check_precision, in_memory_layout, in_precision
 from shaprune.network.removal.masks import MaskSite
 from shaprune.network.tolerance import HALF_TOLERANCE, relative_difference, tolerance_for
-
-MAX_CUMSUM_OUTPUTS = 64  # outputs of the first linear layer up to which one cumulative sum beats a sum for every step
 
 
 class Rows:
@@ -222,7 +226,7 @@ class Rows:
     ) -> Iterator[RowBlock]:
         """Coalitions, part by part, on some examples."""
         state = self.state(examples)
-        sums = None if first is None else self._sums_of(first.contributions(state), masks, grid)
+        sums = None if first is None else sums_of_coalitions(first.contributions(state), masks, grid)
         run = partial(self._crossed, masks, examples, state, sums)
         for part in parts:
             yield from self.batches.halving(
@@ -245,20 +249,6 @@ class Rows:
         else:
             outputs = self._run(self.runner.run, gather_rows(state, rows), block.repeat(len(examples), 1))
         return RowBlock(outputs, examples[rows], part, partial(cyclic_row, block))
-
-    def _sums_of(self, parts: Tensor, masks: Masks, grid: CoalitionGrid | None) -> Callable[[slice], Tensor]:
-        """What the first linear layer answers to some of the coalitions, from contributions (E, n + 1, ...)."""
-        flat = parts.flatten(2)
-        tables = None if grid is None else grid.tables(flat)
-
-        def sums(part: slice) -> Tensor:
-            if grid is not None and tables is not None and grid.holds(part):
-                found = grid.sums(tables, part.start, part.stop)
-            else:
-                found = torch.matmul(with_empty(masks[part]).to(flat), flat)
-            return found.reshape(-1, *parts.shape[2:])
-
-        return sums
 
     def walks(
         self, first: IncrementalLinear, orders: Tensor, examples: Tensor, start: Tensor | None
@@ -290,8 +280,8 @@ class Rows:
         return RowBlock(outputs, examples[rows], part, partial(self._mask_of_step, orders, start))
 
     def _along(self, first: IncrementalLinear, state: CachedState, orders: Tensor, start: Tensor | None) -> Tensor:
-        """Outputs (steps + 1, walks), flat, along walks; see `_sums`."""
-        sums = self._sums(first.contributions(state), orders, start)
+        """Outputs (steps + 1, walks), flat, along walks; see `sums_along_walks`."""
+        sums = sums_along_walks(first.contributions(state), orders, start)
         rows = torch.arange(len(orders), device=self.device).repeat(len(sums))
         return self._run(first.finish, gather_rows(first.leftover(state), rows), sums.flatten(0, 1))
 
@@ -312,25 +302,6 @@ class Rows:
         given, bytes_ = (state, masks_or_sums), len(masks_or_sums) * self.row_bytes
         outputs: Tensor = self._recordings.run(partial(self.run_in_precision, run), given, run.__name__, bytes_)
         return outputs
-
-    def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
-        """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...).
-
-        ``start`` (n,) is where they leave from; None = nobody of it stays.
-        """
-        walks, steps = orders.shape
-        nobody = parts[:, -1]  # of those who leave
-        if start is not None:
-            staying = with_empty(start.repeat(walks, 1).scatter_(1, orders, 0.0))
-            nobody = torch.matmul(staying[:, None].to(parts), parts.flatten(2)).view(nobody.shape)
-        every = torch.arange(walks, device=self.device)
-        if nobody[0].numel() <= MAX_CUMSUM_OUTPUTS:
-            return torch.cat([nobody[None], parts[every, orders.T.flip(0)]]).cumsum_(0).flip(0)
-        sums = parts.new_empty((steps + 1, *nobody.shape))
-        sums[steps] = nobody
-        for step in reversed(range(steps)):
-            torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
-        return sums
 
     def _mask_of_step(self, orders: Tensor, start: Tensor, row: int) -> Tensor:
         return start.index_fill(0, orders[row % len(orders), : row // len(orders)], 0.0)

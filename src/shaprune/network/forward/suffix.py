@@ -7,8 +7,8 @@ everything, `OneByOneRunner` one coalition at a time; for models that cannot be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from shaprune.network.batches import Forward, Inputs, main_output, tensor_bytes
 from shaprune.network.forward.cached_state import CachedState, SharedValue, as_environment, gather_rows
 from shaprune.network.forward.incremental_linear import find_incremental_linear
 from shaprune.network.forward.trace import Env, Segment, Trace, UntraceableError, has_hooks, name_if_nonfinite
+from shaprune.network.hooks import hooked
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, masked
 
 
@@ -85,15 +86,9 @@ class OneByOneRunner(WholeRunner):
         return torch.cat(outputs)[torch.cat(parts).argsort()]
 
 
-@contextmanager
-def hook_all_modules(model: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+def hook_all_modules(model: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> AbstractContextManager[None]:
     """``hook`` stands behind every module; it is removed on any exit."""
-    handles = [m.register_forward_hook(hook) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(m.register_forward_hook(hook) for m in model.modules())
 
 
 class SuffixRunner:

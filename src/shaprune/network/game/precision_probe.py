@@ -16,7 +16,6 @@ from shaprune.errors import GameError
 from shaprune.network.game.network_game import NetworkGame
 from shaprune.network.precision import CHANNELS_LAST, RowPrecision, supports_bfloat16
 
-PROBED_GAMES = 3  # that are probed: the first, one in the middle, the last; what lies behind the mask becomes less
 PROBE_WALKS, PROBE_STEPS = 16, 64  # of each, every walk on its own example; so many players leave
 MIN_SPEEDUP = 1.15  # times as fast as float32, all probed games together
 MIN_LAYOUT_SPEEDUP = 1.02  # times as fast as bfloat16 is worth another layout
@@ -38,6 +37,7 @@ def probe_precision(games: Sequence[NetworkGame]) -> tuple[RowPrecision, str]:
     if any(isinstance(module, nn.Conv2d) for module in first.model.modules()):
         tried.append(CHANNELS_LAST)
     seconds, alike = np.zeros(len(tried)), np.ones(len(tried))
+    # The first, one in the middle, the last: what lies behind the mask becomes less.
     for game in {id(games[i]): games[i] for i in (0, len(games) // 2, len(games) - 1)}.values():
         orders, some = _walks(game)
         part, examples = game.part(some), np.arange(len(some))  # what lies before the mask is computed for these only

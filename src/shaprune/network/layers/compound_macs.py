@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from shaprune.network.batches import Inputs, length, run
+from shaprune.network.hooks import hooked
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
@@ -42,13 +43,8 @@ def compound_macs(model: nn.Module, inputs: Inputs) -> dict[str, float]:
         counted = _attention if isinstance(module, nn.MultiheadAttention) else _recurrent
         found[names[module]] += counted(module, args, kwargs) / rows
 
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in names]
-    try:
-        with torch.no_grad():
-            run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(module.register_forward_hook(hook, with_kwargs=True) for module in names), torch.no_grad():
+        run(model, inputs)
     return dict(found)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, length, run
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.state_dicts import distinct, tensors_of
 from shaprune.players.layer_costs import Kind, Layer
@@ -151,13 +152,9 @@ def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[s
             counted = x.numel() / widths[0]
         positions[names[module]] += counted / rows
 
-    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in model.modules() if kind_of(m) is not None]
-    try:
-        with torch.no_grad():
-            run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = [module for module in model.modules() if kind_of(module) is not None]
+    with hooked(module.register_forward_hook(hook, with_kwargs=True) for module in layers), torch.no_grad():
+        run(model, inputs)
     found = {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in positions.items()}
     return {name: layer for name, layer in found.items() if name not in odd}, odd
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import kind_of, stored_tensors
+from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.removal.masks import MaskSite, each_row
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
@@ -85,7 +87,7 @@ class BlockMask(MaskSite):
         given: list[Tensor] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = _first_tensor(args, kwargs)
+            x = input_of(args, kwargs)
             assert x is not None
             given.append(x.clone())  # the block may write to it
 
@@ -228,19 +230,14 @@ def _observe_calls(copy: nn.Module, inputs: Inputs, parts: Sequence[nn.Module]) 
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         several = output if type(output) is tuple and output else None
-        reason = _why_not(_first_tensor(args, kwargs), output if several is None else several[0])
+        reason = _why_not(input_of(args, kwargs), output if several is None else several[0])
         sources: dict[int | str, Any] = dict([*enumerate(args), *kwargs.items()])
         given = {id(value): key for key, value in sources.items() if isinstance(value, Tensor)}
         passes = tuple(given.get(id(value)) for value in (several or ())[1:])
         calls[module].append(_Call(reason, None if several is None else len(several), passes))
 
-    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in parts]
-    try:
-        with torch.no_grad():
-            call(copy, transform(inputs, torch.clone))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(part.register_forward_hook(hook, with_kwargs=True) for part in parts), torch.no_grad():
+        call(copy, transform(inputs, torch.clone))
     return calls
 
 
@@ -273,7 +270,3 @@ def _shared(model: nn.Module, paths: Sequence[str]) -> str | None:
 
 def _within(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in paths)
-
-
-def _first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.network.batches import Inputs, call, transform
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import stored_tensors
 from shaprune.network.removal.masks import MaskSite, each_row
 from shaprune.players.candidate import Candidate
@@ -203,13 +204,8 @@ def _observe_calls(copy: nn.Module, inputs: Inputs) -> dict[nn.Module, bool]:
         y = output[0] if type(output) is tuple and output else output
         seen[module] = seen.get(module, True) and isinstance(y, Tensor)
 
-    handles = [module.register_forward_hook(hook) for module in copy.modules()]
-    try:
-        with torch.no_grad():
-            call(copy, transform(inputs, torch.clone))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(module.register_forward_hook(hook) for module in copy.modules()), torch.no_grad():
+        call(copy, transform(inputs, torch.clone))
     return seen
 
 

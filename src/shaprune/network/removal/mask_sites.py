@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from shaprune.network.removal.masks import MaskSite, consumer_input_masks
+from shaprune.network.removal.masks import MaskSite, reader_masks
 from shaprune.network.removal.player_kinds import kind_of_part
 from shaprune.players.players import Group, Players
 
 
 def mask_sites(players: Players, groups: Sequence[Group], device: torch.device) -> list[MaskSite]:
     """The sites of the game over the players of ``groups``, in that order."""
-    if not any(m.part.unit for group in groups for m in group.members):
-        return list(consumer_input_masks(players, groups, device))
     n = sum(len(g) for g in groups)
-    sites: list[MaskSite] = []
+    sites: list[MaskSite] = [*reader_masks(players, groups, device)]
     offset = 0
     for group in groups:
         for member in group.members:

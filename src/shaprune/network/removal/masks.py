@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import Arguments, input_of, with_input
 from shaprune.network.model_turns import turn
 from shaprune.players.players import Group, Players, check_channels
@@ -108,6 +109,11 @@ def consumer_input_masks(players: Players, groups: Sequence[Group], device: torc
         InputError: players that are no channels.
     """
     check_channels(groups, "a mask at the inputs of layers")
+    return reader_masks(players, groups, device)
+
+
+def reader_masks(players: Players, groups: Sequence[Group], device: torch.device) -> list[ConsumerInputMask]:
+    """The input masks of all members that read channels of players, of any kind."""
     n = sum(len(g) for g in groups)
     owners: dict[str, NDArray[np.int64]] = {}
     offset = 0
@@ -145,12 +151,5 @@ def each_row(kept: Tensor, rows: int, module: str) -> Tensor:
 @contextmanager
 def masked(model: nn.Module, sites: Sequence[MaskSite], mask: Tensor) -> Iterator[None]:
     """Run ``model`` under ``mask``, (rows, n) or (1, n) for all rows alike; the hooks are removed on any exit."""
-    handles: list[RemovableHandle] = []
-    with turn(model):
-        try:
-            for site in sites:
-                handles += site.attach(model, mask)
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    with turn(model), hooked(handle for site in sites for handle in site.attach(model, mask)):
+        yield

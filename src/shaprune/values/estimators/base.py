@@ -96,6 +96,36 @@ class Method(ABC):
         """What is noted in the result."""
         return {**asdict(self), "concept": task.concept.label, "seed": task.seed}
 
+    def result(
+        self,
+        task: Task,
+        value: NDArray[np.float64],
+        stderr: NDArray[np.float64],
+        *,
+        ends: tuple[float | None, float | None],
+        counts: int | NDArray[np.int64],
+        stopped_by: str,
+        diagnostics: dict[str, float] | None = None,
+        by_example: NDArray[np.float64] | None = None,
+    ) -> Values:
+        """The values of ``task``; ``ends`` = the worths of all players and of none, ``counts`` of each or of all."""
+        return Values(
+            value=value,
+            stderr=stderr,
+            n_evaluations=task.game.evaluations,
+            method=self.name,
+            efficiency_gap=task.gap(value, *ends),
+            stopped_by=stopped_by,
+            worth_all=ends[0],
+            worth_none=ends[1],
+            counts=np.full(task.n, counts, dtype=np.int64),
+            options=self.options(task),
+            concept=task.concept.label,
+            efficient=task.efficient,
+            diagnostics=diagnostics or {},
+            by_example=by_example,
+        )
+
     def check(self, task: Task) -> None:
         """Refuse what cannot work, before any evaluation.
 

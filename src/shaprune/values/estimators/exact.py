@@ -58,21 +58,8 @@ class _Enumeration(Method):
         task = replace(task, concept=self.concept_of(task))
         n = task.n
         value, ends, total = (_from_table if n <= MAX_PLAYERS else _streamed)(task, task.weights)
-        worth_all, worth_none = ends.get(n), ends.get(0)
-        return Values(
-            value=value,
-            stderr=np.zeros(n),
-            n_evaluations=task.game.evaluations,
-            method=self.name,
-            efficiency_gap=task.gap(value, worth_all, worth_none),
-            stopped_by="enumerated",
-            worth_all=worth_all,
-            worth_none=worth_none,
-            counts=np.full(n, total, dtype=np.int64),
-            options=self.options(task),
-            concept=task.concept.label,
-            efficient=task.efficient,
-        )
+        both = ends.get(n), ends.get(0)
+        return self.result(task, value, np.zeros(n), ends=both, counts=total, stopped_by="enumerated")
 
 
 @dataclass(frozen=True)

@@ -91,21 +91,9 @@ class MSR(Method):
                 error = np.full(n, np.inf)
         if task.concept.p is not None:
             diagnostics |= _dropout(sample)
-        worth_all, worth_none = (sample.ends.get(size) for size in (n, 0))
-        return Values(
-            value=value,
-            stderr=error,
-            n_evaluations=task.game.evaluations,
-            method=self.name,
-            efficiency_gap=task.gap(value, worth_all, worth_none),
-            stopped_by=stopped_by,
-            worth_all=worth_all,
-            worth_none=worth_none,
-            counts=np.full(n, len(sample.rows), dtype=np.int64),
-            options=self.options(task),
-            concept=task.concept.label,
-            efficient=task.efficient,
-            diagnostics=diagnostics,
+        ends = sample.ends.get(n), sample.ends.get(0)
+        return self.result(
+            task, value, error, ends=ends, counts=len(sample.rows), stopped_by=stopped_by, diagnostics=diagnostics
         )
 
 

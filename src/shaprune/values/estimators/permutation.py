@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -288,20 +288,13 @@ class _Work:
         diagnostics: dict[str, float] = {}
         if self.method.truncate is not None:
             diagnostics["evaluations_saved"] = float(self.saved)
-        options: dict[str, Any] = self.method.options(task)
-        return Values(
-            value=value,
-            stderr=statistics.stderr(task.game.n_examples if self.method.per_example else 1),
-            n_evaluations=task.game.evaluations,
-            method=self.method.name,
-            efficiency_gap=task.gap(value, worth_all, worth_none),
-            stopped_by=stopped_by,
-            worth_all=worth_all,
-            worth_none=worth_none,
+        return self.method.result(
+            task,
+            value,
+            statistics.stderr(task.game.n_examples if self.method.per_example else 1),
+            ends=(worth_all, worth_none),
             counts=statistics.count.astype(np.int64),
-            options=options,
-            concept=task.concept.label,
-            efficient=task.efficient,
+            stopped_by=stopped_by,
             diagnostics=diagnostics,
             by_example=by_example,
         )

@@ -127,21 +127,9 @@ class Regression(Method):
             value, error = complete(*sample.everything(), task.weights), np.zeros(n)
         else:
             value, error = self._fitted(sample, diagnostics)
-        ends = sample.ends
-        return Values(
-            value=value,
-            stderr=error,
-            n_evaluations=task.game.evaluations,
-            method=self.name,
-            efficiency_gap=None if ends is None else task.gap(value, *ends),
-            stopped_by=stopped_by,
-            worth_all=None if ends is None else ends[0],
-            worth_none=None if ends is None else ends[1],
-            counts=np.full(n, distinct, dtype=np.int64),
-            options=self.options(task),
-            concept=task.concept.label,
-            efficient=task.efficient,
-            diagnostics=diagnostics,
+        ends = sample.ends or (None, None)
+        return self.result(
+            task, value, error, ends=ends, counts=distinct, stopped_by=stopped_by, diagnostics=diagnostics
         )
 
     def _fitted(self, sample: Sample, notes: dict[str, float]) -> tuple[Array, Array]:

@@ -69,20 +69,14 @@ class SVARM(Method):
             if borrowed or len(sample.rows) < MIN_COALITIONS_PER_PLAYER * n:
                 error = np.full(n, np.inf)
         size = sample.rows.sum(1)
-        worth_all, worth_none = (next(iter(sample.worths[size == s].tolist()), None) for s in (n, 0))
-        return Values(
-            value=value,
-            stderr=error,
-            n_evaluations=task.game.evaluations,
-            method=self.name,
-            efficiency_gap=task.gap(value, worth_all, worth_none),
+        ends = [next(iter(sample.worths[size == s].tolist()), None) for s in (n, 0)]
+        return self.result(
+            task,
+            value,
+            error,
+            ends=(ends[0], ends[1]),
+            counts=len(sample.rows),
             stopped_by=stopped_by,
-            worth_all=worth_all,
-            worth_none=worth_none,
-            counts=np.full(n, len(sample.rows), dtype=np.int64),
-            options=self.options(task),
-            concept=task.concept.label,
-            efficient=task.efficient,
             diagnostics=diagnostics,
         )
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.error_location import container_of, error_location
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.replaced_calls import replace_forwards
@@ -170,17 +171,14 @@ class Marking:
             return hook
 
         modules = {name: self.readers[name] for name in readers}
-        handles = [
+        hooks = (
             m.register_forward_hook(hook_of(name), with_kwargs=True)
             if behind
             else m.register_forward_pre_hook(hook_of(name), with_kwargs=True)
             for name, m in modules.items()
-        ]
-        try:
+        )
+        with hooked(hooks):
             self.run(marked)
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
     def mixer(self, source: int) -> str | None:
@@ -197,16 +195,12 @@ class Marking:
                 found.append(f"{names[module]} ({type(module).__name__})")
 
         inner = [m for m, name in names.items() if name and kind_of(m) not in PRODUCERS]
-        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in inner]
-        try:
-            width = self.sources[source].width
+        width = self.sources[source].width
+        with hooked(m.register_forward_hook(hook, with_kwargs=True) for m in inner):
             for channel in dict.fromkeys((0, width - 1, width // 2)):
                 self.run({source: np.arange(width) == channel})
                 if found:
                     break
-        finally:
-            for handle in handles:
-                handle.remove()
         return found[0] if found else None
 
     def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Any]]:
@@ -223,18 +217,15 @@ class Marking:
 
             return hook
 
-        handles = [self.model.get_submodule(name).register_forward_hook(hook_of(name)) for name in makers]
+        hooks = (self.model.get_submodule(name).register_forward_hook(hook_of(name)) for name in makers)
         try:
-            with torch.no_grad():
+            with hooked(hooks), torch.no_grad():
                 call(self.model, transform(self.inputs, torch.clone))
         except MemoryError as error:
             raise InputError(
                 f"the activations of this model take more than {max_memory:,} bytes; give smaller "
                 "example_inputs, or raise max_memory"
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
         return clean
 
     @contextmanager
@@ -298,12 +289,8 @@ class Marking:
             return hook
 
         readers = self.readers.items()
-        handles = [module.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, module in readers]
-        try:
+        with hooked(module.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, module in readers):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _plain_attention(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.replaced_calls import Callee, Forward, replace_forwards
 from shaprune.network.removal.masks import MaskSite
 
@@ -251,9 +252,5 @@ def on_mask_entered(model: nn.Module, sites: Sequence[MaskSite], say: Callable[[
     masks.
     """
     modules = dict.fromkeys(model.get_submodule(site.module) for site in sites)
-    handles = [module.register_forward_pre_hook(lambda *_: say()) for module in modules]
-    try:
+    with hooked(module.register_forward_pre_hook(lambda *_: say()) for module in modules):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
