@@ -45,11 +45,17 @@ COMMANDS += ["resume", "runs", "merge", "export-values"]
 SHAPRUNE = [sys.executable, "-c", "from shaprune.cli import main; main()"]
 # One thread: tests share the machine. The handler: a shell may start pytest with Ctrl-C ignored.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-INTERRUPTIBLE = [
-    sys.executable,
-    "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from shaprune.cli import main; main()",
-]
+INTERRUPTIBLE = """
+import signal, sys
+from dataclasses import replace
+from shaprune.builtin.demo_recipes import RECIPES
+from shaprune.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if int(sys.argv.pop(1)):  # no epoch more than it takes to come to the scoring
+    RECIPES["digits"] = replace(RECIPES["digits"], epochs=1)
+main()
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,6 +196,15 @@ def test_the_demo_replaces_only_a_demo(demo: tuple[Path, dict[str, Any]], tmp_pa
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["plan.json", "thesis.tex"]
 
 
+def _begun(folder: Path, stage: str) -> subprocess.Popen[str]:
+    """A demo that has come to the training or the scoring."""
+    command = [sys.executable, "-c", INTERRUPTIBLE, str(int(stage == "scoring")), "demo", "--out", "out", "--json"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    _until(process, stage)
+    return process
+
+
 def _until(process: subprocess.Popen[str], word: str) -> None:
     assert process.stderr is not None
     for line in process.stderr:
@@ -199,9 +214,7 @@ def _until(process: subprocess.Popen[str], word: str) -> None:
 
 
 def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
-    command = [*SHAPRUNE, "demo", "--out", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        _until(process, "scoring")
+    with _begun(tmp_path, "scoring") as process:
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
@@ -211,10 +224,7 @@ def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
 def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, stage: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").write_text(f"an earlier demo {GENERATOR}")
-    command = [*INTERRUPTIBLE, "demo", "--out", "out", "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:  # type: ignore[call-overload]
-        _until(process, stage)
+    with _begun(tmp_path, stage) as process:
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate()
     assert process.returncode == 1
@@ -357,7 +367,8 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
 def test_every_kind_of_value_can_be_asked_for(
     trained: list[str], tmp_path: Path, chosen: list[str], concept: str, method: str
 ) -> None:
-    which = ["--examples", 20, "--include", "conv1", "--include", "conv2", "--out", tmp_path / "s"]
+    which = ["--examples", 20, "--include", "conv1", "--out", tmp_path / "s"]
+    which += ["--include", "conv2"] if "--layers" in chosen else []
     scored = loaded("score", *trained, *which, *chosen)
     values = Scores.load(scored["artifacts"]["values"])["conv1"]
     assert (values.concept, values.method) == (concept, method)
