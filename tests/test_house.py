@@ -90,7 +90,7 @@ AT_HOME = {  # third party -> the only files that may import it
     "yaml": {"pipeline/run_config.py"},
 }
 ONE_FILE_EACH = ("lightning", "ray", "plotly", "transformers", "timm", "torchvision", "onnx", "tensorboard")
-ONE_FILE_EACH += ("mlflow", "packaging")
+ONE_FILE_EACH += ("mlflow", "packaging", "pandas")
 MAX_LINES = 400  # of a file
 MAX_MEDIAN = 150
 MAX_TOP = 5  # modules beside the packages

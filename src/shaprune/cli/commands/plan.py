@@ -167,7 +167,7 @@ def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None,
             }
             for trial in found.trials
         ]
-        shown.insert(0, found.table())
+        shown.insert(0, found.summary())
     return Outcome(summary, tuple(shown))
 
 
@@ -185,4 +185,4 @@ def _swept(planner: Planner, by: str, measured: PlanMeasurement | None, out: Pat
         write_text(folder / "frontier.json", json.dumps(rows))
         write_text(folder / "frontier.svg", frontier_figure(found, standalone=True))
     written = {"frontier": str(out / "frontier.json"), "figure": str(out / "frontier.svg")}
-    return Outcome({**rows, "artifacts": written}, (found.table(), f"-> {written['frontier']}, {written['figure']}"))
+    return Outcome({**rows, "artifacts": written}, (found.summary(), f"-> {written['frontier']}, {written['figure']}"))
