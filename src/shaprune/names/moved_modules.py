@@ -25,7 +25,7 @@ cli: bench=cli.commands.bench bench_curves=cli.commands.bench_curves compress=cl
   runs=cli.commands.runs score=cli.commands.score sensitivity=cli.commands.sensitivity watching=cli.progress
 logs: board=logs.progress
 network: acceptable=network.discovery.model_support activations=criteria.activations agreement=network.tolerance
-  blocks=network.removal.blocks broken=network.discovery.error_location calls=network.forward.replay.module_calls
+  blocks=network.removal.blocks broken=network.error_location calls=network.forward.replay.module_calls
   coalitions=network.forward.coalition_masks collecting=network.collect_batches compounds=network.layers.compound_macs
   config=players.hf_fields coupling=network.discovery.channels.coupling criteria=criteria cut=network.forward.suffix
   equations=network.layers.normal_equations examples=network.discovery.example_pair experts=network.removal.experts
@@ -36,7 +36,7 @@ network: acceptable=network.discovery.model_support activations=criteria.activat
   marks=network.discovery.channels.nan_marking masks=network.removal.masks metric=network.game.torchmetrics_worth
   mixing=network.discovery.channels.channel_mixing named=network.discovery.named_units
   numbers=network.discovery.attribute_counts only=worths outline=deploy.network_outline
-  passing=network.discovery.block_proof peers=criteria.torch_pruning_scores players=players.players
+  passing=network.removal.block_proof peers=criteria.torch_pruning_scores players=players.players
   probe=network.game.precision_probe proof=network.forward.fast_path_proof quiet=network.silence
   reached=network.game.reached_outputs reading=network.forward.replay.dependence recipe=network.game.worker_recipe
   reconstruction=criteria.reconstruction replay=network.forward.replay.replay_runner
