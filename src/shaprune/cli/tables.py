@@ -1,4 +1,4 @@
-"""Tables for people, as rich renderables. No torch."""
+"""Tables on a terminal, as rich renderables. No torch."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _mean_over_activations(
 
 
 def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], rows: int, n: int) -> Tensor:
-    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player whom nobody reads."""
+    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player that is never read."""
     device = reads[0][1].device
     sums, counts = torch.zeros(rows, n + 1, device=device), torch.zeros(n + 1, device=device)
     for input_mask, x in reads:
@@ -107,4 +107,4 @@ def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], rows: int, n: int) 
         )  # (rows, places, channels)
         sums.index_add_(1, input_mask.owners, channels.to(sums.dtype).sum(1))
         counts.index_add_(0, input_mask.owners, counts.new_full((len(input_mask.owners),), channels.shape[1]))
-    return (sums / counts.clamp(min=1))[:, :n]  # the last column is nobody's
+    return (sums / counts.clamp(min=1))[:, :n]  # the last column belongs to no player

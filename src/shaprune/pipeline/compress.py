@@ -1,4 +1,4 @@
-"""All of it in one call: find players, score, plan, prune, recover, measure."""
+"""Compress a network in one call: find players, score, plan, prune, recover, measure."""
 
 from __future__ import annotations
 
@@ -124,6 +124,9 @@ def compress(
         metric: what a floor is about, see `NetworkGame`.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
+
+    Returns:
+        `Compressed`: the recovered network (a plain `nn.Module`), its plan, the scores behind it, and measurements.
 
     Raises:
         InputError: a floor without ``validation``; a budget out of reach (a floor above the dense network's quality, a

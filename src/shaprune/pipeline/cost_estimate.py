@@ -1,4 +1,4 @@
-"""What scoring will cost, before it starts: evaluations by counting, seconds by a timed probe, memory by sizes."""
+"""Expected cost of scoring: evaluations by counting, seconds by a timed probe, memory by sizes."""
 
 from __future__ import annotations
 

@@ -121,6 +121,9 @@ def decide(
         tolerance: the share of it up to which the search goes.
         rounds: timings per network.
 
+    Returns:
+        `Decision`: the plan, and all networks that were measured on the way.
+
     Raises:
         InputError: a floor without a quality, a number out of range.
         BudgetError: what cannot be met, with the nearest that can: predicted limits before anything is measured; a

@@ -1,4 +1,4 @@
-"""The frontier: what a network costs and is worth at many sizes, decided again and again from one scoring. No torch."""
+"""Frontier: costs and quality of the plans of one scoring at many sizes. No torch."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def frontier(
 
 
 def smallest_plan(planner: Planner, by: str, error: BudgetError) -> Plan:
-    """The smallest network that a planner can reach, as the error of a smaller budget tells."""
+    """The smallest network that a planner can reach, as the error of a smaller budget states."""
     return planner(with_limit(by, max(2, int(np.ceil(error.reachable[by])))))
 
 

@@ -1,4 +1,4 @@
-"""From values to a plan: which players leave so that a budget is met. NumPy only, no torch.
+"""Plans: which players leave so that a budget is met. NumPy only, no torch.
 
 A plan is data: the players of the dense network and one boolean row of who stays. Changing the budget never needs new
 values.
@@ -51,13 +51,16 @@ MOST_PERCENT = 100  # a limit up to which a percentage may have been meant
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan(Tabular):
-    """Who stays.
+    """The players that stay and those that leave.
 
     Attributes:
         players: the players of the dense network.
         kept: (n,) bool, True = stays.
         allocation: how the plan was made; ``"by hand"`` for `from_coalition`.
         budget: the limits it was made for.
+
+    Raises:
+        InputError: ``kept`` is not one boolean per player.
     """
 
     players: Players
@@ -200,6 +203,9 @@ def plan(
         hf_uniform: leave only what the config.json of a Hugging Face model can say, so that ``save_pretrained`` and
             ``from_pretrained`` bring the pruned model back: the same number of players leaves every group that one of
             its fields counts, and what no field counts stays (``players.config`` says what, and why).
+
+    Returns:
+        `Plan`: which players stay, and the predicted costs.
 
     Raises:
         InputError: values or curves that do not fit the players, a limit out of range, a glob that matches no group, a

@@ -1,4 +1,4 @@
-"""Which players can replace each other: pairwise Shapley interactions (Grabisch and Roubens 1999).
+"""Redundancy: pairwise Shapley interactions (Grabisch and Roubens 1999); negative = one can replace the other.
 
 I(i, j) = sum over S without i and j of [v(S+i+j) - v(S+i) - v(S+j) + v(S)] / ((n - 1) C(n - 2, |S|)). Below zero: each
 is worth less where the other is there, they can replace each other. Above zero: they need each other. An additive game

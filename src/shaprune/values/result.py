@@ -1,4 +1,4 @@
-"""The result of an estimate: frozen, in player order, with its price and its doubt."""
+"""Values: the result of an estimate in player order, with standard errors and the evaluations paid."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Values(Tabular):
 
     @property
     def flat(self) -> bool:
-        """Whether all values are 0, or all the same, with standard error 0: they tell no player from another."""
+        """Whether all values are 0, or all the same, with standard error 0: they distinguish no players."""
         exact = bool((self.stderr == 0).all())
         return exact and (not self.value.any() or (self.n > 1 and bool(np.ptp(self.value) == 0)))
 

@@ -1,4 +1,4 @@
-"""``shaprune plan``: who stays for a budget. Runs without torch, unless something must be measured."""
+"""``shaprune plan``: the players that stay within a budget. Without torch, unless something must be measured."""
 
 from __future__ import annotations
 

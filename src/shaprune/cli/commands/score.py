@@ -1,4 +1,4 @@
-"""``shaprune score``: what every player contributes."""
+"""``shaprune score``: values of every player."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``shaprune sensitivity``: what each group loses along its ranking."""
+"""``shaprune sensitivity``: measured loss of each group along its ranking."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ class Rows:
     def _sums(self, parts: Tensor, orders: Tensor, start: Tensor | None) -> Tensor:
         """Outputs of the first linear layer along walks: parts (W, n + 1, ...) -> (m + 1, W, ...).
 
-        ``start`` (n,) is where they leave from; None = nobody of it stays.
+        ``start`` (n,) is where they leave from; None = no player of it stays.
         """
         walks, steps = orders.shape
         nobody = parts[:, -1]  # of those who leave
