@@ -55,7 +55,7 @@ def cut_backwards(
         model: the dense network; it comes back untouched.
         example_inputs: as for `find_players`.
         groups: names of the groups, in order of execution; the last is cut first.
-        keep: ``(network so far, players of one group) -> (players of the group,) bool``, True = stays. Somebody must
+        keep: ``(network so far, players of one group) -> (players of the group,) bool``, True = stays. One player must
             stay.
         sweeps: how often to go from the output to the input.
 
@@ -63,7 +63,7 @@ def cut_backwards(
         A smaller network; ``model`` itself where everybody stays.
 
     Raises:
-        InputError: nobody of a group would stay, ``keep`` answers in another shape, or as `find_players` and `prune`.
+        InputError: a group would lose all players, ``keep`` answers in another shape, or as `find_players` and `prune`.
     """
     if sweeps < 1:
         raise InputError(f"sweeps is {sweeps}; it must be at least 1")
@@ -74,7 +74,7 @@ def cut_backwards(
         if kept.shape != (part.n,) or kept.dtype != bool or not kept.any():
             raise InputError(
                 f"keep answered {kept.dtype} of shape {kept.shape} with {np.count_nonzero(kept)} of {part.n} players "
-                f"of {name} staying; it must be one boolean for each, and somebody must stay"
+                f"of {name} staying; it must be one boolean for each, and at least one must stay"
             )
         if not kept.all():
             small = prune(small, Plan.from_coalition(part, kept), example_inputs)

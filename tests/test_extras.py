@@ -41,6 +41,7 @@ def logged(text: str) -> bool:
 USES: dict[str, Callable[[Path], object]] = {
     "mlflow": lambda folder: logged(f"mlflow:{folder}/mlruns"),
     "onnx": exported,
+    "pandas": lambda folder: sp.estimate(majority(), "exact").to_dataframe(),
     "plotly": lambda folder: plotly_js(),
     "ray": lambda folder: connect_ray("local", 1),
     "shapiq": lambda folder: majority().to_shapiq()(np.ones((1, 3), dtype=bool)),

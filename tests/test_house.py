@@ -1,8 +1,10 @@
 """The house: imports run one way, folders are small, `import shaprune` is light, tests stand where the code stands."""
 
 import ast
+import re
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import metadata
@@ -90,7 +92,7 @@ AT_HOME = {  # third party -> the only files that may import it
     "yaml": {"pipeline/run_config.py"},
 }
 ONE_FILE_EACH = ("lightning", "ray", "plotly", "transformers", "timm", "torchvision", "onnx", "tensorboard")
-ONE_FILE_EACH += ("mlflow", "packaging")
+ONE_FILE_EACH += ("mlflow", "packaging", "pandas")
 MAX_LINES = 400  # of a file
 MAX_MEDIAN = 150
 MAX_TOP = 5  # modules beside the packages
@@ -290,6 +292,36 @@ def test_tests_stand_in_folders_named_like_those_of_the_package() -> None:
 def test_every_module_says_what_it_is() -> None:
     silent = {name for name, file in modules_of(SOURCE).items() if not ast.get_docstring(ast.parse(file.read_text()))}
     assert silent == set()
+
+
+_QUESTION = re.compile(r"(What|Who|How|Where|Which|Whether|When|From)\b")
+_PEOPLE = re.compile(r"\b(nobody|somebody|whoever|tells?|told|hands? out|handed|hand in|lends?|lent)\b", re.IGNORECASE)
+
+
+def _prose(file: Path) -> Iterator[tuple[int, str]]:
+    """Comments and texts of a file by line, without names in backticks and without what f-strings insert."""
+    with file.open(encoding="utf-8") as lines:
+        for token in tokenize.generate_tokens(lines.readline):
+            if token.type in (tokenize.COMMENT, tokenize.STRING):
+                for number, line in enumerate(token.string.split("\n"), token.start[0]):
+                    yield number, re.sub(r"\{[^{}]*\}|`\w+`|[\w-]+=\"\w+\"", "", line)
+
+
+def test_modules_open_with_what_they_are_or_do() -> None:
+    first = {
+        n: (ast.get_docstring(ast.parse(f.read_text())) or "").partition("\n")[0] for n, f in modules_of(SOURCE).items()
+    }
+    assert {name: line for name, line in first.items() if _QUESTION.match(line)} == {}
+
+
+def test_prose_speaks_of_code_and_not_of_people() -> None:
+    found = [
+        f"{name}:{number}: {line.strip()}"
+        for name, file in modules_of(SOURCE).items()
+        for number, line in _prose(file)
+        if _PEOPLE.search(line)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("name", shaprune.__all__)

@@ -13,7 +13,7 @@ class ShapruneError(Exception):
 
 
 class InputError(ShapruneError, ValueError):
-    """What the caller handed in cannot be used: an option, a batch, a file, a budget."""
+    """An argument cannot be used: an option, a batch, a file, a budget."""
 
 
 class BudgetError(InputError):

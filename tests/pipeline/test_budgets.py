@@ -261,7 +261,7 @@ def test_a_drop_finds_the_smallest_network_whose_measured_quality_holds(setting:
     assert left == pytest.approx(min(size for size in plans if size >= 0.6))
     assert any(not trial.good for trial in found.trials)
     assert all(trial.good == (trial.quality is not None and trial.quality >= 0.6) for trial in found.trials)
-    assert f"{found.plan.cost['macs'] / players.model_macs:.2%}" in found.table()
+    assert f"{found.plan.cost['macs'] / players.model_macs:.2%}" in found.summary()
     assert found.by == "macs"
     floor = sp.decide(model, planner, sp.Budget(floor=0.6), example_inputs=x, quality=quality, tolerance=0.002)
     assert (floor.plan.kept == found.plan.kept).all()
@@ -424,7 +424,7 @@ def test_the_frontier_is_the_plan_of_every_size(setting: Setting) -> None:
         assert point.shares["bytes"] <= point.size
         assert point.quality == point.plan.cost["macs"]
     assert found.points[-1].plan.cost["players"] == len(players.groups)  # out of reach: the smallest there is
-    assert len(found.table().splitlines()) == 5
+    assert len(found.summary().splitlines()) == 5
     assert json.loads(json.dumps(found.rows()))[0]["kept"]
     with pytest.raises(sp.InputError, match="give at least one share"):
         sp.metrics.frontier(planner, "macs", [1.5])

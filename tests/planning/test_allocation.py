@@ -319,8 +319,8 @@ def test_curves_are_the_worth_of_the_pruned_network(residual, tmp_path: Path) ->
     found.save(tmp_path / "curves.json")
     again = Sensitivity.load(tmp_path / "curves.json")
     assert again.to_json() == found.to_json()
-    assert again.table() == found.table()
-    assert all(name in found.table() for name in found)
+    assert again.summary() == found.summary()
+    assert all(name in found.summary() for name in found)
     with pytest.raises(sp.InputError, match="at least 1 is needed"):
         sp.sensitivity(model, players, scores, data, points=0)
 

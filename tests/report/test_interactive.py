@@ -213,7 +213,7 @@ def test_limits_hold_for_the_slider(scores: sp.Scores) -> None:
     spared = {i for name in ("inner", "wide") for i in scores.players.group(name).indices.tolist()}
     for path in data["paths"].values():
         assert not spared & {player for step in path["steps"] for player in step}
-    with pytest.raises(sp.InputError, match="nobody can leave"):
+    with pytest.raises(sp.InputError, match="no player can leave"):
         payload(Content("x", scores), Evidence(within=Limits(max_removed=0.0)))
 
 

@@ -106,7 +106,7 @@ def use_values(document: Any) -> None:
 
 def use_curves(document: Any) -> None:
     found = Sensitivity.from_json(document)
-    assert found.table()
+    assert found.summary()
 
 
 @pytest.mark.parametrize(("kind", "use"), [("plan", use_plan), ("values", use_values), ("curves", use_curves)])

@@ -73,7 +73,7 @@ def scaling_of(spec: str) -> Scaling | None:
     """How pixels in [0, 1] become the inputs of this data; None = they stay as they are.
 
     Raises:
-        InputError: the data of a factory, whose scaling nobody knows.
+        InputError: the data of a factory, whose scaling is unknown.
     """
     kind = spec.partition(":")[0]
     if kind != "digits" and kind not in _READERS:

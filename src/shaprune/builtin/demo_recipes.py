@@ -1,4 +1,4 @@
-"""How the networks of the demo are trained. Pure data, no torch."""
+"""Training recipes of the demo's networks. Pure data, no torch."""
 
 from __future__ import annotations
 

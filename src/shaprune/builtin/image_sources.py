@@ -1,4 +1,4 @@
-"""Where labelled images come from: a folder on disk in one of the known layouts -> arrays of bytes, as published.
+"""Sources of labelled images: a folder on disk in one of the known layouts -> arrays of bytes, as published.
 
 Reading is separate from splitting and scaling (`datasets`), so that what is slow, decoding, can be kept in a cache.
 """

@@ -49,7 +49,7 @@ class Dataset:
 
 
 def n_held_out(n: int) -> int:
-    """How many of ``n`` training examples are set aside where nobody says: 5,000, or a tenth where that is less.
+    """How many of ``n`` training examples are set aside by default: 5,000, or a tenth where that is less.
 
     Raises:
         InputError: fewer than two examples.

@@ -11,6 +11,6 @@ def main() -> None:
         from shaprune.cli.app import app
 
         app(prog_name="shaprune")
-    except KeyboardInterrupt:  # before a command has begun; later ones are told by `shaprune.cli.command`
+    except KeyboardInterrupt:  # before a command has begun; later ones are reported by `shaprune.cli.command`
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What all commands share: results on stdout, everything else on stderr, and exit codes.
+"""Behaviour that all commands share: results on stdout, everything else on stderr, exit codes.
 
 0 = done, 1 = the work failed, 2 = wrong usage (an option or argument that cannot be used).
 """

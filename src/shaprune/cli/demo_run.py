@@ -96,7 +96,7 @@ def run_demo(
         budget: what may stay; None = half of the multiply-adds.
         seed: seed of everything random.
         device: where it runs.
-        say: told what is happening.
+        say: callback for lines about the progress.
 
     Raises:
         InputError: unusable data, or a folder that holds something else.

@@ -1,4 +1,4 @@
-"""What this environment has: packages against what the installed shaprune asks for, threads, GPUs. Imports no torch."""
+"""Report on the environment: packages against the requirements of shaprune, threads, GPUs. Imports no torch."""
 
 from __future__ import annotations
 

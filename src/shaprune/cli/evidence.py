@@ -1,4 +1,4 @@
-"""What ``shaprune report`` finds out inside the network: what it sees, and which players can replace each other."""
+"""Evidence for ``shaprune report``: feature maps, and pairs of players that can replace each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line now and then on a stderr that is no terminal: a log of hours says that the work goes on, and how far it is."""
+"""Progress lines at intervals on a stderr that is no terminal, for the logs of long runs."""
 
 from __future__ import annotations
 

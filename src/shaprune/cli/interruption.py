@@ -1,4 +1,4 @@
-"""What Ctrl-C leaves behind, in words: what has been paid is kept where a run or a log of worths was asked for."""
+"""Messages after Ctrl-C: what a run or a log of worths has kept, and how to go on."""
 
 from __future__ import annotations
 

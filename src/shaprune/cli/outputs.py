@@ -1,4 +1,4 @@
-"""Where commands write: a new or empty folder, or one that they may replace because every file in it is their own."""
+"""Output paths of commands: a new or empty folder, or one that holds only files that shaprune wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who looks on while values are computed: a table on a terminal, lines elsewhere, and logs."""
+"""Progress of scoring: a table on a terminal, lines elsewhere, and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for people, as rich renderables. No torch."""
+"""Tables on a terminal, as rich renderables. No torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shaprune.planning.plan import Plan
     from shaprune.planning.scores import Scores
     from shaprune.players.players import Players
+    from shaprune.storage.tables import Table as Tabulated
 
 
 def comparison_table(measurements: Mapping[str, Measurement], setting: str) -> Table:
@@ -25,23 +26,9 @@ def comparison_table(measurements: Mapping[str, Measurement], setting: str) -> T
     return text_table(header, rows)
 
 
-def scores_table(scores: Scores) -> Table:
-    """One row per group."""
-    return text_table(
-        ("group", "players", "mean value", "most valuable", "least valuable", "standard error", "evaluations"),
-        [
-            (
-                row["name"],
-                f"{row['players']:,}",
-                f"{row['mean']:.4g}",
-                f"{row['most_valuable']['name']} {row['most_valuable']['value']:.4g}",
-                f"{row['least_valuable']['name']} {row['least_valuable']['value']:.4g}",
-                "unknown" if row["stderr"] is None else f"{row['stderr']:.2g}",
-                f"{row['n_evaluations']:,}",
-            )
-            for row in score_rows(scores)
-        ],
-    )
+def rich_table(table: Tabulated) -> Table:
+    """A table of a result on the terminal; its notes are printed beside it."""
+    return text_table(tuple(table.columns), [tuple(cells) for cells in table.cells()])
 
 
 def score_rows(scores: Scores) -> list[dict[str, Any]]:
@@ -65,23 +52,6 @@ def score_rows(scores: Scores) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def cost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What each game is expected to cost."""
-    return text_table(
-        ("group", "players", "evaluations", "seconds", "MiB"),
-        [
-            (
-                row["name"],
-                f"{row['players']:,}",
-                "unknown" if row["evaluations"] is None else f"{row['evaluations']:,}",
-                "unknown" if row["seconds"] is None else f"{row['seconds']:.2f}",
-                f"{row['memory'] / 2**20:,.0f}",
-            )
-            for row in rows
-        ],
-    )
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:

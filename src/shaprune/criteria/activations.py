@@ -133,4 +133,4 @@ def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], shape: tuple[int, i
         )  # (rows, places, channels)
         sums.index_add_(1, input_mask.owners, channels.to(sums.dtype).sum(1))
         counts.index_add_(0, input_mask.owners, counts.new_full((len(input_mask.owners),), channels.shape[1]))
-    return (sums / counts.clamp(min=1))[:, :n]  # the last column is nobody's
+    return (sums / counts.clamp(min=1))[:, :n]  # the last column belongs to no player

@@ -1,4 +1,4 @@
-"""How well the consumers of a group can still give what they gave, once refitted, without some of its players.
+"""Reconstruction loss: the error of the refitted consumers of a group without some of its players.
 
 The worth of a coalition is minus the least-squares error of the consumers' outputs when their weights may be fitted
 anew to the inputs that are left. With the Gram matrix of the inputs it is known in closed form for every coalition, and

@@ -1,4 +1,4 @@
-"""Rivals: classical criteria in the interface of values, for comparison. Higher is better, as for game values.
+"""Classical pruning criteria in the interface of values, for comparison. Higher is better, as for game values.
 
 A criterion answers with one score per player, or with one per example and player, whose mean is the value. Scores are
 raw: nothing is normalised within a layer, so that groups can be compared as the criterion itself compares them.

@@ -1,4 +1,4 @@
-"""Our values inside torch-pruning's own pruners."""
+"""An importance for torch-pruning's pruners that is computed from values."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ShapleyImportance:
 
 
 def _by_channel(scores: Scored) -> dict[tuple[str, bool], NDArray[np.float64]]:
-    """(layer, consumed or produced) -> value of the player that owns each channel, NaN where nobody does."""
+    """(layer, consumed or produced) -> value of the player that owns each channel, NaN where none does."""
     result: dict[tuple[str, bool], NDArray[np.float64]] = {}
     players = scores.players
     for group in players.groups:

@@ -1,4 +1,4 @@
-"""Criteria that torch-pruning has, called there.
+"""Criteria of torch-pruning (norms, BN scale, FPGM, LAMP, Hessian), called there.
 
 torch-pruning's importances take one of its groups. Ours are rebuilt as such from the verified members: nothing is
 traced (so no example inputs are needed), and every channel counts for the player that owns it, also where

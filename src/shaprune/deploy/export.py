@@ -65,6 +65,9 @@ def export(
         fixed_batch: the file takes only as many examples as ``example_inputs`` holds; else any number.
         overwrite: replace an existing file that an earlier call wrote.
 
+    Returns:
+        `Exported`: the path, and how far the file's outputs are from the model's.
+
     Raises:
         InputError: another ending, an existing file (without ``overwrite``, or of another origin), a missing package, a
             model that cannot be exported, a folder that cannot be written, or a file whose outputs differ.

@@ -1,4 +1,4 @@
-"""Where fewer multiply-adds are not faster: which layers take as long as before, and what may help."""
+"""Time per layer: which layers take as long as before in spite of fewer multiply-adds, and what may help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network costs and how well it does: accuracy, latency with its spread, bytes, parameters, multiply-adds.
+"""Measurements of a network: accuracy, latency with its spread, bytes, parameters, multiply-adds.
 
 Every function borrows the model in eval mode without gradients and gives it back as it was.
 """

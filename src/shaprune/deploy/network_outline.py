@@ -1,4 +1,4 @@
-"""What a network computes, in words: the settings of its layers and the steps of its forward.
+"""Outline of a network as text: the settings of its layers and the steps of its forward pass.
 
 Two networks with the same weights differ where an activation, a stride or a line of `forward` does. That is compared
 without running them, from what torch.fx makes of the code, and from the attributes of layers.
@@ -139,7 +139,7 @@ def _plain(text: str) -> str:
 
 
 def _sizes(buffer: torch.Tensor) -> tuple[str, list[int], list[float]]:
-    """What tells a buffer from another: its sum, the sum of its sizes, and one in which places count."""
+    """A fingerprint of a buffer: its sum, the sum of its sizes, and one in which places count."""
     flat = buffer.detach().cpu().reshape(-1)
     flat = torch.nan_to_num(torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat.to(torch.float64))
     flat = flat.to(torch.float64).clamp(-1e30, 1e30)

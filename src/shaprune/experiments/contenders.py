@@ -1,4 +1,4 @@
-"""What the curves benchmark compares: every concept, estimator, aggregation, mode and rival, by name, at equal price.
+"""Contenders of the curves benchmark: every concept, estimator, aggregation, mode and criterion, at equal price.
 
 A *contest* is one game on one network: the players of one group, or those of several groups together. Who asks for
 worths may pay the same number of evaluations, ``Contest.price``: what greedy backward elimination costs, whose price

@@ -186,7 +186,7 @@ def curves_study(
         worth: what coalitions are judged by.
         seed: of everything random.
         device: where networks run.
-        say: told what is happening.
+        say: callback for lines about the progress.
 
     Returns:
         A JSON-ready object: `summary` per group under ``layers``, and under ``network_wide`` where there are several

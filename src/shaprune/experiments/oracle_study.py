@@ -48,7 +48,7 @@ MAX_PLAYERS_MANY_EXAMPLES, MANY_EXAMPLES, FEW_EXAMPLES = (
     12,
     1_000,
     250,
-)  # examples where nobody says: MANY up to so many players, FEW above
+)  # default numbers of examples: MANY up to so many players, FEW above
 
 
 def oracle_study(
@@ -72,7 +72,7 @@ def oracle_study(
         repeats: seeds per network of rows that draw.
         seed: of everything random.
         device: where networks run.
-        say: told what is happening.
+        say: callback for lines about the progress.
 
     Returns:
         A JSON-ready object. Under ``layers``, per layer: the ``networks`` with their oracle subsets, and the ``rows``

@@ -1,1 +1,1 @@
-"""Where numbers of a run can go while it goes on: a file of JSON lines, TensorBoard, MLflow."""
+"""Logs of a run in progress: a file of JSON lines, TensorBoard, MLflow."""

@@ -1,4 +1,4 @@
-"""How the games of a run stand: kept while it goes on, for tables, pages and logs. No torch."""
+"""Progress of the games of a run, for tables, pages and logs. No torch."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _row_like(tree: Any, values: list[Any]) -> Any:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on this device; the way from the CPU to a GPU leads through pinned memory, so that nobody waits."""
+    """The tensor on this device; the way from the CPU to a GPU leads through pinned memory, without waiting."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,4 +1,4 @@
-"""A borrowed model comes back untouched, whatever happens while we use it."""
+"""Borrow a model: it is restored on any exit, whatever was changed in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffers that a network writes to as it runs (counters, running ranges) come back.
+"""Buffers that a network writes to as it runs (counters, running ranges), saved and restored.
 
 A copy of each buffer is kept as long as its owner lives, so that a later block makes no new one.
 """

@@ -1,4 +1,4 @@
-"""Where in a network an error was raised: the module, and the line of its code."""
+"""Location of an error in a network: the module, and the line of its code."""
 
 from __future__ import annotations
 

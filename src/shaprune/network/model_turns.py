@@ -1,4 +1,4 @@
-"""One thread at a time in a model: who hangs hooks, turns flags or copies it waits for its turn.
+"""Locks of models: one thread at a time hangs hooks on a model, changes its flags or copies it.
 
 A turn covers every module of the model, so that a wrapper around it, or a part of it, waits as well. Within one thread
 turns nest. Threads that would wait for each other for ever are refused, whatever order they take models in.

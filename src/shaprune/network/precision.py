@@ -1,4 +1,4 @@
-"""In which precision rows are computed: float32, or bfloat16 where that is faster and ranks players alike.
+"""Precision of rows: float32, or bfloat16 where that is faster and ranks players alike.
 
 In bfloat16, the operations behind the mask run under torch's autocast: products of matrices and convolutions in 16
 bits, the rest as torch decides; batch-norms are folded into the convolutions in front of them. With channels last, the

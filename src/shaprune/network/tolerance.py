@@ -1,4 +1,4 @@
-"""How far two computations of the same thing may lie apart."""
+"""Tolerances: how far two computations of the same outputs may differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All of it in one call: find players, score, plan, prune, recover, measure."""
+"""Compress a network in one call: find players, score, plan, prune, recover, measure."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ from shaprune.planning.plan import ALLOCATIONS, Plan, check_reachable
 from shaprune.players.players import Players
 from shaprune.recovery.steps import RecoveryStep, Refit, check_batches, check_steps
 from shaprune.recovery.steps import recover as run_steps
+from shaprune.storage.tables import Table, Tabular
 from shaprune.values.estimate import METHODS
 from shaprune.values.estimators.base import Method
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Compressed:
+class Compressed(Tabular):
     """What `compress` returns.
 
     Attributes:
@@ -55,8 +56,18 @@ class Compressed:
     seconds: dict[str, float]
     trials: tuple[Trial, ...] = field(default=())
 
-    def __repr__(self) -> str:
-        return f"Compressed({type(self.model).__name__}, {self.plan!r}, {sum(self.seconds.values()):.1f} s)"
+    def headline(self) -> str:
+        """The network, how many players stay, and how long it took."""
+        return f"{type(self.model).__name__}, {self.plan!r}, {sum(self.seconds.values()):.1f} s"
+
+    def table(self) -> Table:
+        """The networks side by side; below, the costs that stay."""
+        rows = [
+            (name, m.accuracy, m.parameters, m.macs, m.latency.median_ms, m.bytes)
+            for name, m in self.measurements.items()
+        ]
+        columns = {"network": "", "accuracy": ".4f", "parameters": ",", "multiply-adds": ",", "ms": ".3g", "bytes": ","}
+        return Table(columns, rows, self.plan.table().notes)
 
 
 def compress(
@@ -113,6 +124,9 @@ def compress(
         metric: what a floor is about, see `NetworkGame`.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
+
+    Returns:
+        `Compressed`: the recovered network (a plain `nn.Module`), its plan, the scores behind it, and measurements.
 
     Raises:
         InputError: a floor without ``validation``; a budget out of reach (a floor above the dense network's quality, a

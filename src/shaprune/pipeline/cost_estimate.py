@@ -1,4 +1,4 @@
-"""What scoring will cost, before it starts: evaluations by counting, seconds by a timed probe, memory by sizes."""
+"""Expected cost of scoring: evaluations by counting, seconds by a timed probe, memory by sizes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from shaprune.network.game.subset_worth import Only
 from shaprune.network.game.worths import AnyWorth, Evaluate
 from shaprune.network.precision import RowPrecision
 from shaprune.players.players import Players
+from shaprune.storage.tables import Table, Tabular
 from shaprune.values.concepts import Concept
 from shaprune.values.estimate import method_of
 from shaprune.values.estimators.base import Method
@@ -46,8 +47,8 @@ class GameCost:
     memory: int
 
 
-@dataclass(frozen=True)
-class ScoringCost:
+@dataclass(frozen=True, repr=False)
+class ScoringCost(Tabular):
     """What `score` will cost.
 
     Attributes:
@@ -63,6 +64,17 @@ class ScoringCost:
     seconds: float | None
     memory: int
     probe_seconds: float
+
+    def headline(self) -> str:
+        """What all games cost together."""
+        rows, time = ("unknown" if x is None else f"{x:,.4g}" for x in (self.evaluations, self.seconds))
+        return f"{rows} evaluations, {time} seconds, {self.memory / 2**20:,.0f} MiB"
+
+    def table(self) -> Table:
+        """One row per game."""
+        rows = [(name, c.players, c.evaluations, c.seconds, c.memory / 2**20) for name, c in self.by_game.items()]
+        columns = {"group": "", "players": ",", "evaluations": ",", "seconds": ".2f", "MiB": ",.0f"}
+        return Table(columns, rows)
 
 
 def expected_cost(

@@ -1,4 +1,4 @@
-"""Looking inside a vision model: what valuable and worthless channels see, and where the network looks without them.
+"""Feature maps and Grad-CAM of a vision model: what the most and the least valuable channels see.
 
 Feature maps stand where masks stand, at what the consumers of a group read, so a map is what leaves with its channel.
 Grad-CAM (Selvaraju et al. 2017): the channels of one layer, each weighted by the mean gradient of the answer's logit,
@@ -33,7 +33,7 @@ from shaprune.values.result import Values
 Floats = NDArray[np.float64]
 MAX_IMAGES = 12
 DENSE, WITHOUT_LEAST, WITHOUT_MOST = "dense", "without the least valuable", "without the most valuable"
-_DEFAULT_GROUPS = 3  # looked at where nobody says which
+_DEFAULT_GROUPS = 3  # shown by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +121,9 @@ def look(
         share: of every group, how much leaves for the second and third network; at least one channel stays.
         layer: whose channels Grad-CAM adds up; None = the last convolution whose output has more than one place.
         classes: names of the classes.
+
+    Returns:
+        `FeatureMaps`: maps of these channels, and Grad-CAM of the dense and the two smaller networks.
 
     Raises:
         InputError: no images, a network that is no classifier of them, players that are no channels, an unknown group

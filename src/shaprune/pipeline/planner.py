@@ -1,4 +1,4 @@
-"""From an allocation's name to a planner: what has to be measured for it once, and is then used for any budget."""
+"""Planners by allocation: what an allocation needs is measured once and used for any budget."""
 
 from __future__ import annotations
 

@@ -39,6 +39,9 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs, *, hf_uniform: b
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, batch first.
         hf_uniform: refuse a plan that such a configuration cannot say.
 
+    Returns:
+        The smaller network.
+
     Raises:
         InputError: the plan belongs to another model; ``hf_uniform``, and why it cannot be said.
         SurgeryError: the network cannot be cut, or the smaller network does not run or does not agree with the mask.

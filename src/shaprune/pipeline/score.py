@@ -124,7 +124,7 @@ def score(
             run that goes on keeps what it began with.
         progress: show a bar with the remaining time, and the error of the game that ended last, on stderr; None = only
             on a terminal.
-        watch: told how the games go, see `shaprune.values.games.observers.GameObserver`.
+        watch: observer of the games, see `shaprune.values.games.observers.GameObserver`.
 
     Returns:
         `Scores`, a mapping from group names to `Values`.
@@ -265,7 +265,7 @@ def score(
 
 
 def _precision(wanted: RowPrecision | Literal["auto"], run_options: RunOptions) -> tuple[RowPrecision, str | None]:
-    """The precision that rows are run in, and what to tell of it; None where a probe of the games is to decide."""
+    """The precision that rows are run in, and a note about it; None where a probe of the games is to decide."""
     if wanted != "auto":
         return wanted, "" if wanted == "float32" else wanted
     begun = None if run_options.run is None else recorded_dependency(run_options.run, ROW_PRECISION_KEY)
@@ -332,7 +332,7 @@ def _logged(game: Game, log: str | Path | None, name: str) -> Iterator[Game]:
 def _progress_bar(
     totals: Mapping[str, int | None], shown: bool
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int], None], Callable[[Values], None]]]:
-    """A progress bar over evaluations; yields (name the current game, advance, tell the error of a game)."""
+    """A progress bar over evaluations; yields (name the current game, advance, show the error of a game)."""
     from rich.console import Console
 
     known = [t for t in totals.values() if t is not None]

@@ -1,4 +1,4 @@
-"""What the reader of scores should know: how the rows were run, and which values say nothing."""
+"""Notes on scores: how the rows were run, and which values carry no information."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def flat_notes(values: Mapping[str, Values], games: Mapping[str, NetworkGame]) -
     found = []
     for name, group in values.items():
         if group.flat:
-            cause = games[name].why_flat() if name in games else "the game does not tell its players apart"
+            cause = games[name].why_flat() if name in games else "the game does not distinguish its players"
             found.append((name, f"{group.value[0]:g} with standard error 0: {cause}"))
     notes = [f"all values of {', '.join(names)} are {what}" for what, names in _by_text(found).items()]
     for note in notes:

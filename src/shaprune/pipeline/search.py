@@ -29,6 +29,7 @@ from shaprune.planning.budget import Budget
 from shaprune.planning.frontier import Planner, smallest_plan, with_limit
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, dense_costs
+from shaprune.storage.tables import Table, Tabular
 
 Quality = Callable[[nn.Module], float]
 RecoverPlan = Callable[[nn.Module, Plan], nn.Module]
@@ -57,8 +58,8 @@ class Trial:
     good: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
+@dataclass(frozen=True, eq=False, repr=False)
+class Decision(Tabular):
     """What `decide` found.
 
     Attributes:
@@ -73,13 +74,17 @@ class Decision:
     dense_quality: float | None = None
     trials: tuple[Trial, ...] = ()
 
-    def table(self) -> str:
+    def headline(self) -> str:
+        """How many players stay, and what was measured."""
+        return f"{self.plan.headline()}; {len(self.trials)} trials by {self.by}"
+
+    def table(self) -> Table:
         """The trials, the largest network first."""
-        lines = [f"{self.by:>12}  {'quality':>8}  {'ms':>9}  {'dense ms':>9}  in budget"]
-        for t in sorted(self.trials, key=lambda trial: -trial.share):
-            cells = [f"{t.share:12.2%}", _cell(t.quality, 8), _cell(t.milliseconds, 9), _cell(t.dense_milliseconds, 9)]
-            lines.append("  ".join([*cells, "yes" if t.good else "no"]))
-        return "\n".join(lines)
+        rows = [
+            (t.share, t.quality, t.milliseconds, t.dense_milliseconds, t.good)
+            for t in sorted(self.trials, key=lambda trial: -trial.share)
+        ]
+        return Table({self.by: ".2%", "quality": ".4g", "ms": ".4g", "dense ms": ".4g", "in budget": ""}, rows)
 
 
 def decide(
@@ -114,6 +119,9 @@ def decide(
         by: the resource to search over; None = the first that the budget limits, else multiply-adds.
         tolerance: the share of it up to which the search goes.
         rounds: timings per network.
+
+    Returns:
+        `Decision`: the plan, and all networks that were measured on the way.
 
     Raises:
         InputError: a floor without a quality, a number out of range.
@@ -357,10 +365,6 @@ def quality_on(
             return factor * float(apply_row_worth(evaluator, outputs, reference).double().mean())
 
     return quality
-
-
-def _cell(number: float | None, width: int) -> str:
-    return ("-" if number is None else f"{number:.4g}").rjust(width)
 
 
 def _time(trial: Trial) -> str:

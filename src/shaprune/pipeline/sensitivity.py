@@ -1,4 +1,4 @@
-"""What groups as wholes contribute: sensitivity curves along a ranking, and one value per group. Masks on data."""
+"""Sensitivity of groups: curves along a ranking, and one value per group, measured with masks on data."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ def sensitivity(
             the network will be refitted, too: fitted to one half of the examples, measured on the other, and the
             reverse.
         forward, max_memory: see `NetworkGame`.
+
+    Returns:
+        `Sensitivity`: a curve of worths per group.
 
     Raises:
         InputError: fewer than one point, a group without values, a refit to a single example; and as `NetworkGame`.

@@ -1,1 +1,1 @@
-"""From values to the players that leave: budgets, limits, allocations, plans. NumPy only."""
+"""Planning: budgets, limits, allocations and plans, from values alone. NumPy only."""

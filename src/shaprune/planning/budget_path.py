@@ -1,6 +1,6 @@
-"""The whole way down: who leaves at each step, and what is left after it. NumPy only, no torch.
+"""Budget path: the plans of one scoring for all budgets, one removal step at a time. NumPy only, no torch.
 
-`shaprune.planning.plan.plan` answers one budget; a descent holds the answers to all of them, so that whoever shows it
+`shaprune.planning.plan.plan` answers one budget; a descent holds the answers to all of them, so that what shows it
 (the report's slider) only looks up.
 """
 

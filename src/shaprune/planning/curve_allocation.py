@@ -1,4 +1,4 @@
-"""Plans from sensitivity curves: how far down its removal sequence each group goes. NumPy only.
+"""Allocation by sensitivity curves: how many steps of its removal sequence each group takes. NumPy only.
 
 A *sequence* is a removal sequence (see `shaprune.planning.removal_sequences`), an *option* a number of its steps. What
 coalitions of several groups lose is taken as the sum of what each loses alone (to be checked by measurement, see

@@ -1,4 +1,4 @@
-"""The frontier: what a network costs and is worth at many sizes, decided again and again from one scoring. No torch."""
+"""Frontier: costs and quality of the plans of one scoring at many sizes. No torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from shaprune.errors import BudgetError, InputError, check_choice
 from shaprune.planning.budget import Budget
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, dense_costs
+from shaprune.storage.tables import Table, Tabular
 
 Planner = Callable[[Budget], Plan]
 SCHEMA = 1
@@ -39,8 +40,8 @@ class FrontierPoint:
         return {name: cost / dense[name] if dense[name] else 1.0 for name, cost in self.plan.cost.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class Frontier:
+@dataclass(frozen=True, eq=False, repr=False)
+class Frontier(Tabular):
     """Networks of one scoring at many sizes, the largest first.
 
     Attributes:
@@ -51,24 +52,29 @@ class Frontier:
     by: str
     points: tuple[FrontierPoint, ...]
 
-    def table(self) -> str:
-        """Costs of every point, and its measured quality."""
-        names = list(self.points[0].shares)
-        head = ["asked", *names, *(["quality"] if self._measured else [])]
-        rows = []
-        for point in self.points:
-            shares = point.shares
-            row = [
-                f"{point.size:.3g}",
-                *(f"{RESOURCES[n].shown(c)} ({shares[n]:.1%})" for n, c in point.plan.cost.items()),
-            ]
-            rows.append(row + ([f"{point.quality:.4f}"] if point.quality is not None else []))
-        wide = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in (head, *rows))
+    def headline(self) -> str:
+        """How many networks, and along which resource."""
+        return f"{len(self.points)} networks by {self.by}"
 
-    @property
-    def _measured(self) -> bool:
-        return self.points[0].quality is not None
+    def table(self) -> Table:
+        """Costs of every point, and its measured quality."""
+        columns = {"asked": ".3g", **dict.fromkeys(self.points[0].shares, "")}
+        rows = [
+            (p.size, *(f"{RESOURCES[name].shown(cost)} ({p.shares[name]:.1%})" for name, cost in p.plan.cost.items()))
+            for p in self.points
+        ]
+        return self._with_quality(columns, rows)
+
+    def records(self) -> Table:
+        """One row per point: the costs that stay."""
+        columns = {"asked": ".3g", **dict.fromkeys(self.points[0].shares, ",.0f")}
+        return self._with_quality(columns, [(p.size, *p.plan.cost.values()) for p in self.points])
+
+    def _with_quality(self, columns: dict[str, str], rows: list[tuple[Any, ...]]) -> Table:
+        if self.points[0].quality is None:
+            return Table(columns, rows)
+        measured = [(*row, point.quality) for row, point in zip(rows, self.points, strict=True)]
+        return Table(columns | {"quality": ".4f"}, measured)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -125,7 +131,7 @@ def frontier(
 
 
 def smallest_plan(planner: Planner, by: str, error: BudgetError) -> Plan:
-    """The smallest network that a planner can reach, as the error of a smaller budget tells."""
+    """The smallest network that a planner can reach, as the error of a smaller budget states."""
     return planner(with_limit(by, max(2, int(np.ceil(error.reachable[by])))))
 
 

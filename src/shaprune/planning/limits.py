@@ -1,4 +1,4 @@
-"""How far each group of players may shrink: which of its players may leave, in which order, and how many at once."""
+"""Limits of a plan: how far each group may shrink, in which order, and how many players leave at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From values to a plan: which players leave so that a budget is met. NumPy only, no torch.
+"""Plans: which players leave so that a budget is met. NumPy only, no torch.
 
 A plan is data: the players of the dense network and one boolean row of who stays. Changing the budget never needs new
 values.
@@ -7,7 +7,7 @@ values.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +29,7 @@ from shaprune.players.players import Players
 from shaprune.players.subset import Kept
 from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
 from shaprune.storage.schema import check_schema
+from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Document, Number, typed
 from shaprune.values.result import Values
 
@@ -49,14 +50,17 @@ MOST_PERCENT = 100  # a limit up to which a percentage may have been meant
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
-    """Who stays.
+class Plan(Tabular):
+    """The players that stay and those that leave.
 
     Attributes:
         players: the players of the dense network.
         kept: (n,) bool, True = stays.
         allocation: how the plan was made; ``"by hand"`` for `from_coalition`.
         budget: the limits it was made for.
+
+    Raises:
+        InputError: ``kept`` is not one boolean per player.
     """
 
     players: Players
@@ -80,9 +84,10 @@ class Plan:
             raise InputError("kept must hold booleans, one per player (True = stays)")
         return Plan(players, row.astype(bool))
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
+        """How many players stay, and why."""
         stay = f"{int(self.kept.sum()):,} of {self.players.n:,} players stay"
-        return f"Plan({stay}, allocation={self.allocation!r}, budget={self.budget!r})"
+        return f"{stay}, allocation={self.allocation!r}, budget={self.budget!r}"
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -94,21 +99,25 @@ class Plan:
         """Predicted multiply-adds, parameters, players and bytes that stay, by resource."""
         return costs(self.players, self.kept)
 
-    def summary(self) -> str:
-        """A table of what goes and what stays, per group and in all."""
-        groups = self.players.groups
-        wide = max([len(g.name) for g in groups] + [5])
-        lines = [f"{'group'.ljust(wide)}  players   kept  removed"]
-        for g in groups:
-            stays = int(self.kept[g.indices].sum())
-            lines.append(f"{g.name.ljust(wide)}  {len(g):7d}  {stays:5d}  {len(g) - stays:7d}")
+    def table(self) -> Table:
+        """How many players of each group stay and leave; below, the costs in all."""
+        stays = [int(self.kept[g.indices].sum()) for g in self.players.groups]
+        rows = [(g.name, len(g), n, len(g) - n) for g, n in zip(self.players.groups, stays, strict=True)]
+        return Table({"group": "", "players": "", "kept": "", "removed": ""}, rows, tuple(self._costs()))
+
+    def records(self) -> Table:
+        """One row per player: whether it stays."""
+        groups = [g.name for g in self.players.groups for _ in g.indices]
+        rows = list(zip(groups, self.players.names, self.kept.tolist(), strict=True))
+        return Table({"group": "", "player": "", "kept": ""}, rows)
+
+    def _costs(self) -> Iterator[str]:
         dense = dense_costs(self.players)
         for name, left in self.cost.items():
             shown = RESOURCES[name].shown
             limit = f" (budget {shown(self.budget[name])})" if name in self.budget else ""
             share = f", {left / dense[name]:.1%} stay" if dense[name] else ""  # 0 = unknown
-            lines.append(f"{name}: {shown(dense[name])} -> {shown(left)}{share}{limit}")
-        return "\n".join(lines)
+            yield f"{name}: {shown(dense[name])} -> {shown(left)}{share}{limit}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -194,6 +203,9 @@ def plan(
         hf_uniform: leave only what the config.json of a Hugging Face model can say, so that ``save_pretrained`` and
             ``from_pretrained`` bring the pruned model back: the same number of players leaves every group that one of
             its fields counts, and what no field counts stays (``players.config`` says what, and why).
+
+    Returns:
+        `Plan`: which players stay, and the predicted costs.
 
     Raises:
         InputError: values or curves that do not fit the players, a limit out of range, a glob that matches no group, a

@@ -1,4 +1,4 @@
-"""Local exchanges between groups, judged by measurement: the last word on a plan. NumPy only; the game is given."""
+"""Refine a plan by exchanges between groups that are measured to be better. NumPy only; the game is given."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _options(options: GroupOptions, plan: Plan) -> list[int]:
     """Per sequence, how many steps a plan has gone down."""
     now = [next((i for i, step in enumerate(steps) if plan.kept[step].any()), len(steps)) for steps in options.steps]
     if not np.array_equal(options.kept(now), plan.kept):
-        raise InputError("the plan does not follow these values and limits; hand in those that it was made with")
+        raise InputError("the plan does not follow these values and limits; give those that it was made with")
     return now
 
 

@@ -1,4 +1,4 @@
-"""Removal sequences: who leaves each group one after the other, so that all limits are met after every step."""
+"""Removal sequences: the order in which players leave each group, with all limits met after every step."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _next_step(
     allowed: Callable[[dict[int, int]], bool],
     worth: Callable[[dict[int, int]], float],
 ) -> dict[int, int]:
-    """How many players of which kinds leave next; of nobody where none may."""
+    """Return {kind: number of players to remove next}; empty if no further removal is allowed."""
     sizes = range(1, min(3, n_kinds) + 1) if round_to > 1 and n_kinds <= _MAX_KINDS_COMBINED else [1]
     for size in sizes:
         counts = sorted(product(range(1, round_to + 1), repeat=size), key=sum)

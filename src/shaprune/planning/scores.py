@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shaprune.errors import InputError
 from shaprune.players.players import Players
 from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
 from shaprune.storage.schema import check_schema
+from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Document, Size, typed
-from shaprune.values.result import Values
+from shaprune.values.result import VALUE_COLUMNS, Values
 
 SCHEMA = 1
 
@@ -26,8 +29,8 @@ class _Scores(Document):
     players: dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class Scores(Mapping[str, Values]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Tabular, Mapping[str, Values]):
     """Values by group name.
 
     Attributes:
@@ -62,6 +65,32 @@ class Scores(Mapping[str, Values]):
         paid = [v.n_evaluations for v in self.by_group.values()]
         together = all("part_of" in v.options for v in self.by_group.values())
         return max(paid, default=0) if together else sum(paid)
+
+    def headline(self) -> str:
+        """Which worth, and what was paid."""
+        n = sum(values.n for values in self.by_group.values())
+        return f"{n:,} players in {len(self)} groups by {self.worth}; {self.n_evaluations:,} evaluations"
+
+    def table(self) -> Table:
+        """One row per group; the standard error is the mean over its players."""
+        rows = []
+        for group in self.players.groups:
+            values = self[group.name]
+            named = [f"{group.names[i]} {values.value[i]:.4g}" for i in values.ranking()[[-1, 0]]]
+            stderr = float(values.stderr.mean())
+            doubt = stderr if np.isfinite(stderr) else "unknown"
+            rows.append((group.name, values.n, float(values.value.mean()), *named, doubt, values.n_evaluations))
+        columns = {"group": "", "players": ",", "mean value": ".4g", "most valuable": "", "least valuable": ""}
+        return Table({**columns, "standard error": ".2g", "evaluations": ","}, rows, self.notes)
+
+    def records(self) -> Table:
+        """One row per player."""
+        rows = [
+            (group.name, name, *numbers)
+            for group in self.players.groups
+            for name, (_, *numbers) in zip(group.names, self[group.name].records().rows, strict=True)
+        ]
+        return Table({"group": "", **VALUE_COLUMNS}, rows)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

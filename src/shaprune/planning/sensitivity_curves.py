@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shaprune.errors import InputError, nearest
 from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
 from shaprune.storage.schema import check_schema
+from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Count, Document, Number, Size, typed
 from shaprune.values.result import Values
 
@@ -64,8 +65,8 @@ class SensitivityCurve:
         return np.asarray(self.worth[0] - np.interp(removed, self.removed, self.worth), dtype=np.float64)
 
 
-@dataclass(frozen=True, eq=False)
-class Sensitivity(Mapping[str, SensitivityCurve]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Sensitivity(Tabular, Mapping[str, SensitivityCurve]):
     """Curves of the groups of a network.
 
     Attributes:
@@ -130,19 +131,30 @@ class Sensitivity(Mapping[str, SensitivityCurve]):
         left = np.prod(np.clip(1 - lost / (dense - worst), 0, None), axis=0)
         return np.asarray(np.minimum(worst + (dense - worst) * left, best), dtype=np.float64)
 
-    def table(self) -> str:
+    def headline(self) -> str:
+        """What was measured."""
+        return f"loss in {self.worth} of {len(self)} groups; {self.n_examples:,} examples"
+
+    def table(self) -> Table:
         """What each group loses when shares of it leave, the most sensitive group first."""
-        head = [f"{share:.0%}" for share in TABLE_SHARES]
-        rows = []
-        for name, curve in self.curves.items():
-            n = len(curve.order)
-            rows.append((name, n, curve.loss(np.array([round(share * n) for share in TABLE_SHARES]))))
-        rows.sort(key=lambda row: -float(row[2].sum()))
-        wide = max([len(name) for name in self.curves] + [5])
-        lines = [f"{'group'.ljust(wide)}  players  " + "  ".join(h.rjust(10) for h in head)]
-        lines += [f"{name.ljust(wide)}  {n:7d}  " + "  ".join(f"{x:10.4g}" for x in lost) for name, n, lost in rows]
-        lines.append(f"loss in {self.worth} when so much of a group has left; {self.n_examples:,} examples")
-        return "\n".join(lines)
+        lost = {
+            name: curve.loss(np.array([round(share * len(curve.order)) for share in TABLE_SHARES])).tolist()
+            for name, curve in self.curves.items()
+        }
+        names = sorted(lost, key=lambda name: -sum(lost[name]))
+        columns = {"group": "", "players": "", **{f"{share:.0%}": ".4g" for share in TABLE_SHARES}}
+        rows = [(name, len(self.curves[name].order), *lost[name]) for name in names]
+        note = f"loss in {self.worth} when so much of a group has left; {self.n_examples:,} examples"
+        return Table(columns, rows, (note,))
+
+    def records(self) -> Table:
+        """One row per group and measured point."""
+        rows = [
+            (name, removed, worth, float(curve.worth[0]) - worth)
+            for name, curve in self.curves.items()
+            for removed, worth in zip(curve.removed.tolist(), curve.worth.tolist(), strict=True)
+        ]
+        return Table({"group": "", "removed": "", "worth": ".4g", "loss": ".4g"}, rows)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -1,4 +1,4 @@
-"""What the config.json of a Hugging Face model can say about a pruned network. Pure data, no torch.
+"""Fields of a Hugging Face config.json that can express a pruned network. Pure data, no torch.
 
 There, one number holds for all layers, so that a model is loaded again by ``from_pretrained`` only where every layer
 lost the same number of heads, or of hidden neurons.

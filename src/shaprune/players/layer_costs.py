@@ -1,4 +1,4 @@
-"""What a layer costs at a given width: parameters, multiply-adds, bytes, exactly as counted after surgery.
+"""Costs of a layer at a given width: parameters, multiply-adds, bytes, exactly as counted after surgery.
 
 Multiply-adds are those of convolutions and linear layers, per example, as in the papers' tables, and of the weight
 matrices of recurrent layers and torch's attention (see `shaprune.network.layers.compound_macs`); a norm, a bias, an

@@ -20,6 +20,7 @@ from shaprune.players.hf_fields import HfFields
 from shaprune.players.layer_costs import Layer
 from shaprune.players.player_documents import check_config, check_players
 from shaprune.players.roles import PARTS, Part, Role
+from shaprune.storage.tables import Table, Tabular
 
 LayerCost = Callable[[Layer, Any, Any], Any]  # of a layer and its widths in and out, numbers or arrays
 
@@ -116,8 +117,8 @@ class Skipped:
         return f"{self.name} ({self.channels:,} channels)" if self.channels else self.name
 
 
-@dataclass(frozen=True, eq=False)
-class Players:
+@dataclass(frozen=True, eq=False, repr=False)
+class Players(Tabular):
     """Everything that can leave a network, in a fixed order, and everything that cannot, with the reason.
 
     Attributes:
@@ -230,23 +231,35 @@ class Players:
     def _each_by_cost(self) -> dict[LayerCost, NDArray[np.float64]]:
         return {}
 
-    def summary(self) -> str:
-        """A table of groups, players, costs, and what is skipped and why."""
-        rows = [("group", "players", "params/player", "macs/player", "coupled layers")]
-        for g in self.groups:
-            layers = ", ".join(f"{m.module}:{m.role}" for m in g.members)
-            i = g.indices[0]
-            rows.append((g.name, str(len(g)), f"{self.params[i]:,}", f"{self.macs[i]:,.0f}", layers))
-        wide = [max(len(r[c]) for r in rows) for c in range(4)]
-        lines = ["  ".join([r[0].ljust(wide[0]), *(r[c].rjust(wide[c]) for c in (1, 2, 3)), r[4]]) for r in rows]
-        lines.append(
+    def headline(self) -> str:
+        """How many there are, and the size of the dense network."""
+        return (
             f"{self.n} players in {len(self.groups)} groups; dense network: {self.model_params:,} parameters, "
             f"{self.model_macs:,.0f} multiply-adds per example"
         )
-        if self.skipped:
-            lines.append("not prunable:")
-            lines += [f"  {s}: {s.reason}" for s in self.skipped]
-        return "\n".join(lines)
+
+    def table(self) -> Table:
+        """One row per group with the costs of its first player; below, what is skipped and why."""
+        rows = [
+            (
+                g.name,
+                len(g),
+                int(self.params[g.indices[0]]),
+                float(self.macs[g.indices[0]]),
+                ", ".join(f"{m.module}:{m.role}" for m in g.members),
+            )
+            for g in self.groups
+        ]
+        columns = {"group": "", "players": "", "params/player": ",", "macs/player": ",.0f", "coupled layers": ""}
+        skipped = [f"  {s}: {s.reason}" for s in self.skipped]
+        return Table(columns, rows, (self.headline(), *(["not prunable:", *skipped] if skipped else [])))
+
+    def records(self) -> Table:
+        """One row per player: what leaves when it alone leaves the dense network."""
+        columns = {"group": "", "player": "", "params": ",", "macs": ",.0f", "bytes": ",.0f", "activations": ",.0f"}
+        groups = [g.name for g in self.groups for _ in g.indices]
+        costs = (self.each(cost).tolist() for cost in (Layer.params, Layer.macs, Layer.bytes, Layer.activations))
+        return Table(columns, list(zip(groups, self.names, *costs, strict=True)))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

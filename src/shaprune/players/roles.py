@@ -1,4 +1,4 @@
-"""What leaves a layer with a player: one row per role, and with the rows the kinds of players. Pure data, no torch.
+"""Roles of layers in a group (what leaves with a player, one row each) and kinds of players. Pure data, no torch.
 
 A kind of players is a unit of `shaprune.find_players`. Most players are coupled channels, which have three roles; every
 other kind has a role of its own here, and is found, masked and removed by its row in

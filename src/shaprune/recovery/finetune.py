@@ -1,4 +1,4 @@
-"""The recovery steps that train: our own fine-tuning, and functions of the user's own."""
+"""The recovery steps that train: the built-in fine-tuning, and functions of the user."""
 
 from __future__ import annotations
 

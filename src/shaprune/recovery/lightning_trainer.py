@@ -1,4 +1,4 @@
-"""Lightning, and nothing else: the one file that imports it. It trains quietly and leaves no trace of itself."""
+"""Training with Lightning, which this file alone imports; no logs, checkpoints or global state stay behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainingResult:
     """How a training went.
 
     Attributes:
-        losses: what ``after_epoch`` told, epoch by epoch; where the training could stop early, the first is the loss
+        losses: what ``after_epoch`` returned, by epoch; where the training could stop early, the first is the loss
             before it.
         kept: the epoch whose weights were kept, 0 = those before the training; None where the last were.
         diverged: why the training was given up, or None.

@@ -1,4 +1,4 @@
-"""An optimiser's state carried over to the pruned network: momenta are cut along the channels of their parameters."""
+"""Optimiser state of the pruned network: momenta are cut along the channels of their parameters."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _removed_from(dense: nn.Module, plan: Plan, values: dict[str, Tensor]) -> di
 
 
 def _names_after(dense: nn.Module, plan: Plan) -> dict[str, str]:
-    """Name in the dense network -> name in the pruned one, told by numbers that surgery carries along.
+    """Name in the dense network -> name in the pruned one, matched by numbers that surgery carries along.
 
     Experts that leave their list make the later ones move up.
     """

@@ -1,4 +1,4 @@
-"""Run a dense and a pruned network side by side, and hand out what each consumer reads and what it should give.
+"""Run a dense and a pruned network side by side and collect each consumer's inputs and target outputs.
 
 Two sources with one interface: `stream_consumers` (both networks operation by operation over all batches, one forward
 pass each) and `stream_consumers_one_by_one` (a forward pass of both per consumer, for networks that cannot be traced or
@@ -133,7 +133,7 @@ def _wanted(layer: nn.Module, ours: LayerCall, theirs: LayerCall, outputs: Tenso
 
 
 def norms_after(trace: Trace) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """Layers whose output a batch-norm with running statistics reads, and nobody else: name -> the norm."""
+    """Layers whose output a batch-norm with running statistics alone reads: name -> the norm."""
     found: dict[str, nn.modules.batchnorm._BatchNorm] = {}
     ran = [str(n.target) for n in trace.nodes if n.op == "call_module"]
     for node in trace.nodes:

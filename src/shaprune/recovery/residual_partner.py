@@ -1,4 +1,4 @@
-"""What a layer reads and gives in each of its calls in one run of a model, and what its output is added to."""
+"""Inputs and outputs of a layer in each of its calls, and the residual branch that its output is added to."""
 
 from __future__ import annotations
 

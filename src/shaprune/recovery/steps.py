@@ -1,4 +1,4 @@
-"""Win accuracy back after pruning: each step on its own, each optional, in the order given."""
+"""Recover accuracy after pruning: each step on its own, each optional, in the order given."""
 
 from __future__ import annotations
 
@@ -60,13 +60,16 @@ def recover(
         plan: the plan that made ``small``.
         data: batches ``(inputs, targets)``; targets only matter to fine-tuning on labels. Never the test set.
         steps: names (``"refit"``, ``"batchnorm"``, ``"finetune"``), configured steps (``Finetune(epochs=5)``), or
-            functions of your own: ``finetune(model)`` is lent a copy in eval mode, trains it in place or returns
+            functions of your own: ``finetune(model)`` gets a copy in eval mode, trains it in place or returns
             another network of the same shapes.
         train: batches for the fine-tuning in place of ``data``, which is often small; its validation split is taken
             from them.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
         batch_size: examples per forward pass.
         seed: seed of the fine-tuning.
+
+    Returns:
+        The recovered network.
 
     Raises:
         InputError: an unknown step, a step that these players do not go with, data that the network does not run on, or

@@ -1,6 +1,6 @@
 """Gradient training in place, for the demo's networks and for the recover step "finetune".
 
-What is minimised is in `objective`, how in `trainer`; here the model is lent to them and comes back whole.
+What is minimised is in `objective`, how in `trainer`; here the model is given to them and restored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What training minimises: rows of data with targets or a teacher's outputs, and the loss between them and the model's.
+"""Rows to train on, with targets or a teacher's outputs, and the loss between them and the model's.
 
 Distillation (Hinton et al. 2015) follows the teacher's outputs at temperature 2 and needs no labels. The teacher runs
 once over the data, not once per epoch; but where inputs are augmented, on what was made of them.

@@ -1,4 +1,4 @@
-"""What a report tells, gathered before anything is drawn."""
+"""Content of a report, gathered before anything is drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a report tells; whatever is None or empty is left out.
+    """The content of a report; whatever is None or empty is left out.
 
     Attributes:
         title: the heading.

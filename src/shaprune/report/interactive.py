@@ -1,4 +1,4 @@
-"""The interactive report: one HTML file that is opened from disk and asks nobody for anything.
+"""The interactive report: one HTML file that is opened from disk and fetches nothing.
 
 Plotly's script is packed into it, and its policy forbids every connection. All that comes in is text: it is escaped in
 the markup, and the script puts it in as text.

@@ -20,7 +20,7 @@ from shaprune.report.markup import note, table
 from shaprune.report.run_files import VALUES
 from shaprune.runs.merge_shards import find_runs
 
-HOST = "127.0.0.1"  # never another: the page is for whoever sits here
+HOST = "127.0.0.1"  # never another: the page is for this machine
 ICON = "/favicon.ico"  # browsers ask for it unasked, and complain where it is missing
 REFRESH_SECONDS = 2  # seconds after which a browser asks again
 
@@ -39,7 +39,7 @@ class Page:
         self._drawn: tuple[int, str] | None = None
 
     def html(self) -> str:
-        """The report, or how the run stands. What cannot be read is told on the page."""
+        """The report, or how the run stands. What cannot be read is stated on the page."""
         values = self.folder / VALUES
         try:
             if not values.is_file():

@@ -1,4 +1,4 @@
-"""What the interactive report's script reads: values, the way down for every budget, curves, as one JSON object.
+"""Data of the interactive report's script: values, budget paths and curves as one JSON object.
 
 All decisions are made here, by `shaprune.planning.budget_path`; the script only looks them up.
 """
@@ -28,7 +28,7 @@ def payload(content: Content, evidence: Evidence) -> dict[str, Any]:
     """Everything that the script shows, JSON-ready.
 
     Raises:
-        InputError: values, a plan or curves that do not fit the players, or limits under which nobody can leave.
+        InputError: values, a plan or curves that do not fit the players, or limits under which no player can leave.
     """
     content.check_plan()
     scores, players = content.scores, content.scores.players
@@ -70,7 +70,7 @@ def _paths(content: Content, evidence: Evidence) -> Iterator[tuple[str, dict[str
                 continue  # nothing to save there
             found = budget_path(players, scores, resource, allocation, within=evidence.within)
             if not found.steps:
-                raise InputError(f"under these limits nobody can leave ({evidence.within}); loosen them")
+                raise InputError(f"under these limits no player can leave ({evidence.within}); loosen them")
             key = f"{allocation}:{resource}" if allocation == "global" else allocation
             limited = resource if allocation == "global" else None
             shown = found.at(SLIDER_SHARES, SLIDER_RESOURCES if limited is None else [limited])

@@ -1,4 +1,4 @@
-"""Which report is written: the one with a slider where plotly is installed, pictures without scripts otherwise."""
+"""Render a report: with a slider where plotly is installed, static figures otherwise."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def render_report(
     """One HTML file.
 
     Args:
-        content: what a report tells.
+        content: of the report.
         evidence: what only the interactive report shows.
         static: pictures also where plotly is installed.
-        say: told what is left out, and why.
+        say: callback for what is left out, and why.
 
     Raises:
         InputError: values, a plan or curves that do not fit the players.

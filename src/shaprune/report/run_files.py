@@ -65,7 +65,7 @@ def read_run(path: str | Path) -> Run:
     if not (path / VALUES).is_file():
         raise InputError(
             f"{path} holds no {VALUES}: its run has not ended yet; `shaprune report {path} --watch` "
-            f"shows how it goes, `shaprune resume {path}` goes on with one that nobody computes any more"
+            f"shows how it goes, `shaprune resume {path}` goes on with one that no process computes any more"
             if _begun_run(path)
             else f"{path} holds no {VALUES}; name the folder or file that `shaprune score` or `compress` wrote"
         )

@@ -84,7 +84,7 @@ def diagnostics(scores: Scores) -> Iterator[str]:
 
 
 def skipped(scores: Scores) -> Iterator[str]:
-    """What cannot leave, told once per reason."""
+    """What cannot leave, once per reason."""
     yield "<h2>What cannot leave, and why</h2>"
     reasons = by_reason(scores.players)
     if not reasons:

@@ -1,4 +1,4 @@
-"""What cannot leave, told once per reason. No torch."""
+"""Skipped layers, grouped by reason. No torch."""
 
 from __future__ import annotations
 

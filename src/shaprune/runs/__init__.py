@@ -1,1 +1,1 @@
-"""Long runs: what has been computed (a journal), by whom (executors), in which pieces. No torch here."""
+"""Long runs: a journal of answers, executors, and pieces of work. No torch here."""

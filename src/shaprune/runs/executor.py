@@ -1,4 +1,4 @@
-"""Who answers a question about a game: the protocol, this process, and the journal in front of any other."""
+"""Executors: the protocol of answering questions about a game, in this process and behind a journal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Executor(Protocol):
     """Answers questions, several at once where it can.
 
     Attributes:
-        width: questions that should be under way at a time, so that nobody waits.
+        width: questions that should be under way at a time, so that no worker waits.
     """
 
     width: int
@@ -103,7 +103,7 @@ class Journaled:
         return result
 
     def _commit(self, game: str, key: bytes, question: Question, done: Future[Answer], result: Future[Answer]) -> None:
-        """Commit an answer and then hand it on; note a failure, the first only."""
+        """Commit an answer and then pass it on; note a failure, the first only."""
         if done.cancelled():
             result.cancel()
             return
@@ -118,7 +118,7 @@ class Journaled:
             elif not self._failed:
                 self._failed = True
                 self.journal.failed(game, "", f"{type(outcome).__name__}: {outcome}")
-        except BaseException as error:  # an interrupt, too, belongs to whoever waits
+        except BaseException as error:  # an interrupt, too, belongs to the caller that waits
             outcome = error if isinstance(outcome, Answer) else outcome
         assert outcome is not None
         _set_outcome(result, outcome)
@@ -128,7 +128,7 @@ class Journaled:
 
 
 def _set_outcome(future: Future[Answer], outcome: Answer | BaseException) -> None:
-    """Set the outcome, unless nobody waits for it any more."""
+    """Set the outcome, unless no caller waits for it any more."""
     if not future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, BaseException):

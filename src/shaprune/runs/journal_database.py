@@ -1,4 +1,4 @@
-"""The SQLite file of a journal: made, opened, and looked through before anything in it is believed."""
+"""The SQLite file of a journal: created, opened, and validated before it is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shaprune.errors import InputError
 from shaprune.storage.atomic_files import replacing_file
 
 SCHEMA = 1
-PATIENCE = 30.0  # seconds to wait for a lock that somebody else holds on the file
+PATIENCE = 30.0  # seconds to wait for a lock that another process holds on the file
 PAGE = 1 << 15  # bytes; an answer is tens of kilobytes to a megabyte
 TABLES = {
     "about": "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -50,7 +50,7 @@ def create(path: Path, about: Mapping[str, str]) -> None:
     with replacing_file(path) as beside:
         connection = sqlite3.connect(beside)
         connection.execute(f"PRAGMA page_size = {PAGE}")
-        connection.execute("PRAGMA synchronous = OFF")  # nobody knows the file yet; once, below, is enough
+        connection.execute("PRAGMA synchronous = OFF")  # no other process knows the file yet; once, below, is enough
         connection.executescript(f"BEGIN; {'; '.join(TABLES.values())}; COMMIT;")
         with connection:
             connection.execute(f"PRAGMA user_version = {SCHEMA}")

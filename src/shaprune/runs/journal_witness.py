@@ -1,4 +1,4 @@
-"""Known answers are used only if the game still gives the few that its journal holds as a witness."""
+"""Witness answers of a journal: known answers are used only if the game still gives these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journals of shards become the journal of the run; what runs there are."""
+"""Merge the journals of shards into the journal of the run, and list runs."""
 
 from __future__ import annotations
 

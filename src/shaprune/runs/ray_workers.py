@@ -61,7 +61,7 @@ def _connect_in_process(address: str) -> None:
         OSError: the address does not answer, or not in time.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():  # nobody listens: that is known at once
+    if host and port.isdecimal():  # no listener: that is known at once
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     told = "the address does not answer"
     code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"

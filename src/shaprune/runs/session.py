@@ -1,4 +1,4 @@
-"""How a run is computed: in this process or by workers, with a journal or without, the whole of it or a shard."""
+"""Session of a run: in this process or by workers, with a journal or without, the whole run or a shard."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class OpenRun:
     def all(self, games: dict[str, G], values_of: Callable[[G, str], Values]) -> dict[str, Values]:
         """Values of every game, in their order; the games are taken out of the dictionary one by one.
 
-        With workers several games are under way at a time, so that nobody waits at the end of one. Games that a shard
+        With workers several games are under way at a time, so that none waits at the end of one. Games that a shard
         leaves to others are missing. The first error ends all.
         """
         names, found = list(games), dict[str, Values]()

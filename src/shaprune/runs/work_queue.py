@@ -1,4 +1,4 @@
-"""Work of several games that waits for workers, and who takes what."""
+"""Queue of the work of several games, from which workers take questions."""
 
 from __future__ import annotations
 

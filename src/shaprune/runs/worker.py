@@ -1,4 +1,4 @@
-"""What every worker does, wherever it runs: make the games once, answer, and tell what went wrong."""
+"""Worker: make the games once, answer questions, and return errors as messages."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class WorkerLost(Exception):
 
 
 class Worker(Protocol):
-    """Somebody who answers one question at a time; used from one thread."""
+    """A worker that answers one question at a time; used from one thread."""
 
     def start(self) -> Mapping[str, str]:
         """Begin, with the games; the versions of what is installed there.

@@ -1,1 +1,1 @@
-"""What a player contributes: games, estimators and their results. NumPy only, no networks."""
+"""Values of players: games, estimators and their results. NumPy only, no networks."""

@@ -1,4 +1,4 @@
-"""How the values of single examples become the value of a player.
+"""Aggregation of the values of single examples into the value of a player.
 
 The Shapley value of a mean is the mean of the Shapley values, and only the mean has a game behind it. Other statistics
 keep what matters much for few examples: Ancona et al. 2020 found mean + 2 standard deviations best. With one order per

@@ -1,4 +1,4 @@
-"""One entry to all estimators: a registry by name."""
+"""Estimate values with any estimator, by its name or with options."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ def estimate(
             needs one order per example.
         keep_examples: return the values of every example as ``Values.by_example``.
         max_memory: bytes that the values of all examples may take.
+
+    Returns:
+        `Values`: (n,) values in units of the worth, their standard errors, and the evaluations paid.
 
     Raises:
         InputError: unknown method or concept, an option that the method does not have, or a budget that is too small.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shaprune.values.games.checks import check_walk_worths, check_worths
 from shaprune.values.games.game import Game, coalitions_along, parts
 
-MIN_DEGREES_OF_FREEDOM = 9  # degrees of freedom; fewer do not tell the spread between blocks
+MIN_DEGREES_OF_FREEDOM = 9  # degrees of freedom; fewer do not give the spread between blocks
 WALKS_AT_ONCE = 512  # asked for at once
 COALITIONS_AT_ONCE = 1 << 15  # asked for at once
 
@@ -43,7 +43,7 @@ def enumerated(game: Game) -> NDArray[np.float64]:
 
 
 def sampled(game: Game, budget: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Means over blocks of n orders, and their standard errors; None after too few blocks to tell.
+    """Means over blocks of n orders, and their standard errors; None after too few blocks.
 
     Where the budget pays for two blocks per example, every example has its own blocks, as many as the others (or one
     more), and the error is what is left inside examples. Below, every order takes the next example.

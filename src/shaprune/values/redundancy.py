@@ -1,4 +1,4 @@
-"""Which players can replace each other: pairwise Shapley interactions (Grabisch and Roubens 1999).
+"""Redundancy: pairwise Shapley interactions (Grabisch and Roubens 1999); negative = one can replace the other.
 
 I(i, j) = sum over S without i and j of [v(S+i+j) - v(S+i) - v(S+j) + v(S)] / ((n - 1) C(n - 2, |S|)). Below zero: each
 is worth less where the other is there, they can replace each other. Above zero: they need each other. An additive game
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, check_choice
+from shaprune.storage.tables import Table, Tabular
 from shaprune.values.estimate import check_whole_number
 from shaprune.values.games.game import CountingGame, Game
 from shaprune.values.games.repeatability import RepeatabilityCheck
@@ -46,8 +47,8 @@ MAX_ENUMERATED = 24
 METHODS = ("exact", "permutation", "kernelshap-iq")
 
 
-@dataclass(frozen=True, eq=False)
-class Redundancy:
+@dataclass(frozen=True, eq=False, repr=False)
+class Redundancy(Tabular):
     """Pairwise interactions of the players of a game.
 
     Attributes:
@@ -90,6 +91,22 @@ class Redundancy:
         found = self.matrix[first, second]
         order = np.argsort(found, kind="stable")[:k]
         return [(int(first[p]), int(second[p]), float(found[p])) for p in order]
+
+    def headline(self) -> str:
+        """What was computed how, and what was paid."""
+        return f"{self.n} players by {self.method}; {self.n_evaluations:,} evaluations"
+
+    def table(self) -> Table:
+        """The ten most redundant pairs."""
+        return self._rows(self.pairs())
+
+    def records(self) -> Table:
+        """All pairs, the most redundant first."""
+        return self._rows(self.pairs(max(1, self.n**2)))
+
+    def _rows(self, pairs: list[tuple[int, int, float]]) -> Table:
+        rows = [(i, j, x, None if self.stderr is None else float(self.stderr[i, j])) for i, j, x in pairs]
+        return Table({"first": "", "second": "", "interaction": ".4g", "stderr": ".2g"}, rows)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

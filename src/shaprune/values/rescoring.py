@@ -1,4 +1,4 @@
-"""From values to an order of leaving: score once, or again after every few players.
+"""Removal orders by re-scoring: score once, or again after every few players.
 
 All modes are rounds of one estimator on the game that is left:
 

@@ -1,4 +1,4 @@
-"""The result of an estimate: frozen, in player order, with its price and its doubt."""
+"""Values: the result of an estimate in player order, with standard errors and the evaluations paid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError
+from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Count, Document, Number, Size, typed
 
 
@@ -29,8 +30,12 @@ class _Values(Document):
     diagnostics: dict[str, float] = {}  # noqa: RUF012  # pydantic copies it
 
 
-@dataclass(frozen=True, eq=False)
-class Values:
+VALUE_COLUMNS = {"player": "", "value": ".4g", "stderr": ".2g", "samples": ","}
+SHOWN_AT_EACH_END = 10  # players in the table of many
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Values(Tabular):
     """What each player contributes to the worth of a game.
 
     Attributes:
@@ -78,7 +83,7 @@ class Values:
 
     @property
     def flat(self) -> bool:
-        """Whether all values are 0, or all the same, with standard error 0: they tell no player from another."""
+        """Whether all values are 0, or all the same, with standard error 0: they distinguish no players."""
         exact = bool((self.stderr == 0).all())
         return exact and (not self.value.any() or (self.n > 1 and bool(np.ptp(self.value) == 0)))
 
@@ -96,6 +101,26 @@ class Values:
         """
         reach = _student(quantile_of(confidence), self.counts - 1) * self.stderr
         return np.stack([self.value - reach, self.value + reach], axis=1)
+
+    def headline(self) -> str:
+        """What was computed how, and what was paid."""
+        return (
+            f"{self.n:,} players, {self.concept} by {self.method}; {self.n_evaluations:,} evaluations, "
+            f"stopped by {self.stopped_by}"
+        )
+
+    def table(self) -> Table:
+        """The players from the most to the least valuable; of many the first and the last."""
+        rows, order = self.records().rows, self.ranking()[::-1].tolist()
+        between = max(0, self.n - 2 * SHOWN_AT_EACH_END)
+        shown = order if not between else order[:SHOWN_AT_EACH_END] + order[-SHOWN_AT_EACH_END:]
+        notes = (f"{between:,} players between them are not shown",) if between else ()
+        return Table(VALUE_COLUMNS, [rows[i] for i in shown], notes)
+
+    def records(self) -> Table:
+        """One row per player, in player order."""
+        columns = (range(self.n), self.value.tolist(), self.stderr.tolist(), self.counts.tolist())
+        return Table(VALUE_COLUMNS, list(zip(*columns, strict=True)))
 
     def part(self, players: NDArray[np.int64]) -> Values:
         """The values of some players of the same game; price and worths stay those of the whole game."""

@@ -1,4 +1,4 @@
-"""What rounding leaves of values: worths that are large beside their differences lose these, digit by digit."""
+"""Rounding error of values: worths that are large beside their differences lose these, digit by digit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from shaprune.errors import ShapruneWarning
 from shaprune.values.result import Values
 
-FINE = 1e-2  # a rounding error above this share of the largest value is told
-FAINT = 1e-3  # where all values are 0, an error above this, which may have hidden them, is told
+FINE = 1e-2  # a rounding error above this share of the largest value is reported
+FAINT = 1e-3  # where all values are 0, an error above this, which may have hidden them, is reported
 
 
 def rounded(values: Values, error: float, worth: float, spread: float = 0.0) -> Values:
@@ -25,7 +25,7 @@ def rounded(values: Values, error: float, worth: float, spread: float = 0.0) -> 
         spread: how far worths lie apart; values of 0 that come of such differences have lost nothing.
 
     Returns:
-        The values; where something is told, with ``diagnostics["rounding"]`` and standard errors that count it.
+        The values; where something is reported, with ``diagnostics["rounding"]`` and standard errors that count it.
     """
     largest = float(np.abs(values.value).max(initial=0.0))
     scale = max(largest, spread / values.n)

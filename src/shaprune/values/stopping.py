@@ -189,7 +189,7 @@ def cut_settled(remove: int | float, confidence: float = 0.95) -> Rule:
         confidence: that the set below the cut is right.
 
     Raises:
-        InputError: a number that leaves nobody on one side of the cut.
+        InputError: a number that leaves no player on one side of the cut.
     """
     quantile_of(confidence)
     if isinstance(remove, bool) or not remove > 0:

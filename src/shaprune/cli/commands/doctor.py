@@ -61,7 +61,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> Outcome:
 
 
 def _machine() -> tuple[dict[str, Any], list[Finding]]:
-    """Threads, cores and GPUs; nothing about them where torch is missing or broken, which is told elsewhere."""
+    """Threads, cores and GPUs; nothing about them where torch is missing or broken, which is reported elsewhere."""
     from shaprune.cli.environment import about_threads, cores, gpus
 
     hints: list[Finding | None] = []

@@ -1,4 +1,4 @@
-"""``shaprune plan``: who stays for a budget. Runs without torch, unless something must be measured."""
+"""``shaprune plan``: the players that stay within a budget. Without torch, unless something must be measured."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None,
             }
             for trial in found.trials
         ]
-        shown.insert(0, found.table())
+        shown.insert(0, found.summary())
     return Outcome(summary, tuple(shown))
 
 
@@ -183,4 +183,4 @@ def _swept(planner: Planner, by: str, measured: PlanMeasurement | None, out: Pat
         write_text(folder / "frontier.json", json.dumps(rows))
         write_text(folder / "frontier.svg", frontier_figure(found, standalone=True))
     written = {"frontier": str(out / "frontier.json"), "figure": str(out / "frontier.svg")}
-    return Outcome({**rows, "artifacts": written}, (found.table(), f"-> {written['frontier']}, {written['figure']}"))
+    return Outcome({**rows, "artifacts": written}, (found.summary(), f"-> {written['frontier']}, {written['figure']}"))

@@ -1,4 +1,4 @@
-"""``shaprune players``: a dry run, what can leave a network and what cannot."""
+"""``shaprune players``: list what can leave a network and what cannot, without scoring."""
 
 from __future__ import annotations
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from shaprune.cli.options.shared import Debug, Json, Overwrite
 from shaprune.cli.outputs import check_out_file
 from shaprune.cli.tables import text_table
 from shaprune.errors import InputError
-from shaprune.storage.atomic_files import read_json, write_bytes, write_text
+from shaprune.storage.atomic_files import read_json, write_bytes
 
 
 @command
@@ -95,14 +93,7 @@ def export_values(
     if out.suffix == ".json":
         write_bytes(out, source.read_bytes())
     else:
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(("group", "player", "value", "stderr", "samples"))
-        for group in scores.players.groups:
-            values = scores[group.name]
-            columns = (group.names, values.value.tolist(), values.stderr.tolist(), values.counts.tolist())
-            writer.writerows((group.name, *row) for row in zip(*columns, strict=True))
-        write_text(out, text.getvalue())
+        scores.to_csv(out)
     return Outcome({"players": scores.players.n, "artifacts": {"values": str(out)}}, (f"values -> {out}",))
 
 

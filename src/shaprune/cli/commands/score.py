@@ -1,4 +1,4 @@
-"""``shaprune score``: what every player contributes."""
+"""``shaprune score``: values of every player."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def score(
 
     import shaprune as sp
     from shaprune.cli.inputs import device_of, read_data, read_model
-    from shaprune.cli.tables import score_rows, scores_table, skipped_rows, skipped_text
+    from shaprune.cli.tables import rich_table, score_rows, skipped_rows, skipped_text
     from shaprune.storage.atomic_files import replacing_directory
 
     where = device_of(device)
@@ -241,7 +241,7 @@ def score(
         "artifacts": {"values": str(written)},
     }
     told = f"{scores.n_evaluations:,} evaluations in {scores.seconds:.1f} s on {len(part):,} examples -> {written}"
-    return Outcome(summary, (scores_table(scores), skipped_text(players), *scores.notes, told))
+    return Outcome(summary, (rich_table(scores.table()), skipped_text(players), *scores.notes, told))
 
 
 def _check_game_options(criterion: str, given: dict[str, Any]) -> None:
@@ -273,7 +273,7 @@ def _note(run: Path, given: dict[str, Any]) -> None:
 
 def _cost_outcome(cost: ScoringCost, workers: int) -> Outcome:
     """What a run would cost."""
-    from shaprune.cli.tables import cost_table
+    from shaprune.cli.tables import rich_table
 
     rows = [
         {"name": name, "players": c.players, "evaluations": c.evaluations, "seconds": c.seconds, "memory": c.memory}
@@ -285,4 +285,4 @@ def _cost_outcome(cost: ScoringCost, workers: int) -> Outcome:
     else:
         told = f"{cost.evaluations:,} evaluations, about {cost.seconds:.1f} s"
     told += f", about {cost.memory / 2**20:,.0f} MiB beside what torch itself takes"
-    return Outcome(data, (cost_table(rows), told + (f", with {workers} workers" if workers > 1 else "")))
+    return Outcome(data, (rich_table(cost.table()), told + (f", with {workers} workers" if workers > 1 else "")))

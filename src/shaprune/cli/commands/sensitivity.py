@@ -1,4 +1,4 @@
-"""``shaprune sensitivity``: what each group loses along its ranking."""
+"""``shaprune sensitivity``: measured loss of each group along its ranking."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ def sensitivity(
         found.save(folder / "curves.json")
         write_text(folder / "curves.svg", sensitivity_figure(found, standalone=True))
     written = {"curves": str(out / "curves.json"), "figure": str(out / "curves.svg")}
-    return Outcome({**found.to_json(), "artifacts": written}, (found.table(), f"-> {written['curves']}"))
+    return Outcome({**found.to_json(), "artifacts": written}, (found.summary(), f"-> {written['curves']}"))

@@ -14,7 +14,7 @@ OptionalReportOut = Annotated[
 Watch = Annotated[
     bool,
     typer.Option(
-        "--watch", help="Instead of a file: serve a page on 127.0.0.1 that tells how RUN goes, at its end the report."
+        "--watch", help="Instead of a file: serve a page on 127.0.0.1 with the progress of RUN, at its end the report."
     ),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of --watch; 0 = any that is free.")]

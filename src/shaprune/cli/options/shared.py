@@ -56,7 +56,7 @@ UNSET: Any = None  # the default of an option of `compress`: the config file's v
 
 
 def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
-    """A callback that refuses names outside a registry and tells the nearest."""
+    """A callback that refuses names outside a registry and names the nearest."""
 
     def check(value: str | None) -> str | None:
         if value is not None:

@@ -1,4 +1,4 @@
-"""Numbers that code keeps of heads and widths: which attributes shrink with the players of a group, found by trying.
+"""Attributes that count heads or channels: which of them shrink with the players of a group, found by trials.
 
 Attention reshapes into heads by a number that stands beside its layers under any name (``num_heads``, ``h``), or in a
 configuration that all layers share. Where removal fails with the names of `surgery`, the numbers around the layers of a

@@ -74,6 +74,9 @@ def find_players(
         exclude: the same; groups with a matching producer are skipped.
         max_seconds, max_memory: bounds of following channels through the network; bytes for its activations.
 
+    Returns:
+        `Players`: all groups, their costs, and ``skipped`` layers with the reasons.
+
     Raises:
         InputError: inputs that the model does not take, a model that is not deterministic in eval mode or whose copies
             run the original's layers, an unknown unit or units that do not go together, a filter that matches nothing,

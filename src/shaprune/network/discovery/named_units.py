@@ -1,4 +1,4 @@
-"""Players united: what a name stands for leaves together."""
+"""Named units: players that own all channels that a name stands for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def named_units(players: Players, units: Globs) -> Players:
 
 
 def unite(players: Players, name: str, owned: Mapping[str, Sequence[int]]) -> Group:
-    """A group with one player per entry of ``owned``, which tells the players whose channels it owns."""
+    """A group with one player per entry of ``owned``, the players whose channels it owns."""
     unit_of = {i: unit for unit, indices in enumerate(owned.values()) for i in indices}
     channels: dict[tuple[str, Role], list[set[int]]] = {}
     for group in players.groups:

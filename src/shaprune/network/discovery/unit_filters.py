@@ -1,4 +1,4 @@
-"""What a player is: which coupled groups a unit names, and which units are no coupled channels."""
+"""Units: which coupled groups a unit names, and which units are no coupled channels."""
 
 from __future__ import annotations
 

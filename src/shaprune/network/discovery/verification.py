@@ -188,7 +188,7 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
 def _precision(model: nn.Module) -> tuple[torch.dtype, float]:
     """In which type a model is compared, and how close: doubles; float32 for a large model of 16 bits.
 
-    The copy then takes at most twice the model's memory; what float32 cannot tell is far below what 16 bits can.
+    The copy then takes at most twice the model's memory; what float32 cannot resolve is far below what 16 bits can.
     """
     held = [p for p in model.parameters() if p.is_floating_point()]
     narrow = sum(p.numel() for p in held if p.element_size() < 4)

@@ -1,4 +1,4 @@
-"""What the rest of a network needs of an example: values at a cut, batch first."""
+"""Cached activations at the split point, one row per example: what the part behind the mask reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The masks of a question, made for some of its rows at a time: all of them would be rows times players numbers.
+"""Masks of a question, built for a block of its rows at a time, so that memory is bounded.
 
 `Listed` are coalitions that were given; `Walked` are those met along walks, of which only the orders are kept.
 """

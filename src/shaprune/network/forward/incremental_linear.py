@@ -1,4 +1,4 @@
-"""Coalitions made cheap where one linear layer reads the mask: players are added instead of recomputed.
+"""Incremental coalitions of one linear consumer: players are added instead of recomputed.
 
 The output of a linear layer (or convolution) is a sum of one contribution per player. All contributions cost about one
 run of the layer; any coalition is then a sum, and a walk a cumulative sum.

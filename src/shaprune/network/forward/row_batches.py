@@ -1,4 +1,4 @@
-"""How many rows run at once: batches that fit in memory, side by side where that can be, halved where there is none."""
+"""Batch sizes of rows: as many as fit in memory, side by side where possible, halved when memory runs out."""
 
 from __future__ import annotations
 

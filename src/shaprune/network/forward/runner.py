@@ -1,4 +1,4 @@
-"""What runs rows of a network under masks: prepared once per batch of examples, then asked for many coalitions."""
+"""Protocol of a runner of rows under masks: prepared once per batch of examples, then asked for many coalitions."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ class Segment:
 
 
 def _inplace_source(trace: Trace, node: fx.Node) -> fx.Node | None:
-    """The source of a plain ReLU that may be written in place: a fresh output of a layer, or sum, for nobody else."""
+    """The source of a plain ReLU that may be written in place: a fresh output of a layer, or sum, read once."""
     module = trace.layer(node)
     relu = node.target in (F.relu, torch.relu) if module is None else type(module) is nn.ReLU and not has_hooks(module)
     source = _only_source(node) if relu else None
@@ -252,7 +252,7 @@ def _only_source(node: fx.Node) -> fx.Node | None:
 
 
 def _plain(trace: Trace, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether an operation calls a layer of just such a kind, to which nobody listens."""
+    """Whether an operation calls a layer of just such a kind, without hooks."""
     layer = trace.layer(node)
     return type(layer) in kinds and not has_hooks(layer)
 

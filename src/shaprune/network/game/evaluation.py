@@ -1,4 +1,4 @@
-"""From outputs to worths: the same rows, run once, judged by one worth or by several."""
+"""Evaluation of outputs: the same rows, run once, judged by one worth or by several."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class WorthEvaluator:
         """
         assert isinstance(self.worth, SetWorth)
         given = kept, self.reference
-        if not is_built_in(self.worth):  # whatever it writes into them is seen by nobody else
+        if not is_built_in(self.worth):  # whatever it writes into them stays there
             given = kept.clone(), self.reference.clone()
         value = apply_set_worth(self.worth, *given)
         if not np.isfinite(value):
@@ -150,7 +150,7 @@ class WorthEvaluator:
 
 
 def check_finite_once(attempt: Callable[[Inspect], T]) -> T:
-    """What ``attempt`` gives; it shows every block, with the worths of its rows, to the function that it is handed.
+    """What ``attempt`` gives; it shows every block, with the worths of its rows, to the function that it is given.
 
     Whether all of them are finite is asked once, at the end, so that a device need not wait after every block. Where
     they are not, ``attempt`` is made again, and every block is looked at.

@@ -1,4 +1,4 @@
-"""What two games must have in common for the worths of one to be those of the other."""
+"""Fingerprints of games: worths of one may stand for those of another only where these are equal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fingerprint_of(
 
 
 def identity(function: object) -> str:
-    """What tells a worth or a function from others: names, options, and the tensors in it; a text says it itself."""
+    """The identity of a worth or a function: names, options, and the tensors in it; a text says it itself."""
     if isinstance(function, str):
         return function
     held = list(_held(function, DEPTH, set()))

@@ -1,4 +1,4 @@
-"""How worths change with the masks: a pass forward and one back through what lies behind them."""
+"""Derivatives of worths by the masks: a pass forward and one back through what lies behind them."""
 
 from __future__ import annotations
 

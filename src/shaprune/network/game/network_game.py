@@ -295,7 +295,7 @@ class NetworkGame(Game):
         """The coalition (n_players,) bool that walks leave from.
 
         Raises:
-            InputError: another shape, orders that name somebody outside; examples where the worth has none.
+            InputError: another shape, orders that name a player outside; examples where the worth has none.
         """
         self._check_separable(examples)
         if start is None:

@@ -79,7 +79,7 @@ def _mean_marginals(orders: NDArray[np.int64], worths: NDArray[np.float64], n: i
 
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Spearman's, ties at their mean rank; 1 where both rank nobody before anybody else."""
+    """Spearman's, ties at their mean rank; 1 where both are constant."""
     first, second = (_ranks(x) - (len(x) + 1) / 2 for x in (a, b))
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(first @ second) / scale if scale else float(np.array_equal(first, second))

@@ -1,4 +1,4 @@
-"""Whether players reach the output that a worth looks at, where a network has several."""
+"""Reached outputs: whether players reach the output that a worth looks at, where a network has several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What targets mean to the outputs of a network, for worths and for measured accuracy alike.
+"""Checks of targets against the outputs of a network, for worths and for measured accuracy alike.
 
 Class targets come in many shapes; here they become one class index per prediction. With C classes these are
 

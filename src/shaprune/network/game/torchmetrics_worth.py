@@ -1,6 +1,6 @@
 """Metrics with ``reset``, ``update`` and ``compute`` (torchmetrics) as functions of all outputs and targets.
 
-torchmetrics is not imported: whoever hands in a metric has it.
+torchmetrics is not imported: a caller with a metric has it.
 """
 
 from __future__ import annotations

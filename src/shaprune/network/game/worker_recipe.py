@@ -1,4 +1,4 @@
-"""Games in other processes: what they are made of, and what their answers depend on."""
+"""Recipes of games for other processes: what they are made of, and what their answers depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worths: what outputs are worth. Higher is better.
+"""Worths of outputs, per row or over all examples. Higher is better.
 
 A *row worth* is a function ``(outputs (R, ...), reference (R, ...)) -> (R,)``: one number per row; the worth of a
 coalition is the mean over the examples. A *set worth* is one number for all examples together (perplexity, F1, AUROC).
@@ -58,7 +58,7 @@ class SetWorth:
             data. It is asked once with the dense outputs when a game is made.
         reference: compare with the targets, or with the dense network's outputs.
         keep: ``(outputs (R, ...), reference (R, ...)) -> (R, ...)``, applied to blocks of rows; what it returns is
-            handed to ``function`` in place of the outputs. It saves memory where all examples' outputs are large.
+            given to ``function`` in place of the outputs. It saves memory where all examples' outputs are large.
         needs: what `reference_for` looks at.
     """
 
@@ -75,6 +75,9 @@ class Evaluate:
 
     Use it where the worth is no function of outputs and targets, or where the evaluation loop is given. Higher is
     better.
+
+    Attributes:
+        function: ``evaluate``; it takes the model under a mask and returns a finite number.
     """
 
     function: Callable[[nn.Module], float]

@@ -1,1 +1,1 @@
-"""What layers are: their kinds, what they are given, what they cost, and least squares for their weights."""
+"""Layers: their kinds, inputs and costs, and least squares for their weights."""

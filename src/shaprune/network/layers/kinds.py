@@ -1,4 +1,4 @@
-"""What kind of layer a module is, where its channels stand, and what it costs."""
+"""Kinds of layers: where their channels stand, and what they cost."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def channel_axis(module: nn.Module, ndim: int) -> int:
 
 
 def widths_of(module: nn.Module) -> tuple[int, int] | None:
-    """Channels in and out of a layer as it is now; None for kinds that cannot be told."""
+    """Channels in and out of a layer as it is now; None for other kinds."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if is_transposed_linear(module):

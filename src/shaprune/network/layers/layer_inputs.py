@@ -1,4 +1,4 @@
-"""What a layer is given: its input may come by position, or by keyword under any name."""
+"""Inputs of a layer, given by position or by keyword under any name."""
 
 from __future__ import annotations
 

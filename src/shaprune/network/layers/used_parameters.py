@@ -1,4 +1,4 @@
-"""Which parameters a forward pass uses, also those of layers whose weight is used without calling the layer."""
+"""Parameters that a forward pass uses, also of layers whose weight is used without calling the layer."""
 
 from __future__ import annotations
 

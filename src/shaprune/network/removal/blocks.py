@@ -127,7 +127,7 @@ def without(model: nn.Module, blocks: Mapping[str, Layer]) -> Iterator[None]:
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):  # named_children tells of each child once
+        for key, child in list(parent._modules.items()):  # named_children yields each child once
             if child is old:
                 setattr(parent, key, new)
 

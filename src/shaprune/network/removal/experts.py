@@ -63,7 +63,7 @@ class RouterMask(MaskSite):
 
 
 def remove_experts(model: nn.Module, name: str, experts: list[int]) -> None:
-    """Delete experts from their list, and tell the mixture how many are left; the router is cut as a layer.
+    """Delete experts from their list, and set how many are left in the mixture; the router is cut as a layer.
 
     In an `nn.ModuleDict` those that stay get the first names, as in an `nn.ModuleList`.
     """

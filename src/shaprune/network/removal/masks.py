@@ -1,4 +1,4 @@
-"""Where masks stand: at the consumers' inputs, a zero is what removal does.
+"""Masks at the consumers' inputs, where a zero is what removal does.
 
 Behind a producer, batch-norm, bias and activation would turn a zero into something else, so the mask multiplies what
 the consumers of a group read. Every row of a batch may carry its own coalition.
@@ -34,7 +34,7 @@ class MaskSite(ABC):
         module: name of the module.
         n_players: n, the number of players of the game.
         owners: (entries,) int64, the player (counted within the game) of each channel, block, expert or weight here;
-            n = nobody, never masked.
+            n = no player, never masked.
     """
 
     module: str
@@ -43,7 +43,7 @@ class MaskSite(ABC):
 
     @property
     def label(self) -> str:
-        """What tells this kind of site from others."""
+        """The identity of this kind of site."""
         return type(self).__name__
 
     def columns(self, mask: Tensor) -> Tensor:

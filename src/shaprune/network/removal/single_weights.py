@@ -22,7 +22,7 @@ from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member, Skipped
 
-MAX_WEIGHTS = 10_000  # players that nobody has asked for by name
+MAX_WEIGHTS = 10_000  # players of layers that were not asked for by name
 _MAX_WEIGHTS_HELD = 1 << 24  # weights that are held at a time, over all rows
 _KINDS = ("conv", "depthwise", "linear")
 

@@ -2,7 +2,7 @@
 
 All removals are applied at once, from indices of the dense network, so that layers which belong to several groups
 (concatenations, chains) need no bookkeeping of shifted indices. Modules that count their heads or split by a width are
-told the new numbers. Blocks are replaced by what passes their input, experts leave their list, single weights become 0.
+given them. Blocks are replaced by what passes their input, experts leave their list, single weights become 0.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def check_fits(model: nn.Module, players: Players) -> None:
 
 
 def width_as_is(module: nn.Module, layer: Layer) -> tuple[int, int] | None:
-    """What the width of a layer would have to be in `Players.widths`, from the module itself; None = cannot be told."""
+    """What the width of a layer would have to be in `Players.widths`, from the module itself; None = unknown."""
     kind = KINDS.get(layer.kind)
     return widths_of(module) if kind is None else kind.width(module, layer)
 

@@ -1,4 +1,4 @@
-"""Drawing what `shaprune.look` saw: images inside the page, each with words for those who cannot see it."""
+"""Figures of feature maps: images inside the page, each with a text that describes it."""
 
 from __future__ import annotations
 

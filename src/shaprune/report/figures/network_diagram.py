@@ -15,7 +15,7 @@ from html import escape
 from shaprune.players.layer_costs import PER_CHANNEL
 from shaprune.players.players import Group, Players
 
-MAX_BARS = 80  # bars; above, groups are folded, and what is left over is told
+MAX_BARS = 80  # bars; above, groups are folded, and the remainder is stated
 _ROW, _BAR, _TOP = 46, 34, 6  # pixels
 _WIDTH, _LEAST, _LARGEST = 960, 40, 150  # of the diagram; of a column
 _LETTER = 6.2  # width of a character

@@ -1,4 +1,4 @@
-"""Drawing what plans are decided from and lead to: sensitivity curves, and the frontier of sizes."""
+"""Figures of sensitivity curves and of the frontier of sizes."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def frontier_figure(frontier: Frontier, *, standalone: bool = False) -> str:
 
 
 def _threshold(curves: Sensitivity) -> float:
-    """Where the scale turns from linear to logarithmic: losses of a thousandth of the largest are told apart."""
+    """Where the scale turns from linear to logarithmic: losses of a thousandth of the largest can be distinguished."""
     most = max(float(np.abs(c.loss(c.removed)).max()) for c in curves.values())
     return max(most / 1000, 1e-12)

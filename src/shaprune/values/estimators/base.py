@@ -1,4 +1,4 @@
-"""What every estimator is: its options are the fields of a frozen dataclass, and it knows its price."""
+"""Base of all estimators: options are the fields of a frozen dataclass, and the price is known in advance."""
 
 from __future__ import annotations
 

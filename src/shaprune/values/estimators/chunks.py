@@ -1,4 +1,4 @@
-"""Pieces of work for random orders: which examples walk, how often, and which random stream is theirs."""
+"""Chunks of random orders: their examples, number of walks, and random stream."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def chunks(n_examples: int | None, n_samples: int | None, seed: int, first: int 
             order = order[:left]
         for start in range(0, len(order), CHUNK_SAMPLES):
             block = order[start : start + CHUNK_SAMPLES]
-            # only the standard error of the first sweep of all can tell that some examples have not walked yet
+            # only the standard error of the first sweep of all can show that some examples have not walked yet
             ends = start + CHUNK_SAMPLES >= len(order) or (sweep == 0 and first == 0)
             yield Chunk(index, block, each, closes_sweep=ends)
             index += 1

@@ -139,7 +139,7 @@ def _count(weights: NDArray[np.float64]) -> int:
     return sum(comb(len(weights), size) for size in _sizes(weights))
 
 
-_Sums = tuple[NDArray[np.float64], dict[int, float], int]  # value, worth of nobody and of all by size, coalitions
+_Sums = tuple[NDArray[np.float64], dict[int, float], int]  # value, worth of none and of all by size, coalitions
 
 
 def _from_table(task: Task, weights: NDArray[np.float64]) -> _Sums:

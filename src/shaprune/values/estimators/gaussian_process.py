@@ -2,7 +2,7 @@
 
 With z = +1 for a member and -1 for the others, a game is a sum of Fourier terms, v(S) = sum over A of f(A) z_A with
 z_A = prod_{i in A} z_i. In one term the players outside A are null players and those of A are alike, so each of these
-gets an equal share of what the term gains from nobody to everybody: 2 where |A| is odd, 0 where it is even. Hence
+gets an equal share of what the term gains from none to all: 2 where |A| is odd, 0 where it is even. Hence
 phi_i = 2 sum over odd A with i of f(A) / |A|, and the process models the odd part of the worth alone, half the
 difference between a coalition and its complement, minus the equal share (2 |S| / n - 1) (v(all) - v(none)) / 2, given
 that it is 0 at the full coalition. That makes the values efficient.

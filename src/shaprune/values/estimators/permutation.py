@@ -123,7 +123,7 @@ def _undecided_players(
 ) -> NDArray[np.int64] | None:
     """The players that alone are sampled from now on; None = all, ``players`` itself = no change.
 
-    They change where that is cheaper by a quarter, or where somebody who is not sampled is undecided again.
+    They change where that is cheaper by a quarter, or where a player that is not sampled is undecided again.
     """
     if undecided is None or not undecided.any():
         return players

@@ -14,7 +14,7 @@ Where it deviates from the literature: smooth functions of |S| stand beside the 
 at both ends and are orthogonal to the players over all coalitions, so they take no value from anybody, but worths
 that bend with the size, as those of networks do, no longer add noise. And ``basis="interactions"`` fits a Gaussian
 process on coalitions (see `shaprune.values.estimators.gaussian_process`), which had smaller errors in nearly all games
-that were tried. Where a worth and that of the complement sum to a constant (simple majority voting), pairs tell nothing
+that were tried. Where a worth and that of the complement sum to a constant (simple majority voting), pairs add nothing
 twice: take ``paired=False``.
 
 Standard errors are claimed from 15 n coalitions on, for the linear basis without penalty and coalitions that are

@@ -67,7 +67,7 @@ class Game(ABC):
         n_examples: number of examples behind a worth; 1 for a deterministic game.
         separable: single examples have worths, and the worth is their mean. False = there is only the worth over all
             examples (F1, AUROC, ...); then ``examples`` is refused.
-        repeatable: known to answer alike every time, so that nobody needs to check.
+        repeatable: known to answer alike every time, so that no check is needed.
         labels: (n_examples,) int64 class of each example, for values per class; None = unknown.
     """
 
@@ -142,7 +142,7 @@ class Game(ABC):
         return worths
 
     def derivatives(self, coalitions: Coalitions, examples: Examples | None = None) -> Worths:
-        """Return the worth of each row and how it changes with each player, as far as a derivative tells.
+        """Return the worth of each row and how it changes with each player, by the derivative.
 
         Here by differences: the worth with the player minus the worth without it, the derivative of the multilinear
         extension. A game with a cheaper answer gives that, and its price: a network differentiates its worth by the
@@ -181,7 +181,7 @@ class Game(ABC):
         return FunctionGame(function, n_players)
 
     def to_shapiq(self, *, player_names: Sequence[str] | None = None) -> ShapiqGame:
-        """Hand this game to shapiq (an extra), see `shaprune.values.games.shapiq_bridge.to_shapiq`.
+        """Return this game for shapiq (an extra), see `shaprune.values.games.shapiq_bridge.to_shapiq`.
 
         Raises:
             InputError: shapiq is not installed; names that are not one per player, each of its own.

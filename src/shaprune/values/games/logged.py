@@ -134,7 +134,7 @@ class LoggedGame(GameWrapper):
         """A game with the log that `save` wrote.
 
         What is logged is used only if the game still is the one that was asked: a few logged worths, of coalitions that
-        lack somebody, are asked for again and compared, and so is how the whole network answers.
+        lack a player, are asked for again and compared, and so is how the whole network answers.
 
         Raises:
             InputError: a file that is missing, damaged or no log; a log of another game: other players or examples,

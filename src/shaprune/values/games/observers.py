@@ -1,4 +1,4 @@
-"""Looking on while games are played: who is told, and the wrapper that tells."""
+"""Observers of games: a callback per question with its answer and price."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shaprune.values.result import Values
 
 
 class GameObserver(Protocol):
-    """Told how the games of a run go, from several threads where there are workers."""
+    """Callbacks on the games of a run, from several threads where there are workers."""
 
     def opens(self, expected: Mapping[str, int | None]) -> None:
         """These games will be played, with so many evaluations; None = unknown."""
@@ -27,7 +27,7 @@ class GameObserver(Protocol):
 
 
 class ReportingGame(StreamedGame):
-    """Tells a callback every question with its answer and price."""
+    """Calls a callback with every question, with its answer and price."""
 
     def __init__(self, game: Game, tell: Callable[[Question, Worths, int], None]) -> None:
         super().__init__(game)

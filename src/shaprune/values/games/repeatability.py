@@ -1,4 +1,4 @@
-"""A game must answer the same question alike; this wrapper notices where it does not."""
+"""Repeatability: a wrapper that detects a game that answers the same question in two ways."""
 
 from __future__ import annotations
 

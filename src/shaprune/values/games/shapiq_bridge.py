@@ -1,4 +1,4 @@
-"""The bridge to shapiq (an optional package, imported in this file only): our games there, its approximators here.
+"""Bridge to shapiq (an optional package, imported in this file only): games for it, and its approximators here.
 
 The other way needs no bridge: a shapiq game is a callable on boolean matrices, so
 ``Game.from_function(their_game, their_game.n_players)`` makes it ours. Their games subtract ``normalization_value``
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def to_shapiq(game: Game, *, player_names: Sequence[str] | None = None) -> ShapiqGame:
-    """Hand a game to shapiq, for its interaction indices, approximators and plots.
+    """Return a game for shapiq, for its interaction indices, approximators and plots.
 
     The worth of a coalition is our worth over all examples, not centred (``normalize=False``): the empty coalition
     keeps its worth. Every coalition that shapiq asks for costs ``game.n_examples`` evaluations.

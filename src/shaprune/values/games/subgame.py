@@ -1,4 +1,4 @@
-"""The game that is left once some players are settled: they are in or out for good, the others play on."""
+"""Subgame of the players that are not settled; the others are in or out for good."""
 
 from __future__ import annotations
 

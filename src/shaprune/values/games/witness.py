@@ -1,7 +1,7 @@
-"""A few worths that tell whether a game is still the one whose answers are known.
+"""Witness worths: a few answers that show whether a game is still the one whose answers are known.
 
 What a worth depends on cannot all be seen: code, closures, attributes, hooks. Before known answers are used, the same
-few worths are therefore asked anew and compared with what they were. Every row removes somebody, and the examples are
+few worths are therefore asked anew and compared with what they were. Every row removes a player, and the examples are
 spread over the classes.
 """
 
@@ -140,7 +140,7 @@ def _examples(game: Game) -> Examples:
 
 
 def _coalitions(n_players: int, rows: int) -> Coalitions:
-    """Coalitions without somebody, and with somebody where there are two players."""
+    """Coalitions that lack a player, and keep one where there are two."""
     leaving = np.argsort(np.random.default_rng(0).random((rows, n_players)), axis=1)
     shares = np.resize(SHARES, rows)
     kept = np.clip((shares * n_players).astype(np.int64), min(1, n_players - 1), n_players - 1)

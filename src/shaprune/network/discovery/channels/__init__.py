@@ -1,1 +1,1 @@
-"""Which channels can only leave together: followed by NaN marks through the network."""
+"""Coupled channels, found by running the network with NaN marks."""

@@ -1,4 +1,4 @@
-"""From marked runs to links: which channel of a source reaches which input channel of a reader.
+"""Links read from marked runs: which channel of a source reaches which input channel of a reader.
 
 All sources are marked at once with the bits of their channels' numbers, then with the bits of their own numbers: a
 reader's channel that sees each bit in one polarity only is reached by one channel of one source, and both can be read

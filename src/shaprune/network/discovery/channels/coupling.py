@@ -1,4 +1,4 @@
-"""Which channels are coupled: those that can only leave together, in every layer.
+"""Coupled channels: the sets that can only leave together, in every layer.
 
 Channels that reach the same input channel of a layer leave together (see
 `shaprune.network.discovery.channels.channel_links`), and so do channels that share a slot of a grouped convolution. One

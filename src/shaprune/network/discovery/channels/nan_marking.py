@@ -1,8 +1,8 @@
-"""Which channels reach which: the network is run on channels that are marked with NaN.
+"""NaN marking: run the network with marked channels to find the channels that they reach.
 
 A NaN survives every operation that an activation passes on its way, at exactly the positions that depend on it, through
 shortcuts, concatenations, splits, shuffles, paddings and reshapes alike. Layers that make channels of their own
-(convolutions, linear layers, embeddings) are not run: each hands out what it gave in one clean run, with some of its
+(convolutions, linear layers, embeddings) are not run: each returns its output of one clean run, with some of its
 channels marked, so that a mark ends at the next such layer. Who reads marks is noted at the input of every layer.
 """
 
@@ -230,7 +230,7 @@ class Marking:
 
     @contextmanager
     def _patched(self, marked: Mapping[int, Channels]) -> Iterator[None]:
-        """Layers hand out their clean outputs with marks; parameters carry theirs."""
+        """Layers return their clean outputs with marks; parameters carry theirs."""
         patched: list[tuple[nn.Module, Any]] = []
         kept: list[tuple[Tensor, Tensor]] = []
         try:

@@ -1,4 +1,4 @@
-"""Groups that hang together by what all of their players read, such as the one key and value head of many queries.
+"""Groups that share a reader of all their players, such as the one key and value head of many queries.
 
 What is shared stays; the players that read it leave alone.
 """

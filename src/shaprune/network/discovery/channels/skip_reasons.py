@@ -1,4 +1,4 @@
-"""What stays: layers and parameters that are in no group of players, each with the reason."""
+"""Reasons for the layers and parameters that are in no group of players."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
             continue
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
-                reason = "a parameter that code uses without a layer, whose outputs cannot be told"
+                reason = "a parameter that code uses without a layer, whose outputs are unknown"
                 found.append(Skipped(name, 0, fused_experts(prefix, module) or reason))
     return found
 

@@ -1,4 +1,4 @@
-"""Which values an answer is computed from: every operation of a run is watched, and passes its sources on."""
+"""Dependence of outputs on earlier values: every operation of a run is observed and passes its sources on."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class DependenceTracker(TorchDispatchMode):
 
 
 class _ExportTracker(TorchFunctionMode):
-    """Notes values that are handed to Python or NumPy."""
+    """Notes values that are passed to Python or NumPy."""
 
     def __init__(self, reading: DependenceTracker) -> None:
         super().__init__()

@@ -27,12 +27,12 @@ RECORDED_FUNCTIONS = frozenset(
 
 
 class DivergedError(Exception):
-    """Why what modules gave cannot be handed out again: a run calls them otherwise than the recorded one did."""
+    """The recorded outputs of modules cannot be returned: a run calls them otherwise than the recorded one did."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSlot:
-    """A tensor that a module hands out.
+    """A tensor that a module returns.
 
     Attributes:
         key: its number among all.
@@ -65,7 +65,7 @@ class TensorSlot:
 
 @dataclass(frozen=True, eq=False)
 class RecordedOutput:
-    """What one call of a module hands out: ``slots`` in the places of the tensors in ``form``."""
+    """The recorded output of one call of a module: ``slots`` in the places of the tensors in ``form``."""
 
     form: Any
     slots: tuple[TensorSlot, ...]
@@ -82,7 +82,7 @@ class RecordedOutput:
 
 ReplayPlan = dict[
     Callee, list[RecordedOutput | None]
-]  # the calls before the mask: what each hands out, or None where it runs
+]  # the calls before the mask: what each returns, or None where it runs
 
 
 @dataclass(eq=False)
@@ -92,7 +92,7 @@ class RecordedCall:
     Attributes:
         outer: position of the call around it; None for the model's own.
         over: it ended before, too.
-        form: its output without content; None where it cannot be handed out.
+        form: its output without content; None where it cannot be replayed.
     """
 
     who: Callee
@@ -104,12 +104,12 @@ class RecordedCall:
 def plan_replay(
     model: nn.Module, sites: Sequence[MaskSite], one: Inputs, three: Inputs
 ) -> tuple[ReplayPlan, RecordedOutput]:
-    """The outermost calls that are over before the first mask, and whose outputs can be handed out.
+    """The outermost calls that are over before the first mask, and whose outputs can be replayed.
 
     Args:
         model: in eval mode.
         sites: where the masks stand.
-        one, three: inputs of so many rows; what they tell apart is the number of examples.
+        one, three: inputs of so many rows; they differ in the number of examples alone.
 
     Returns:
         For everyone with such a call, all calls, in order, that are made before the mask where these are answered; and
@@ -117,7 +117,7 @@ def plan_replay(
         number of examples.
 
     Raises:
-        DivergedError: nothing can be handed out, or the calls of modules depend on the number of examples.
+        DivergedError: no output can be replayed, or the calls of modules depend on the number of examples.
     """
     for functions in (RECORDED_FUNCTIONS, ()):
         first, second = _recorded(model, sites, one, functions), _recorded(model, sites, three, functions)
@@ -200,7 +200,7 @@ def _fresh(output: Any, *given: Any) -> bool:
 
 
 def _recorded_output(one: Any, three: Any, slots: int) -> RecordedOutput | None:
-    """What a call hands out, given its outputs' forms for one and for three rows; None where it cannot be told."""
+    """What a call returns, given its outputs' forms for one and for three rows; None where they do not determine it."""
     if one is None or three is None or not _same_structure(one, three):
         return None
     found: list[TensorSlot] = []

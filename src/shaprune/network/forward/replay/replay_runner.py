@@ -1,8 +1,8 @@
-"""Models that torch.fx cannot follow: their own code runs, and modules before the mask hand out what they gave.
+"""Replay of models that torch.fx cannot trace: modules before the mask return their recorded outputs.
 
-A call of a module that is over before the first masked module is entered cannot depend on the mask. Dense runs tell
+A call of a module that is over before the first masked module is entered cannot depend on the mask. Dense runs show
 which calls these are (see `shaprune.network.forward.replay.module_calls`); later the modules' ``forward`` gives way to
-one that hands out what was computed once per example, so that only what lies behind the mask is run, and small
+one that returns what was computed once per example, so that only what lies behind the mask is run, and small
 operations between modules. Of these outputs, and of the inputs, those are kept that the network's answer is computed
 from (see `shaprune.network.forward.replay.dependence`); NaN of the same shape stands in for the others.
 """
@@ -34,7 +34,7 @@ from shaprune.network.forward.suffix import WholeRunner, hook_all_modules
 from shaprune.network.layers.replaced_calls import Callee, Forward, replace_forwards
 from shaprune.network.removal.masks import MaskSite, masked
 
-AnswerCall = Callable[[RecordedOutput, Callable[[], Any]], Any]  # what is handed out, and what computes the call
+AnswerCall = Callable[[RecordedOutput, Callable[[], Any]], Any]  # what is returned, and what computes the call
 
 
 class ReplayRunner:
@@ -73,7 +73,7 @@ class ReplayRunner:
         self._same = {key: tensor for key, tensor in self._same.items() if key not in self._unread}
 
     def prepare(self, examples: Tensor) -> CachedState:
-        """What is needed of the inputs, and what modules hand out for them; ``examples`` (rows,) are numbers.
+        """What is needed of the inputs, and what modules return for them; ``examples`` (rows,) are numbers.
 
         Raises:
             DivergedError: on these examples the model calls its modules otherwise.
