@@ -15,6 +15,7 @@ from shaprune.network.batches import Forward, length, run, split_batch, transfor
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
 from shaprune.network.collect_batches import check_data, collect_batches
+from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.model_turns import turn
 from shaprune.network.precision import check_precision
 from shaprune.planning.plan import Plan
@@ -75,7 +76,7 @@ def recover(
         InputError: an unknown step, a step that these players do not go with, data that the network does not run on, or
             nothing to train.
     """
-    chosen = check_steps(steps, small)
+    chosen, teacher = check_steps(steps, small), with_open_attention(teacher)
     if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
         _check_stays_gone(plan)
     inputs, targets = collect_batches(data)

@@ -24,6 +24,7 @@ from shaprune.network.discovery.unit_filters import has_unit, special_unit
 from shaprune.network.discovery.verification import Totals, candidates_as_players, disagreement, verify_candidates
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import measure_layers, stored_bytes
+from shaprune.network.layers.open_attention import open_attention
 from shaprune.network.removal.blocks import not_inside
 from shaprune.network.removal.hf_config import hf_fields_of
 from shaprune.network.removal.player_kinds import KINDS
@@ -99,7 +100,7 @@ def find_players(
             stacklevel=2,
         )
     inputs = copied_inputs(inputs)  # a model may write to what it is given
-    with preserve_globals(), borrowed(private(model, inputs)) as copy:
+    with preserve_globals(), borrowed(open_attention(private(model, inputs))) as copy:
         check_example_inputs(copy, inputs)
         few = few_examples(copy, inputs)
         check_copy(model, copy, few)

@@ -25,6 +25,7 @@ from shaprune.network.forward.replay.replay_runner import ReplayRunner
 from shaprune.network.forward.runner import Runner
 from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner, WholeRunner
 from shaprune.network.forward.trace import Trace, UntraceableError, trace_model
+from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite
 from shaprune.network.tolerance import relative_difference, tolerance_for
 
@@ -47,6 +48,7 @@ class Calibration:
         max_memory: bytes; examples beyond a `MEMORY_PARTS`-th of them lie in a temporary file, and so do dense outputs.
 
     Attributes:
+        source: the model as it was given; model: the same, with attention whose heads can leave.
         inputs: all inputs, batch first, on the device unless they are too many; targets: (N,) or None.
         outputs: (N, ...) what the dense network answers.
         n_examples: N.
@@ -68,14 +70,14 @@ class Calibration:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
-        self.model = model
+        self.source, self.model = model, with_open_attention(model)
         self.forward: Forward = forward or call
         self.device = device_of(model)
         self.max_bytes = max_memory // MEMORY_PARTS
         self.inputs, targets = collect_batches(data, self.max_bytes)
         self.n_examples = length(self.inputs)
         self._parts: WeakValueDictionary[bytes, Calibration] = WeakValueDictionary()
-        with borrowed(model), torch.no_grad():
+        with borrowed(self.model), torch.no_grad():
             answered = (self._dense(rows) for rows in torch.arange(self.n_examples).split(FORWARD_BATCH))
             self._keep(self.inputs, targets, join_batches(answered, self.max_bytes, self.n_examples))
             self.trace, self.untraced_because = self._traced()

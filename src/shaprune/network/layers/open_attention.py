@@ -1,0 +1,136 @@
+"""Attention whose heads can leave, in the place of `torch.nn.MultiheadAttention`.
+
+torch's module reads its weights without calling its layers, and cannot hold fewer heads than it is wide. Here is the
+same function of the same weights, with a linear layer for each of queries, keys and values, so that heads are coupled
+channels like those of any other attention. A model is never changed: games and surgery see a view of it that shares its
+parameters, and a pruned network keeps the open layers. Attention with added keys or values (``bias_k``,
+``add_zero_attn``) stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shaprune.network.borrow import copied
+
+
+class OpenAttention(nn.Module):
+    """Multi-head attention, called as `torch.nn.MultiheadAttention` is, on three linear layers of any number of heads.
+
+    Args:
+        of: whose weights are shared.
+    """
+
+    _qkv_same_embed_dim = False
+    in_proj_bias = in_proj_weight = None  # by which torch.nn.TransformerEncoderLayer leaves its fused path
+
+    def __init__(self, of: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.head_dim = of.embed_dim, of.num_heads, of.head_dim
+        self.batch_first, self.dropout = of.batch_first, of.dropout
+        apart = (of.q_proj_weight, of.k_proj_weight, of.v_proj_weight)
+        weights = apart if of.in_proj_weight is None else _thirds(of.in_proj_weight)
+        biases = (None, None, None) if of.in_proj_bias is None else _thirds(of.in_proj_bias)
+        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
+        self.out_proj = _linear(of.out_proj.weight, of.out_proj.bias)
+        self.train(of.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As in `torch.nn.MultiheadAttention`; ``is_causal`` is a hint only, the mask itself counts."""
+        batched = query.ndim == 3
+        first = self.batch_first or not batched
+        read = [t if batched else t[None] for t in (query, key, value)]
+        read = [t if first else t.transpose(0, 1) for t in read]
+        q, k, v = (
+            layer(t).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for layer, t in zip((self.q_proj, self.k_proj, self.v_proj), read, strict=True)
+        )
+        mask = _joined(attn_mask, key_padding_mask, q)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            mixed = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights[0]
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        made = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        made = made if first else made.transpose(0, 1)
+        return made if batched else made[0], weights
+
+
+def open_attention(model: nn.Module, layers: Collection[str] | None = None) -> nn.Module:
+    """Replace attention layers of a private copy, in place, and return it.
+
+    Args:
+        model: the copy.
+        layers: names of layers; only attention that holds one of these is opened. None = all.
+    """
+    for name, module in list(model.named_modules()):
+        if _can_open(module) and (layers is None or (f"{name}.q_proj" if name else "q_proj") in layers):
+            if not name:
+                return OpenAttention(module)
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, OpenAttention(module))
+    return model
+
+
+def with_open_attention(model: nn.Module) -> nn.Module:
+    """Return a view of a model with open attention that shares its parameters; the model where it has none to open."""
+    if not any(map(_can_open, model.modules())):
+        return model
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return open_attention(copied(model, shared))
+
+
+def _can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    added = any(getattr(module, name, None) is not None for name in ("bias_k", "bias_v"))
+    return type(module) is nn.MultiheadAttention and not added and not module.add_zero_attn
+
+
+def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The parts of queries, keys and values as parameters on the same memory."""
+    return tuple(nn.Parameter(part, requires_grad=tensor.requires_grad) for part in tensor.detach().chunk(3))
+
+
+def _linear(weight: Any, bias: Any) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=False, device="meta")
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def _joined(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """One mask to add to the scores, as wide as (examples, heads, queries, keys) or broadcast to it."""
+    parts = []
+    if attn_mask is not None:
+        added = _to_add(attn_mask, q)
+        parts.append(added.unflatten(0, (len(q), -1)) if added.ndim == 3 else added)
+    if key_padding_mask is not None:
+        padding = key_padding_mask if key_padding_mask.ndim == 2 else key_padding_mask[None]
+        parts.append(_to_add(padding, q)[:, None, None])
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _to_add(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)

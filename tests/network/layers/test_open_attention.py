@@ -1,0 +1,187 @@
+"""`torch.nn.MultiheadAttention`: open attention is the same function, and its heads are players that leave."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Untouched
+from torch import Tensor, nn
+
+import shaprune as sp
+from shaprune.criteria.registry import criterion_scores
+from shaprune.network.forward.calibration import Calibration
+from shaprune.network.layers.open_attention import OpenAttention, with_open_attention
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor is True"),
+    pytest.mark.filterwarnings("ignore:the whole model is run for every coalition"),  # torch's layers are not traced
+]
+
+WIDTH, HEADS, STEPS = 12, 3, 5
+CAUSAL = torch.full((STEPS, STEPS), float("-inf")).triu(1)
+PADDING = torch.tensor([[False] * 4 + [True], [False] * 5])
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no weights": {"need_weights": False},
+    "weights of each head": {"average_attn_weights": False},
+    "causal": {"attn_mask": CAUSAL, "is_causal": True, "need_weights": False},
+    "boolean mask": {"attn_mask": CAUSAL != 0},
+    "mask for every head": {"attn_mask": CAUSAL.expand(2 * HEADS, STEPS, STEPS)},
+    "padding": {"key_padding_mask": PADDING},
+    "padding and mask": {"key_padding_mask": PADDING, "attn_mask": CAUSAL != 0, "need_weights": False},
+}
+EXAMPLES = torch.randn(6, STEPS, 7, generator=torch.Generator().manual_seed(3))
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    return all((a is None and b is None) or torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_open_attention_is_the_same_function(name: str, first: bool) -> None:
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, batch_first=first).eval()
+    x = torch.randn(2, STEPS, WIDTH)
+    x = x if first else x.transpose(0, 1)
+    assert same(OpenAttention(theirs)(x, x, x, **OPTIONS[name]), theirs(x, x, x, **OPTIONS[name]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_keys_and_values_of_other_widths_and_examples_without_batch(bias: bool) -> None:
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, kdim=7, vdim=4, bias=bias, batch_first=True).eval()
+    q, k, v = torch.randn(2, STEPS, WIDTH), torch.randn(2, 6, 7), torch.randn(2, 6, 4)
+    assert same(OpenAttention(theirs)(q, k, v), theirs(q, k, v))
+    assert same(OpenAttention(theirs)(q[0], k[0], v[0]), theirs(q[0], k[0], v[0]))
+
+
+class Encoded(nn.Module):
+    """Linear, encoder, mean over steps, linear."""
+
+    def __init__(self, first: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 8, batch_first=first)
+        self.first, self.embed, self.encoder = first, nn.Linear(7, WIDTH), nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(WIDTH, 4)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.first:
+            return self.head(self.encoder(x).mean(1))  # type: ignore[no-any-return]
+        return self.head(self.encoder(x.transpose(0, 1)).mean(0))  # type: ignore[no-any-return]
+
+
+class Decoded(nn.Module):
+    """A decoder of two sequences: attention to oneself, then to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.other = nn.Linear(7, WIDTH), nn.Linear(7, WIDTH)
+        self.decoder = nn.TransformerDecoderLayer(WIDTH, HEADS, 8, batch_first=True)
+        self.head = nn.Linear(WIDTH, 4)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decoder(self.embed(x), self.other(x.flip(1))).mean(1))  # type: ignore[no-any-return]
+
+
+class Pooled(nn.Module):
+    """One learnt query over all steps."""
+
+    def __init__(self, added: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, kdim=7, vdim=7, batch_first=True, add_bias_kv=added)
+        self.head = nn.Linear(WIDTH, 4)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(self.query.expand(len(x), -1, -1), x, x)[0][:, 0])  # type: ignore[no-any-return]
+
+
+NETWORKS = {"encoder": Encoded, "steps first": lambda: Encoded(False), "decoder": Decoded, "learnt query": Pooled}
+
+
+def first_output(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs[:, 0]
+
+
+def test_the_view_shares_the_parameters_and_the_model_stays() -> None:
+    model = Encoded()
+    view = with_open_attention(model)
+    attention = model.encoder.layers[0].self_attn
+    assert isinstance(attention, nn.MultiheadAttention)
+    assert view.get_parameter("head.weight") is model.head.weight
+    with torch.no_grad():
+        before = view(EXAMPLES)
+        attention.in_proj_weight.mul_(0.5)
+        assert not torch.allclose(view(EXAMPLES), before)
+        assert torch.allclose(view(EXAMPLES), model(EXAMPLES), atol=1e-6)
+    plain = nn.Linear(2, 2)
+    assert with_open_attention(plain) is plain
+    added = nn.MultiheadAttention(WIDTH, HEADS, add_bias_kv=True)
+    assert with_open_attention(added) is added
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_heads_are_players_and_masked_is_removed(name: str, untouched: Untouched) -> None:
+    model = NETWORKS[name]()
+    with untouched(model):
+        players = sp.find_players(model, EXAMPLES)
+        heads = [group for group in players.groups if group.producers[0].module.endswith("q_proj")]
+        attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+        assert [len(group) for group in heads] == [HEADS] * len(attentions)
+        data, rng = [(EXAMPLES, torch.zeros(6))], np.random.default_rng(0)
+        for group in players.groups:
+            kept = rng.random((3, len(group))) < 0.5
+            kept[:, 0], kept[:, -1] = True, False
+            worths = sp.NetworkGame(model, players, data, first_output, group.name)(kept)
+            for row, worth in zip(kept, worths, strict=True):
+                every = np.ones(players.n, dtype=bool)
+                every[group.indices] = row
+                small = sp.prune(model, sp.Plan.from_coalition(players, every), EXAMPLES)
+                with torch.no_grad():
+                    assert worth == pytest.approx(float(small(EXAMPLES)[:, 0].mean()), abs=1e-5)
+
+
+def test_a_network_without_a_third_of_its_heads_is_scored_recovered_saved_and_loaded(tmp_path: Path) -> None:
+    model = Encoded()
+    data = [(EXAMPLES, torch.arange(6) % 4)]
+    players = sp.find_players(model, EXAMPLES, unit="head")
+    assert players.n == 2 * HEADS
+    calibration = Calibration(model, data)
+    taylor = criterion_scores(model, players, calibration, "taylor", worth="cross_entropy")
+    norms = criterion_scores(model, players, criterion="weight_norm")
+    scores = sp.score(model, players, data, "kl", method="exact", progress=False)
+    assert all(np.isfinite(v.value).all() for found in (taylor, norms, scores) for v in dict(found).values())
+    kept = np.ones(players.n, dtype=bool)
+    for group in players.groups:
+        kept[group.indices[np.argmin(scores[group.name].value)]] = False
+    plan = sp.Plan.from_coalition(players, kept)
+    small = sp.recover(sp.prune(model, plan, EXAMPLES), model, plan, data, ("refit",))
+    attention = small.get_submodule("encoder.layers.0.self_attn")
+    assert isinstance(attention, OpenAttention)
+    assert attention.num_heads == HEADS - 1
+    assert sum(p.numel() for p in small.parameters()) == plan.cost["params"]
+    sp.save(small, plan, tmp_path / "small")
+    loaded = sp.load(tmp_path / "small", Encoded)
+    with torch.no_grad():
+        assert torch.equal(loaded(EXAMPLES), small(EXAMPLES))
+    small(EXAMPLES).sum().backward()
+    again = sp.find_players(small, EXAMPLES, unit="head")
+    assert again.n == 2 * (HEADS - 1)
+
+
+def test_where_keys_are_added_the_heads_stay_and_the_reason_is_said() -> None:
+    model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 7), Pooled(added=True)).eval()
+    players = sp.find_players(model, EXAMPLES)
+    assert [group.name for group in players.groups] == ["0"]
+    assert any("nn.MultiheadAttention" in skipped.reason for skipped in players.skipped)
