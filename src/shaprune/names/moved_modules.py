@@ -28,7 +28,7 @@ network: acceptable=network.discovery.model_support activations=criteria.activat
   blocks=network.removal.blocks broken=network.error_location calls=network.forward.replay.module_calls
   coalitions=network.forward.coalition_masks collecting=network.collect_batches compounds=network.layers.compound_macs
   config=players.hf_fields coupling=network.discovery.channels.coupling criteria=criteria cut=network.forward.suffix
-  equations=network.layers.normal_equations examples=network.discovery.example_pair experts=network.removal.experts
+  equations=network.layers.normal_equations examples=network.discovery.few_examples experts=network.removal.experts
   fingerprint=network.game.fingerprint firstlinear=network.forward.incremental_linear
   given=network.layers.layer_inputs gradients=criteria.gradients graphs=network.forward.cuda_graphs
   grid=network.forward.coalition_grid huggingface=network.removal.hf_config importance=criteria

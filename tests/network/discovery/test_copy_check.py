@@ -1,4 +1,4 @@
-"""Models that keep functions which hold their layers: a copy runs the original's, so they are refused by that reason."""
+"""Models that keep functions which hold their layers: a copy runs the original's, so they are refused for that."""
 
 from collections.abc import Callable
 from functools import partial

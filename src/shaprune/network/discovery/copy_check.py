@@ -1,4 +1,4 @@
-"""Whether a copy of a model stands on its own: Python copies no closures, so a function that holds a layer keeps it."""
+"""Refusal of models whose copy is none: Python copies no closures, so a function that holds a layer keeps it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def check_copy(model: nn.Module, copy: nn.Module, inputs: Inputs) -> None:
     holders = list(dict.fromkeys(_holders(model)))
     which = f" ({', '.join(holders[:3])})" if holders else ""
     raise InputError(
-        f"a copy of the model still computes with {stray!r} of the original, so that nothing can be cut in it: a function "
-        f"that the model keeps holds the original's modules{which}, and copies of functions hold what they held; replace "
-        "it by a method, a functools.partial of a bound method, or a module"
+        f"a copy of the model still computes with {stray!r} of the original, so that nothing can be cut in it: a "
+        f"function that the model keeps holds the original's modules{which}, and copies of functions hold what they "
+        "held; replace it by a method, a functools.partial of a bound method, or a module"
     )
 
 
