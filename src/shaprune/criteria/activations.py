@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shaprune.criteria.gradients import differentiable_worth, differentiate_batches
+from shaprune.criteria.gradients import differentiable_worth, differentiate_batches, over_batches
 from shaprune.errors import InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
+from shaprune.network.forward.runner import Runner
 from shaprune.network.game.worths import AnyWorth
 from shaprune.network.removal.masks import ConsumerInputMask, consumer_input_masks
 from shaprune.players.players import Players
@@ -91,21 +92,20 @@ def _mean_over_activations(
     """(N, n) mean of a function of the activations that each player owns."""
     calibration.check_apart("a criterion")
     input_masks = _recording_masks(players, calibration)
-    parts = []
     read: set[str] = set()
+
+    def means(runner: Runner, batch: Tensor) -> Tensor:
+        runner, state = calibration.ready(runner, batch)
+        for input_mask in input_masks:
+            input_mask.seen.clear()
+        runner.run(state, torch.ones(len(batch), players.n, device=batch.device))
+        read.update(e.module for e in input_masks if e.seen)
+        return _mean([(e, of(x)) for e in input_masks for x in e.seen], (len(batch), players.n), batch.device)
+
     with borrowed(calibration.model), torch.no_grad():
-        runner, _ = calibration.runner(input_masks, calibration.question(input_masks))
-        batch = FORWARD_BATCH if runner.rows_apart else 1
-        for rows in torch.arange(calibration.n_examples, device=calibration.outputs.device).split(batch):
-            runner, state = calibration.ready(runner, rows)
-            for input_mask in input_masks:
-                input_mask.seen.clear()
-            runner.run(state, torch.ones(len(rows), players.n, device=rows.device))
-            read.update(e.module for e in input_masks if e.seen)
-            means = _mean([(e, of(x)) for e in input_masks for x in e.seen], (len(rows), players.n), rows.device)
-            parts.append(means.double().cpu().numpy())
+        found = over_batches(calibration, input_masks, means, FORWARD_BATCH)
     _check_read(players, read)
-    return np.concatenate(parts)
+    return found
 
 
 def _check_read(players: Players, read: Collection[str]) -> None:

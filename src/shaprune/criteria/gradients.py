@@ -10,14 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shaprune.errors import InputError
+from shaprune.errors import GameError, InputError
 from shaprune.network.borrow import borrowed
+from shaprune.network.disk_buffer import is_out_of_memory
+from shaprune.network.forward.cached_state import gather_rows
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
-from shaprune.network.game.worths import AnyWorth, Worth, apply_row_worth, reference_for, resolve_row_worth
-from shaprune.network.removal.masks import ConsumerInputMask, consumer_input_masks
+from shaprune.network.forward.runner import Runner
+from shaprune.network.game.fingerprint import few_digits
+from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
+from shaprune.network.game.worths import AnyWorth, Worth, apply_row_worth, is_smooth, reference_for, resolve_row_worth
+from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError, consumer_input_masks
 from shaprune.players.players import Players
 
 Derive = Callable[[Tensor, list[Tensor]], Tensor]
+_WITHOUT = "take a criterion that needs none, such as 'activation_mean', or method='permutation'"
 _NO_SECOND = "criterion 'second_order' needs second derivatives, which this model does not have: {}"
 
 
@@ -132,23 +138,100 @@ def differentiate_batches(
     reference = worth_reference(calibration, worth)
     masks: list[Tensor] = []
     gates = [_GroupInputMask.before(input_mask, players, masks) for input_mask in input_masks]
-    parts = []
-    with borrowed(calibration.model):
+    found_any = False  # a batch may take a way past all of the masks
+
+    def forward(runner: Runner, batch: Tensor) -> Tensor:
         with torch.no_grad():
-            runner, _ = calibration.runner(gates, calibration.question(gates))
-        for batch in torch.arange(calibration.n_examples, device=reference.device).split(
-            rows if runner.rows_apart else 1
-        ):
-            with torch.no_grad():
-                runner, state = calibration.ready(runner, batch)
-            with torch.enable_grad():
-                masks[:] = [
-                    torch.ones(len(batch), len(g), device=batch.device).requires_grad_() for g in players.groups
-                ]
-                worths = apply_row_worth(worth, runner.run(state, torch.cat(masks, 1)), reference[batch])
-                check_differentiable(worth, worths)
-                parts.append(derive(worths, masks).detach().double().cpu().numpy())
-    return np.concatenate(parts)
+            runner, state = calibration.ready(runner, batch)
+        masks[:] = [torch.ones(len(batch), len(g), device=batch.device).requires_grad_() for g in players.groups]
+        return apply_row_worth(worth, runner.run(state, torch.cat(masks, 1)), reference[batch])
+
+    def derived(runner: Runner, batch: Tensor) -> Tensor:
+        nonlocal found_any
+        with torch.enable_grad():
+            worths = forward(runner, batch)
+            if not worths.requires_grad:
+                return torch.zeros(len(batch), players.n, dtype=torch.float64)
+            found = derive(worths, masks).detach().double().cpu()
+        if not found_any:
+            found_any = True
+            _check_seen(calibration, runner, batch[:1], forward, masks, worth, reference)
+        return found
+
+    with borrowed(calibration.model):
+        try:
+            found = over_batches(calibration, gates, derived, rows)
+        except RuntimeError as error:
+            if isinstance(error, GameError) or is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"what lies behind the masks has no derivatives ({str(error).splitlines()[0]}); {_WITHOUT}"
+            ) from error
+    if not found_any:
+        check_differentiable(worth, torch.zeros(()))
+    return found
+
+
+def _check_seen(
+    calibration: Calibration,
+    runner: Runner,
+    example: Tensor,
+    forward: Callable[[Runner, Tensor], Tensor],
+    masks: list[Tensor],
+    worth: Worth,
+    reference: Tensor,
+) -> None:
+    """Compare the derivatives by the masks of one example with differences of worths.
+
+    Raises:
+        InputError: they differ.
+    """
+    if few_digits(calibration.model):
+        return
+    with torch.enable_grad():
+        worths = forward(runner, example)
+        if not worths.requires_grad:
+            return
+        slopes = torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)[0]
+    masks.clear()  # from here on, masks are those that are given
+    with torch.no_grad():
+        runner, state = calibration.ready(runner, example)
+
+    def worths_of(given: Tensor) -> Tensor:
+        again = torch.zeros(len(given), dtype=torch.int64, device=example.device)
+        return apply_row_worth(worth, runner.run(gather_rows(state, again), given), reference[example[again]])
+
+    off = WorthDifferences(worths_of, torch.ones_like(slopes)).deviation(slopes)
+    if off is not None:
+        raise InputError(f"{HIDDEN.format(off)}; {_WITHOUT}")
+
+
+def over_batches(
+    calibration: Calibration, sites: Sequence[MaskSite], of: Callable[[Runner, Tensor], Tensor], rows: int
+) -> NDArray[np.float64]:
+    """(N, n) what ``of`` gives for batches of examples, with what runs them; a model that is borrowed.
+
+    Args:
+        calibration: the dense network and its examples.
+        sites: where the masks stand.
+        of: ``(runner, examples (B,)) -> (B, n)``.
+        rows: examples per batch; 1 where rows of a batch cannot be masked apart.
+    """
+
+    def all_of(runner: Runner) -> NDArray[np.float64]:
+        every = torch.arange(calibration.n_examples, device=calibration.outputs.device)
+        found = [of(runner, batch) for batch in every.split(rows if runner.rows_apart else 1)]
+        return torch.cat(found).double().cpu().numpy()
+
+    with torch.no_grad():
+        runner, _ = calibration.runner(sites, calibration.question(sites))
+    try:
+        return all_of(runner)
+    except UnevenRowsError as error:
+        if not runner.rows_apart:
+            raise
+        because = f"one coalition at a time, because rows of a batch cannot be masked apart: {error}"
+        return all_of(calibration.one_by_one(sites, None, because)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +267,11 @@ def check_differentiable(worth: Worth, worths: Tensor) -> None:
     Raises:
         InputError: they cannot (accuracy).
     """
+    if not worths.requires_grad and is_smooth(worth):
+        raise InputError(
+            "autograd does not reach what reads the masks (no_grad, inference_mode, .detach(), torch.utils.checkpoint "
+            f"with use_reentrant=True); {_WITHOUT}"
+        )
     if not worths.requires_grad:
         raise InputError(
             f"worth {worth.name!r} has no gradient; take worth='cross_entropy', or a criterion that needs none"

@@ -86,7 +86,7 @@ def test_the_dense_network_is_not_run_again_and_games_share_their_part(plain: Se
     one = NetworkGame(model, players, calibration, Only("accuracy", 1), "conv1")
     two = NetworkGame(model, players, calibration, Only("fidelity", examples=[1, 5, 9, 10, 11]), "conv2")
     other = NetworkGame(model, players, calibration, Only("accuracy", 2), "conv1")
-    assert calls == [1] * 9  # three rows of each game, by which its rows are proved
+    assert calls == [3] * 9  # three examples under three coalitions in each game, by which its rows are proved
     assert one.calibration is two.calibration is not other.calibration
     assert calibration.n_examples == N
 

@@ -18,8 +18,9 @@ from shaprune.network.batches import Forward, call, length, main_output, named_l
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.collect_batches import collect_batches
 from shaprune.network.disk_buffer import DEFAULT_MAX_MEMORY, MEMORY_PARTS, join_batches
+from shaprune.network.forward.batch_order import MOST_EXAMPLES, BatchOrder, batch_order
 from shaprune.network.forward.cached_state import CachedState, as_environment, gather_rows
-from shaprune.network.forward.fast_path_proof import PROOF_TOLERANCE, ProofQuestion, proof_question
+from shaprune.network.forward.fast_path_proof import ProofQuestion, chosen_examples, proof_question
 from shaprune.network.forward.replay.module_calls import DivergedError
 from shaprune.network.forward.replay.replay_runner import ReplayRunner
 from shaprune.network.forward.runner import Runner
@@ -27,7 +28,6 @@ from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner, WholeR
 from shaprune.network.forward.trace import Trace, UntraceableError, trace_model
 from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite
-from shaprune.network.tolerance import relative_difference, tolerance_for
 
 FORWARD_BATCH = 256  # examples per plain forward pass
 _WHAT: dict[type, str] = {
@@ -56,8 +56,8 @@ class Calibration:
         device: of the model.
         known: values at the last cut that was computed for all examples, where they are small enough to be kept.
         untraced_because: why torch.fx does not take the model apart, or None where it does.
-        meet: whether the examples of a batch meet: one of them alone has another output. Coalitions are then asked on
-            the same batches as the dense network, and there are no worths of single examples.
+        order: how the network treats the rows of a batch. Where examples meet, coalitions are asked on the same batches
+            as the dense network, and there are no worths of single examples.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class Calibration:
             answered = (self._dense(rows) for rows in torch.arange(self.n_examples).split(FORWARD_BATCH))
             self._keep(self.inputs, targets, join_batches(answered, self.max_bytes, self.n_examples))
             self.trace, self.untraced_because = self._traced()
-            self.meet = self._examples_meet()
+            self.order = self._batch_order()
         self.known: CachedState | None = None
+        self._tried: Tensor | None = None  # examples on which fast ways are compared with the plain one
         self._said: set[str] = set()
         if self.forward is not call:
             self.say_whole(CUSTOM_FORWARD)
@@ -125,7 +126,7 @@ class Calibration:
             "device",
             "forward",
             "untraced_because",
-            "meet",
+            "order",
         )
         return {name: getattr(self, name) for name in kept}
 
@@ -136,11 +137,16 @@ class Calibration:
         calibration.model = model
         vars(calibration).update(state)
         calibration._parts = WeakValueDictionary()
-        calibration.trace, calibration.known, calibration._said = None, None, set()
+        calibration.trace, calibration.known, calibration._tried, calibration._said = None, None, None, set()
         if calibration.untraced_because is None:
             with borrowed(model), torch.no_grad():
                 calibration.trace, calibration.untraced_because = calibration._traced()
         return calibration
+
+    @property
+    def meet(self) -> bool:
+        """Whether the examples of a batch meet: one of them alone has another output."""
+        return self.order.meet
 
     def part(self, rows: NDArray[np.int64]) -> Calibration:
         """The same model on some of the examples, in this order; nothing is run again.
@@ -152,7 +158,7 @@ class Calibration:
         if part is None:
             picked = torch.from_numpy(np.array(rows, dtype=np.int64))
             part = copy.copy(self)
-            part.known = None
+            part.known = part._tried = None
             part._keep(
                 *join_batches((self._all(some.to(self.device)) for some in picked.split(FORWARD_BATCH)), self.max_bytes)
             )
@@ -175,7 +181,10 @@ class Calibration:
 
     def question(self, sites: Sequence[MaskSite]) -> ProofQuestion | None:
         """Rows of a game with these sites that the plain masked network has answered, see `fast_path_proof`."""
-        return proof_question(WholeRunner(self.model, sites, self.forward), sites, self.outputs, self.rows)
+        if self._tried is None:
+            self._tried = chosen_examples(self.n_examples, self.rows).to(self.device)
+        plain = WholeRunner(self.model, sites, self.forward)
+        return proof_question(plain, sites, self._tried, self.outputs, self.rows)
 
     def runner(self, sites: Sequence[MaskSite], asked: ProofQuestion | None) -> tuple[Runner, CachedState]:
         """Find the fastest runner of rows under masks at ``sites`` whose answers to ``asked`` are the plain ones.
@@ -188,8 +197,8 @@ class Calibration:
             because = "the examples of a batch meet, so that all of them are run under one coalition"
             self.say_whole(because)
             return WholeRunner(self.model, sites, self.forward, because), None
-        reasons: list[str] = []
-        for make in (self._cut, self._replay) if self.forward is call else ():
+        reasons = ["rows of a batch change places on the way"] if self.order.moved else []
+        for make in (self._cut, self._replay) if self.forward is call and not reasons else ():
             runner = make(sites)
             if isinstance(runner, str):
                 reasons.append(runner)
@@ -205,13 +214,21 @@ class Calibration:
     ) -> tuple[WholeRunner, CachedState]:
         """As `runner`, where nothing but the whole model can be run, and why; it warns."""
         whole = WholeRunner(self.model, sites, self.forward, because)
-        state = self._proven(whole, asked)
+        odd = next((s.module for s in sites if s.module in self.order.uneven | self.order.moved), None)
+        state = self._proven(whole, asked) if odd is None else f"those of layer {odd!r} are not one example each"
         if isinstance(state, str):
             because += f"; and one coalition at a time, because rows of a batch cannot be masked apart: {state}"
-            whole = OneByOneRunner(self.model, sites, self.forward, because)
-            state = None if asked is None else self.rows(asked.examples)
+            return self.one_by_one(sites, asked, because)
         self.say_whole(because)
         return whole, state
+
+    def one_by_one(
+        self, sites: Sequence[MaskSite], asked: ProofQuestion | None, because: str
+    ) -> tuple[OneByOneRunner, CachedState]:
+        """As `runner`, for one coalition at a time; it warns."""
+        self.say_whole(because)
+        state = None if asked is None else self.rows(asked.examples)
+        return OneByOneRunner(self.model, sites, self.forward, because), state
 
     def _proven(self, runner: Runner, asked: ProofQuestion | None) -> CachedState | str:
         """What a runner needs of the examples of a question; why it is not to be used where it answers otherwise."""
@@ -219,15 +236,14 @@ class Calibration:
             return "the plain masked network gives no outputs to compare with"
         try:
             run = runner.replayed if isinstance(runner, ReplayRunner) else runner.run
-            back = torch.arange(len(asked.examples), device=self.device).flip(0)
-            state = gather_rows(
-                self.prepared(runner, asked.examples.flip(0)), back
-            )  # nothing may hang on the order of rows
-            outputs = run(gather_rows(state, back.flip(0)), asked.masks)
+            examples, place = asked.examples.unique(return_inverse=True)
+            state = gather_rows(self.prepared(runner, examples), place)  # nothing may hang on the order of rows
+            again = torch.arange(len(place), device=self.device)
+            outputs = run(gather_rows(state, again), asked.masks)  # which may write to it
         except DivergedError as error:
             return str(error)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{_WHAT[type(runner)]} fails ({type(error).__name__}: {error})"
         if isinstance(runner, SuffixRunner) and runner.several_rows:
             return "at the mask an example is several rows of the batch (windows)"
         why = asked.refuted(outputs)
@@ -269,17 +285,9 @@ class Calibration:
         except Exception as error:
             return f"its modules cannot be called one by one ({type(error).__name__}: {error})"
 
-    def _examples_meet(self) -> bool:
-        """Whether the first and the last example of a batch have other outputs when they are run alone."""
-        last = min(self.n_examples, FORWARD_BATCH) - 1
-        for row in {0, last} if last else ():
-            try:
-                alone = main_output(self.forward(self.model, self.rows(torch.tensor([row]))))
-            except Exception:  # a network that runs on batches only
-                return True
-            if relative_difference(alone, self.outputs[row : row + 1]) > tolerance_for(alone.dtype, PROOF_TOLERANCE):
-                return True
-        return False
+    def _batch_order(self) -> BatchOrder:
+        rows = torch.linspace(0, self.n_examples - 1, min(self.n_examples, MOST_EXAMPLES)).long()
+        return batch_order(self.model, self.forward, rows, self.outputs[rows.to(self.device)], self.rows)
 
     def _keep(self, inputs: Any, targets: Tensor | None, outputs: Tensor) -> None:
         """Take these as the examples; inputs that are too many for the device's memory stay where they are."""

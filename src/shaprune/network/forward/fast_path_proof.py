@@ -1,8 +1,9 @@
 """The proof of a fast way to run rows: it must answer as the plain masked network does, with players removed.
 
-The plain way is slow and simple: one coalition, one example, the whole network. Whatever is faster (the part behind the
+The plain way is slow and simple: one coalition at a time, the whole network. Whatever is faster (the part behind the
 mask, recorded calls, players added instead of recomputed, batches side by side, lower precision, derivatives) is asked
-the same once per game, on the user's own examples, and is not used where its answers differ.
+the same once per game, on the user's own examples, and is not used where its answers differ. Every example stands in
+several rows, under several coalitions, so that a network that puts its rows in another order on the way is seen.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shaprune.network.batches import tensors
 from shaprune.network.forward.suffix import WholeRunner
 from shaprune.network.removal.masks import MaskSite
 from shaprune.network.tolerance import relative_difference, tolerance_for
@@ -20,6 +22,8 @@ from shaprune.network.tolerance import relative_difference, tolerance_for
 PROOF_TOLERANCE = 1e-4  # relative, float32: how well a fast way must reproduce the plain outputs
 _OF_THE_CHANGE = 0.25  # an error must also be this small against what the removal changed ...
 _ROUNDING = 0.1  # ... unless it is below this share of the limit
+_EXAMPLES = 3  # that stand in a question, each under every coalition
+_LOOKED_AT = 256  # examples among which these are chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +31,9 @@ class ProofQuestion:
     """Rows of which the plain masked network has given the outputs.
 
     Attributes:
-        examples: (R,) int64, numbers of examples.
-        masks: (R, n) float32: about half of the players stay, all but a few, none; fewer rows where the network cannot
-            be run without some players.
+        examples: (R,) int64, numbers of examples; neighbours differ, and so do the coalitions of neighbours.
+        masks: (R, n) float32: about half of the players stay, all but a few, none; fewer where the network cannot be
+            run without some players.
         outputs: (R, ...) of the plain network.
         dense: (R, ...) of the dense network.
     """
@@ -38,6 +42,10 @@ class ProofQuestion:
     masks: Tensor
     outputs: Tensor
     dense: Tensor
+
+    def first(self, rows: int) -> ProofQuestion:
+        """The question about its first rows, which are other examples each, under other coalitions."""
+        return ProofQuestion(self.examples[:rows], self.masks[:rows], self.outputs[:rows], self.dense[:rows])
 
     def moves_outputs(self) -> bool | None:
         """Whether the outputs change, beyond rounding, as all players leave; None where the network cannot run so."""
@@ -48,12 +56,12 @@ class ProofQuestion:
             self.dense.dtype, PROOF_TOLERANCE
         )
 
-    def refuted(self, outputs: Tensor, near: float = PROOF_TOLERANCE, rows: slice = slice(None)) -> str | None:
-        """Return how ``outputs`` of some of the rows differ from the plain ones; None where they agree.
+    def refuted(self, outputs: Tensor, near: float = PROOF_TOLERANCE) -> str | None:
+        """Return how ``outputs`` of the rows differ from the plain ones; None where they agree.
 
         An error is large where it is large against the outputs, or against what the removal changed.
         """
-        plain, dense = self.outputs[rows], self.dense[rows]
+        plain, dense = self.outputs, self.dense
         if outputs.shape != plain.shape:
             return f"outputs have shape {tuple(outputs.shape)} and not {tuple(plain.shape)}"
         if not torch.equal(outputs.isfinite(), plain.isfinite()):
@@ -73,31 +81,50 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def proof_question(
-    plain: WholeRunner, sites: Sequence[MaskSite], outputs: Tensor, inputs_of: Callable[[Tensor], object]
+    plain: WholeRunner,
+    sites: Sequence[MaskSite],
+    examples: Tensor,
+    outputs: Tensor,
+    inputs_of: Callable[[Tensor], object],
 ) -> ProofQuestion | None:
     """Ask the plain masked network about a few rows; None where it answers none of them.
 
     Args:
-        plain: runs the whole network.
+        plain: runs the whole network, in which one example does not change the output of another.
         sites: where the masks of the game stand.
+        examples: (E,) numbers of examples, see `chosen_examples`.
         outputs: (N, ...) of the dense network.
         inputs_of: gives the inputs of examples (rows,).
     """
-    examples = torch.linspace(len(outputs) - 1, 0, 3, device=outputs.device).long()
     masks = _coalitions(sites[0].n_players).to(outputs.device)
     asked: list[int] = []
     answers: list[Tensor] = []
     for row in range(len(masks)):
         try:
-            answer = plain.run(plain.prepare(inputs_of(examples[row : row + 1])), masks[row : row + 1])
+            answer = plain.run(plain.prepare(inputs_of(examples)), masks[row : row + 1])
         except Exception:  # a network that cannot be run without all of its players answers the other rows
             continue
-        if answer.shape[:1] == (1,):
+        if answer.shape[:1] == examples.shape:
             asked.append(row)
             answers.append(answer)
     if not asked:
         return None
-    return ProofQuestion(examples[asked], masks[asked], torch.cat(answers), outputs[examples[asked]])
+    row = torch.arange(len(examples) * len(asked), device=outputs.device)
+    example = row % len(examples)
+    coalition = (row + 2 * (row // len(examples))) % len(asked)  # sorted by example, rows do not find their own
+    found = torch.stack(answers)[coalition, example]
+    return ProofQuestion(examples[example], masks[asked][coalition], found, outputs[examples[example]])
+
+
+def chosen_examples(n: int, inputs_of: Callable[[Tensor], object]) -> Tensor:
+    """(E,) numbers of examples that differ in how much of their inputs is not zero (padding), and in place."""
+    looked_at = torch.linspace(n - 1, 0, min(n, _LOOKED_AT)).long()
+    filled = torch.zeros(len(looked_at), dtype=torch.float64)
+    for number, tensor in enumerate(tensors(inputs_of(looked_at))):
+        if tensor.ndim > 1:
+            filled += (number + 1) * (tensor != 0).flatten(1).double().mean(1).cpu()
+    chosen = torch.linspace(0, len(looked_at) - 1, _EXAMPLES).ceil().long()
+    return looked_at[filled.argsort(stable=True)[chosen]]
 
 
 def _coalitions(n: int) -> Tensor:

@@ -7,13 +7,16 @@ would be entered into the graph.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 
 from shaprune.network.layers.kinds import kind_of
 from shaprune.network.model_turns import TRACING, turn
+
+CONSTANT = "constant"  # of `fx.Node.meta`: a tensor that the model's code makes
 
 
 class _Tracer(fx.Tracer):
@@ -52,10 +55,33 @@ class _Tracer(fx.Tracer):
 def graph_of(model: nn.Module, opened: bool | None = None) -> fx.Graph:
     """Return the operations of a model; raises whatever torch.fx or the model's code raises.
 
+    Tensors that the model's code makes, which torch.fx would leave in attributes of the model, stand in ``meta`` of the
+    operations that read them, as `CONSTANT`.
+
     Args:
         model: in eval mode.
         opened: whether modules of torch that contain layers are taken apart, down to layers of whatever class; None =
             as torch.fx does it.
     """
-    with turn(TRACING):
-        return _Tracer(opened).trace(model)
+    with turn(TRACING), _attributes_kept(model):
+        before = set(vars(model))
+        graph = _Tracer(opened).trace(model)
+        made = {name: value for name, value in vars(model).items() if name not in before}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in made:
+            node.meta[CONSTANT] = made[node.target]
+    return graph
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back, on any exit, the attributes of all modules, which the tracer and the traced code set."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            now = vars(module)
+            if now.keys() != attributes.keys() or any(now[name] is not value for name, value in attributes.items()):
+                now.clear()
+                now.update(attributes)

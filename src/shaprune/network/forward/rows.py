@@ -41,6 +41,8 @@ from shaprune.network.precision import RowPrecision, check_precision, in_memory_
 from shaprune.network.removal.masks import MaskSite
 from shaprune.network.tolerance import HALF_TOLERANCE, relative_difference, tolerance_for
 
+_FEW = 3  # rows of a question on which ways are tried that run rows as they are
+
 
 class Rows:
     """Runs rows of one calibration under the masks of one game; all of it without gradients, in a borrowed model.
@@ -67,9 +69,9 @@ class Rows:
             self.asked = None if calibration.meet else calibration.question(sites)
             self._begin()
             if self.asked is not None and precision != "float32":
-                self._prove_precision(self.asked)
+                self._prove_precision(self.asked.first(_FEW))
             if self.asked is not None and isinstance(self.runner, SuffixRunner):
-                self._prove_ways(self.runner, self.asked)
+                self._prove_ways(self.runner, self.asked.first(_FEW))
 
     def _begin(self) -> None:
         """Find what runs the rows, and what a row takes."""
@@ -83,13 +85,14 @@ class Rows:
 
     # -- what is proved once: every way but the plain one, see `shaprune.network.forward.fast_path_proof` --------------
 
-    def asked_state(self) -> CachedState:
-        """A copy of the values at the cut for the rows of the question."""
-        assert self.asked is not None
-        return gather_rows(self._known_state, torch.arange(len(self.asked.masks), device=self.device))
+    def asked_state(self, rows: int) -> CachedState:
+        """A copy of the values at the cut for the first rows of the question."""
+        return gather_rows(self._known_state, torch.arange(rows, device=self.device))
 
     def _prove_precision(self, asked: ProofQuestion) -> None:
-        why = self._differs(asked, lambda: self.run_in_precision(self.runner.run, self.asked_state(), asked.masks))
+        why = self._differs(
+            asked, lambda: self.run_in_precision(self.runner.run, self.asked_state(len(asked.masks)), asked.masks)
+        )
         if why is not None:
             self.refuse(f"precision {self.precision!r} is not used, rows are run in float32", why)
             self.precision = "float32"
@@ -98,9 +101,9 @@ class Rows:
     def _prove_ways(self, runner: SuffixRunner, asked: ProofQuestion) -> None:
         first = runner.incremental_linear
         if first is not None:
-            row = len(asked.masks[:2]) - 1
-            walked = self._differs(asked, lambda: self._walked(first, asked.masks[row], row), slice(row, row + 1))
-            why = self._differs(asked, lambda: self._added(first, asked)) or walked
+            why = self._differs(asked, lambda: self._added(first, asked)) or self._differs(
+                asked.first(1), lambda: self._walked(first, asked.masks[0])
+            )
             if why is not None:
                 self.refuse("players are not added one by one, the layer behind the mask is run again", why)
                 runner.incremental_linear = None
@@ -109,13 +112,13 @@ class Rows:
             self.refuse("batches are not run side by side", why)
             self._side_by_side = False
 
-    def _differs(self, asked: ProofQuestion, ask: Callable[[], Tensor], rows: slice = slice(None)) -> str | None:
+    def _differs(self, asked: ProofQuestion, ask: Callable[[], Tensor]) -> str | None:
         """How a fast way answers otherwise than the plain network, None where it does not."""
         try:
             outputs = ask()
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return asked.refuted(outputs, PROOF_TOLERANCE if self.precision == "float32" else HALF_TOLERANCE, rows)
+        return asked.refuted(outputs, PROOF_TOLERANCE if self.precision == "float32" else HALF_TOLERANCE)
 
     def refuse(self, what: str, why: str) -> None:
         """Note, and warn, that a fast way is not used."""
@@ -124,15 +127,14 @@ class Rows:
 
     def _added(self, first: IncrementalLinear, asked: ProofQuestion) -> Tensor:
         """Outputs of the question's rows, from contributions to the first linear layer."""
-        state = self.asked_state()
+        state = self.asked_state(len(asked.masks))
         parts = first.contributions(state)
         sums = torch.matmul(with_empty(asked.masks)[:, None].to(parts), parts.flatten(2))
         return self.run_in_precision(first.finish, first.leftover(state), sums.view(len(sums), *parts.shape[2:]))
 
-    def _walked(self, first: IncrementalLinear, mask: Tensor, row: int) -> Tensor:
-        """Outputs of a row of the question, as the end of a walk on which those who have left it leave."""
-        state = gather_rows(self._known_state, torch.tensor([row], device=self.device))
-        return self._along(first, state, torch.nonzero(mask == 0).T, torch.ones_like(mask))[-1:]
+    def _walked(self, first: IncrementalLinear, mask: Tensor) -> Tensor:
+        """Outputs of the first row of the question, as the end of a walk on which those who have left it leave."""
+        return self._along(first, self.asked_state(1), torch.nonzero(mask == 0).T, torch.ones_like(mask))[-1:]
 
     def _beside(self, runner: SuffixRunner, asked: ProofQuestion) -> Tensor:
         """Outputs of the question's rows, each in a thread of its own.
@@ -142,11 +144,11 @@ class Rows:
         """
         before = runner.kept()
 
-        def run(row: int) -> Tensor:
-            rows = torch.tensor([row], device=self.device)
+        def run(rows: Tensor) -> Tensor:
             return self.run_in_precision(runner.run, gather_rows(self._known_state, rows), asked.masks[rows])
 
-        found = [result() for _, result in run_in_threads(run, range(len(asked.masks)), threads=2)]
+        parts = torch.arange(len(asked.masks), device=self.device).split(1)
+        found = [result() for _, result in run_in_threads(run, parts, threads=2)]
         for (name, key), value in runner.kept().items():
             if value is not before.get((name, key), self):
                 raise RuntimeError(f"layer {name!r} keeps something of what it is given in its {key}")
@@ -156,8 +158,8 @@ class Rows:
         """Find what a row takes, and its values at the cut."""
         self._recordings = self.new_recordings()
         self.batches.called = isinstance(self.runner, ReplayRunner)
-        rows = len(self.some) if self.asked is None else len(self.asked.masks)
-        probe = self.asked_state() if self.asked is not None else self.calibration.prepared(self.runner, self.some)
+        rows = len(self.some) if self.asked is None else len(self.asked.masks[:_FEW])
+        probe = self.asked_state(rows) if self.asked is not None else self.calibration.prepared(self.runner, self.some)
         self.row_bytes = self.runner.row_bytes(probe, torch.ones(rows, self.n_players, device=self.device))
         first = self.runner.incremental_linear
         self.part_bytes = tensor_bytes(first.contributions(probe)) // rows if first is not None else 0
@@ -177,8 +179,9 @@ class Rows:
 
     @property
     def some(self) -> Tensor:
-        """A few examples, on which things are tried."""
-        return torch.arange(min(4, self.n_examples), device=self.device)
+        """A few examples, on which things are tried; a whole batch where examples meet."""
+        most = FORWARD_BATCH if self.calibration.meet else 4
+        return torch.arange(min(most, self.n_examples), device=self.device)
 
     def pairs(self, masks: Masks, examples: Tensor) -> Generator[RowBlock, None, None]:
         """Rows with their own coalition, masks (R, n), and their own example, (R,)."""
@@ -287,8 +290,10 @@ class Rows:
 
     def first_nonfinite_layer(self, example: Tensor, mask: Tensor) -> str | None:
         """The first layer whose output is not finite for an example (1,) under a mask (n,)."""
-        state = self.state(example)
-        return self.runner.first_nonfinite_layer(state, mask[None])
+        if self.calibration.meet:  # it is run with those that it meets
+            first = int(example) // FORWARD_BATCH * FORWARD_BATCH
+            example = torch.arange(first, min(first + FORWARD_BATCH, self.n_examples), device=self.device)
+        return self.runner.first_nonfinite_layer(self.state(example), mask[None])
 
     def run_in_precision(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
         """Outputs of a run in the precision of these rows, in float32 where that is lower."""
@@ -342,6 +347,14 @@ class Rows:
     def _run_whole(self, error: DivergedError) -> None:
         self.runner, self._known_state = self.calibration.whole(self.sites, self.asked, str(error))
         self._measure()
+
+    def run_one_by_one(self, why: str) -> None:
+        """Run one coalition at a time from here on; nothing where that is so already."""
+        if self.runner.rows_apart:
+            because = f"one coalition at a time, because rows of a batch cannot be masked apart: {why}"
+            self.runner, self._known_state = self.calibration.one_by_one(self.sites, self.asked, because)
+            self._cache = None
+            self._measure()
 
     def _known(self) -> CachedState | None:
         """Values at the cut of another game on the same examples, where they lead to the same values at this one.

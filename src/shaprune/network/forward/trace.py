@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shaprune.network.batches import Inputs, call, copied_inputs, tensors, transform
-from shaprune.network.forward.fx_tracing import graph_of
+from shaprune.network.forward.fx_tracing import CONSTANT, graph_of
 
 Env = dict[fx.Node, Any]
 Intercept = Callable[[fx.Node, tuple[Any, ...]], tuple[Any, ...]]
@@ -104,7 +104,8 @@ class Trace:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.model)
+            made = node.meta.get(CONSTANT)
+            return operator.attrgetter(str(node.target))(self.model) if made is None else made
         assert node.op == "output"
         return args[0]
 

@@ -21,7 +21,8 @@ from shaprune.network.forward.coalition_masks import Listed, Masks, Walked
 from shaprune.network.forward.row_batches import RowBlock
 from shaprune.network.forward.rows import Rows
 from shaprune.network.forward.suffix import SuffixRunner
-from shaprune.network.game.worths import SetWorth, Worth, apply_row_worth, apply_set_worth, is_built_in
+from shaprune.network.game.worths import SetWorth, Worth, apply_row_worth, apply_set_worth, is_built_in, is_smooth
+from shaprune.network.removal.masks import UnevenRowsError
 from shaprune.values.games.arrays import Coalitions, Examples, Orders, Start, Worths
 from shaprune.values.games.checks import describe_coalition
 
@@ -107,8 +108,7 @@ class WorthEvaluator:
             return 0.0
         outputs, reference = (t[:FORWARD_BATCH] for t in (self.rows.calibration.outputs, self.reference))
         found = max((torch.finfo(t).eps / 2 * abs(worth) for t in self.types if t.is_floating_point), default=0.0)
-        smooth = is_built_in(self.worth) and self.worth.name != "accuracy"
-        if not smooth or outputs.dtype not in (torch.float32, torch.float64):
+        if not is_smooth(self.worth) or outputs.dtype not in (torch.float32, torch.float64):
             return found
         if self.worth.reference == "dense":  # the dense network's own worth is 0, whatever the outputs are
             reference = reference.roll(1, 0)
@@ -134,7 +134,7 @@ class WorthEvaluator:
         Raises:
             GameError: the first that is not finite, with the coalition and the layer.
         """
-        bad = ~torch.isfinite(block.outputs).flatten(1).all(1)
+        bad = ~torch.isfinite(block.outputs).reshape(len(block.outputs), -1).all(1)
         if worths is not None:
             bad |= ~torch.isfinite(worths)
         if not bad.any():
@@ -191,7 +191,8 @@ def evaluate_coalitions(
     """
     rows = evaluators[0].rows
     with borrowed(rows.calibration.model, draws=_draws(evaluators)), torch.no_grad():
-        return _answers(evaluators, Listed(to_device(torch.from_numpy(coalitions), rows.device)), examples)
+        masks = Listed(to_device(torch.from_numpy(coalitions), rows.device))
+        return or_one_by_one(rows, lambda: _answers(evaluators, masks, examples))
 
 
 def evaluate_walks(
@@ -203,18 +204,37 @@ def evaluate_walks(
         GameError: see `WorthEvaluator`.
     """
     rows = evaluators[0].rows
+    with borrowed(rows.calibration.model, draws=_draws(evaluators)), torch.no_grad():
+        return or_one_by_one(rows, lambda: _walked(evaluators, orders, examples, start))
+
+
+def or_one_by_one(rows: Rows, ask: Callable[[], T]) -> T:
+    """What ``ask`` gives; once more, one coalition at a time, where rows of a batch turn out not to be masked apart."""
+    try:
+        return ask()
+    except UnevenRowsError as error:
+        if not rows.runner.rows_apart:
+            raise
+        rows.run_one_by_one(str(error))
+    return ask()
+
+
+def _walked(
+    evaluators: Sequence[WorthEvaluator], orders: Orders, examples: Examples | None, start: Start | None
+) -> list[Worths]:
+    """As `evaluate_walks`, in a model that is borrowed."""
+    rows = evaluators[0].rows
     shape = (len(orders), orders.shape[1] + 1)
     first = rows.runner.incremental_linear
-    with borrowed(rows.calibration.model, draws=_draws(evaluators)), torch.no_grad():
-        present = None if start is None else to_device(torch.from_numpy(start), rows.device)
-        players = _indices(orders, rows.device)
-        if first is None or examples is None or rows.walk_bytes(orders.shape[1]) > rows.max_memory // 2:
-            who = None if examples is None else np.repeat(examples, shape[1])
-            masks = Walked.of(players, rows.n_players, present)
-            return [worths.reshape(shape) for worths in _answers(evaluators, masks, who)]
-        given = players, _indices(examples, rows.device), None if present is None else present.float()
-        blocks = partial(rows.walks, first, *given)
-        return [worths.cpu().numpy() for worths in _evaluate_blocks(evaluators, blocks, shape, _put_walks)]
+    present = None if start is None else to_device(torch.from_numpy(start), rows.device)
+    players = _indices(orders, rows.device)
+    if first is None or examples is None or rows.walk_bytes(orders.shape[1]) > rows.max_memory // 2:
+        who = None if examples is None else np.repeat(examples, shape[1])
+        masks = Walked.of(players, rows.n_players, present)
+        return [worths.reshape(shape) for worths in _answers(evaluators, masks, who)]
+    given = players, _indices(examples, rows.device), None if present is None else present.float()
+    blocks = partial(rows.walks, first, *given)
+    return [worths.cpu().numpy() for worths in _evaluate_blocks(evaluators, blocks, shape, _put_walks)]
 
 
 def _answers(evaluators: Sequence[WorthEvaluator], masks: Masks, examples: Examples | None) -> list[Worths]:

@@ -14,13 +14,22 @@ from shaprune.network.batches import to_device
 from shaprune.network.borrow import borrowed
 from shaprune.network.disk_buffer import is_out_of_memory
 from shaprune.network.forward.cached_state import CachedState, gather_rows
+from shaprune.network.forward.fast_path_proof import ProofQuestion
 from shaprune.network.forward.row_batches import RowBlock
-from shaprune.network.forward.suffix import OneByOneRunner
-from shaprune.network.game.evaluation import Inspect, WorthEvaluator, check_finite_once
-from shaprune.network.game.worths import is_built_in
+from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner
+from shaprune.network.game.evaluation import Inspect, WorthEvaluator, check_finite_once, or_one_by_one
+from shaprune.network.game.fingerprint import few_digits
+from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
+from shaprune.network.game.worths import is_built_in, is_smooth
+from shaprune.network.precision import in_memory_layout
+from shaprune.network.removal.masks import ConsumerInputMask
 from shaprune.values.games.arrays import Coalitions, Examples, Worths
 
 _NEAR, _NEAR_LOW = 1e-3, 0.3  # how far apart derivatives may lie, relative; in lower precision
+UNREACHED = (
+    "autograd does not reach what reads them (no_grad, inference_mode, .detach(), torch.utils.checkpoint with "
+    "use_reentrant=True); use method='permutation'"
+)
 WITHOUT_DERIVATIVES = "use a worth that has them, such as 'fidelity' or 'cross_entropy', or method='permutation'"
 
 
@@ -59,7 +68,8 @@ class MaskDerivatives:
         with borrowed(rows.calibration.model), torch.no_grad():
             masks = to_device(torch.from_numpy(coalitions), rows.device).float()
             which = None if examples is None else to_device(torch.from_numpy(examples.astype(np.int64)), rows.device)
-            return check_finite_once(partial(self._answers, masks, which)).cpu().numpy()
+            answers = partial(check_finite_once, partial(self._answers, masks, which))
+            return or_one_by_one(rows, answers).cpu().numpy()
 
     def _answers(self, masks: Tensor, examples: Tensor | None, look: Inspect) -> Tensor:
         """(R, n + 1) float64 on the device."""
@@ -121,34 +131,73 @@ class MaskDerivatives:
             if worths.requires_grad:
                 (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
         if slopes is None:
-            raise InputError(
-                f"worth {self.evaluator.worth.name!r} has no derivatives by the masks of {self.evaluator.of}; "
-                f"{WITHOUT_DERIVATIVES}"
-            )
+            worth = self.evaluator.worth
+            multiplied = all(isinstance(site, ConsumerInputMask) for site in self.rows.sites)
+            instead = UNREACHED if multiplied and is_smooth(worth) else WITHOUT_DERIVATIVES
+            raise InputError(f"worth {worth.name!r} has no derivatives by the masks of {self.evaluator.of}; {instead}")
         return outputs.detach(), worths.detach(), slopes
 
     def _prove(self) -> None:
         """Compare the derivatives of one row, with players removed, with those of the plain masked network.
 
-        Where they differ, derivatives are taken through the plain one.
+        Where they differ, they are taken through the plain one. Either must be what differences of worths are.
+
+        Raises:
+            InputError: neither is, or there are none.
         """
         rows, asked = self.rows, self.rows.asked
-        if asked is None or type(rows.runner) is OneByOneRunner:
+        if asked is None:
             return
-        examples, masks = asked.examples[:1], asked.masks[:1]
-        state = gather_rows(rows.asked_state(), torch.zeros(1, dtype=torch.int64, device=rows.device))
-        ours = self._differentiated(state, masks, examples, WorthEvaluator.check)[:, 1:]
-        self._plain = OneByOneRunner(rows.calibration.model, rows.sites, rows.calibration.forward)
-        plain = self._differentiated(rows.calibration.rows(examples), masks, examples, WorthEvaluator.check)[:, 1:]
-        error, size = float((ours - plain).norm()), float(plain.norm())
-        if error <= (_NEAR if rows.precision == "float32" else _NEAR_LOW) * size:
+        asked = asked.first(1)
+        ours = self._slopes_of(rows.asked_state(1), asked)
+        exact = None if few_digits(rows.calibration.model) else self._differences(asked)
+        near = _NEAR if rows.precision == "float32" else _NEAR_LOW
+        if type(rows.runner) is not OneByOneRunner:
+            plain = self._through_plain(asked)
+            error = 0.0 if plain is None else float((ours - plain).norm())
+            if plain is not None and error > near * float(plain.norm()):
+                off = exact.deviation(plain[0]) if exact is not None else None
+                if off is None:
+                    rows.refuse(
+                        "derivatives are taken through the whole model",
+                        "through the part behind the mask they are "
+                        f"{error / max(float(plain.norm()), 1e-30):.2g} of their size apart",
+                    )
+                    self.row_bytes = self._kept_bytes()
+                    return
             self._plain = None
-            return
-        rows.refuse(
-            "derivatives are taken through the whole model",
-            f"through the part behind the mask they are {error / max(size, 1e-30):.2g} of their size apart",
-        )
-        self.row_bytes = self._kept_bytes()
+        off = exact.deviation(ours[0], near) if exact is not None else None
+        if off is not None:
+            raise InputError(
+                f"the worth has no derivatives by the masks of {self.evaluator.of}: {HIDDEN.format(off)}; "
+                "use method='permutation'"
+            )
+
+    def _slopes_of(self, state: CachedState, asked: ProofQuestion) -> Tensor:
+        return self._differentiated(state, asked.masks, asked.examples, WorthEvaluator.check)[:, 1:]
+
+    def _through_plain(self, asked: ProofQuestion) -> Tensor | None:
+        """Derivatives of rows through the plain masked network, which runs them from here on; None: it has none."""
+        calibration = self.rows.calibration
+        self._plain = OneByOneRunner(calibration.model, self.rows.sites, calibration.forward)
+        try:
+            return self._slopes_of(calibration.rows(asked.examples), asked)
+        except InputError:  # parts that are run once more for the pass back, when the masks are gone
+            return None
+
+    def _differences(self, asked: ProofQuestion) -> WorthDifferences:
+        """Differences of worths around the mask of one row."""
+        rows, state = self.rows, self.rows.asked_state(1)
+
+        def worths_of(masks: Tensor) -> Tensor:
+            again = torch.zeros(len(masks), dtype=torch.int64, device=rows.device)
+            given = gather_rows(state, again), masks
+            suffix = isinstance(rows.runner, SuffixRunner)
+            outputs = rows.runner.run(*(in_memory_layout(given, rows.precision) if suffix else given))
+            block = RowBlock(outputs, asked.examples[again], slice(0, len(masks)), masks.__getitem__)
+            return self.evaluator.each(block, shared=False)
+
+        return WorthDifferences(worths_of, asked.masks[0])
 
     def _kept_bytes(self) -> int:
         """Memory per row with all that a pass forward keeps for the pass back."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from shaprune.errors import InputError, ShapruneWarning
 from shaprune.network.batches import main_output, named_leaves
 from shaprune.network.borrow import borrowed
-from shaprune.network.forward.calibration import Calibration
+from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import MaskSite, masked
 from shaprune.players.players import Group, Players
@@ -56,7 +56,8 @@ def check_reached(calibration: Calibration, players: Players, groups: Sequence[G
 
 def _moved(calibration: Calibration, sites: Sequence[MaskSite]) -> tuple[str, list[str]]:
     """The name of the output that worths look at, and those of the outputs that the players behind masks change."""
-    rows = torch.arange(min(_FEW, calibration.n_examples), device=calibration.device)
+    most = FORWARD_BATCH if calibration.meet else _FEW
+    rows = torch.arange(min(most, calibration.n_examples), device=calibration.device)
     with borrowed(calibration.model), torch.no_grad():
         dense = calibration.forward(calibration.model, calibration.rows(rows))
         with masked(calibration.model, sites, torch.zeros(1, sites[0].n_players, device=calibration.device)):

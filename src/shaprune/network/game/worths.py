@@ -255,6 +255,11 @@ def is_built_in(worth: Worth | SetWorth) -> bool:
     return WORTHS.get(worth.name) is worth
 
 
+def is_smooth(worth: Worth | SetWorth) -> bool:
+    """Whether a worth is one of ours that has derivatives by the outputs."""
+    return is_built_in(worth) and worth.name != "accuracy"
+
+
 def apply_row_worth(worth: Worth, outputs: Tensor, reference: Tensor) -> Tensor:
     """Apply a worth and check its shape.
 

@@ -26,6 +26,10 @@ from shaprune.network.model_turns import turn
 from shaprune.players.players import Group, Players, check_channels
 
 
+class UnevenRowsError(GameError):
+    """A module has no whole number of rows per example, so that rows of a batch cannot have masks of their own."""
+
+
 @dataclass(frozen=True, eq=False)
 class MaskSite(ABC):
     """Where masks stand in one module.
@@ -136,14 +140,13 @@ def each_row(kept: Tensor, rows: int, module: str) -> Tensor:
     Inside a network an example may have become several rows side by side (windows, tokens).
 
     Raises:
-        GameError: no whole number of rows per example.
+        UnevenRowsError: no whole number of rows per example.
     """
     if len(kept) == 1:
         return kept.expand(rows, -1)
     if rows % len(kept):
-        raise GameError(
-            f"at {module} the batch dimension is {rows}, which is no multiple of {len(kept)} rows; this module mixes "
-            "examples or moves the batch, exclude it"
+        raise UnevenRowsError(
+            f"at {module} the batch dimension is {rows}, which is no multiple of {len(kept)} rows; exclude it"
         )
     return kept.repeat_interleave(rows // len(kept), 0)
 
