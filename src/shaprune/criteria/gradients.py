@@ -155,7 +155,7 @@ def differentiate_batches(
             found = derive(worths, masks).detach().double().cpu()
         if not found_any:
             found_any = True
-            _check_seen(calibration, runner, batch[:1], forward, masks, worth, reference)
+            _check_seen(calibration, runner, batch[:1], forward, derive, masks, worth, reference)
         return found
 
     with borrowed(calibration.model):
@@ -177,6 +177,7 @@ def _check_seen(
     runner: Runner,
     example: Tensor,
     forward: Callable[[Runner, Tensor], Tensor],
+    derive: Derive,
     masks: list[Tensor],
     worth: Worth,
     reference: Tensor,
@@ -192,7 +193,9 @@ def _check_seen(
         worths = forward(runner, example)
         if not worths.requires_grad:
             return
-        slopes = torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)[0]
+        gradients = torch.autograd.grad(worths.sum(), masks, retain_graph=True, materialize_grads=True)
+        slopes = torch.cat(gradients, 1)[0]
+        derive(worths, masks)  # which drops what it has kept of this run
     masks.clear()  # from here on, masks are those that are given
     with torch.no_grad():
         runner, state = calibration.ready(runner, example)
@@ -201,7 +204,8 @@ def _check_seen(
         again = torch.zeros(len(given), dtype=torch.int64, device=example.device)
         return apply_row_worth(worth, runner.run(gather_rows(state, again), given), reference[example[again]])
 
-    off = WorthDifferences(worths_of, torch.ones_like(slopes)).deviation(slopes)
+    outputs = calibration.outputs[example]
+    off = WorthDifferences(worths_of, torch.ones_like(slopes), outputs).deviation(slopes)
     if off is not None:
         raise InputError(f"{HIDDEN.format(off)}; {_WITHOUT}")
 

@@ -12,6 +12,7 @@ import shaprune as sp
 from shaprune.criteria.registry import criterion_scores
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner
+from shaprune.network.game.network_game import NetworkGame
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -110,7 +111,7 @@ def first(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_rows_that_cannot_be_masked_apart_are_run_one_coalition_at_a_time(name: str) -> None:
     for seed in range(4):
         model, x, players = made(APART[name], seed)
-        game = sp.NetworkGame(model, players, [(x, torch.zeros(N))], first)
+        game = NetworkGame(model, players, [(x, torch.zeros(N))], first)
         rng = np.random.default_rng(seed)
         kept = rng.random((12, 8)) < 0.6
         kept[:, :2] = True, False
@@ -127,11 +128,11 @@ def test_chunks_larger_than_what_was_tried_are_seen_as_they_are_run() -> None:
     plain = Plain().eval()
     plain.load_state_dict(model.state_dict())
     data, order = [(x, torch.arange(N) % 3)], np.arange(7)[None].repeat(30, 0)
-    ours, theirs = (sp.NetworkGame(net, players, data, "cross_entropy") for net in (model, plain))
+    ours, theirs = (NetworkGame(net, players, data, "cross_entropy") for net in (model, plain))
     assert not isinstance(ours.runner, OneByOneRunner)
     np.testing.assert_allclose(ours.walk(order, np.arange(30)), theirs.walk(order, np.arange(30)), atol=1e-6)
     assert isinstance(ours.runner, OneByOneRunner)
-    again = sp.NetworkGame(model, players, data, "cross_entropy")
+    again = NetworkGame(model, players, data, "cross_entropy")
     kept = np.ones((N, 8), dtype=bool)
     np.testing.assert_allclose(
         again.derivatives(kept, np.arange(N)), theirs.derivatives(kept, np.arange(N)), rtol=1e-4, atol=1e-6
@@ -171,7 +172,7 @@ class OnlyOne(Plain):
 def test_examples_that_meet_are_seen_whichever_they_are(make: type[nn.Module]) -> None:
     for seed in range(3):
         model, x, players = made(make, seed)
-        game = sp.NetworkGame(model, players, [(x, torch.zeros(N))], first)
+        game = NetworkGame(model, players, [(x, torch.zeros(N))], first)
         assert not game.separable
         kept = np.random.default_rng(seed).random((4, 8)) < 0.7
         kept[:, :2] = True, False
@@ -184,4 +185,35 @@ def test_a_plain_network_is_taken_apart() -> None:
     assert not calibration.meet
     assert not calibration.order.uneven
     assert not calibration.order.moved
-    assert isinstance(sp.NetworkGame(model, players, calibration, first).runner, SuffixRunner)
+    assert isinstance(NetworkGame(model, players, calibration, first).runner, SuffixRunner)
+
+
+class Graph(nn.Module):
+    """Rows are the nodes of one graph: adjacency (N, N), as an input or in a buffer."""
+
+    def __init__(self, adjacency: Tensor | None = None) -> None:
+        super().__init__()
+        self.a, self.o = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("adjacency", adjacency)
+
+    def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
+        near = self.adjacency if adjacency is None else adjacency
+        return self.o(torch.relu(self.a(near @ x)))
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_the_nodes_of_one_graph_are_run_together(within: bool) -> None:
+    torch.manual_seed(0)
+    nodes, near = torch.randn(12, 4), torch.eye(12) + torch.rand(12, 12).round() / 12
+    model = Graph(near if within else None).eval()
+    x = nodes if within else (nodes, near)
+    players = sp.find_players(model, x)
+    game = NetworkGame(model, players, [(x, torch.zeros(12))], first)
+    kept = np.arange(8) % 2 == 0
+    small = sp.prune(model, sp.Plan.from_coalition(players, kept), x)
+    with torch.no_grad():
+        right = float((small(nodes) if within else small(nodes, near))[:, 0].mean())
+    assert not game.separable
+    assert game(kept[None])[0] == pytest.approx(right, abs=1e-6)
+    scores = sp.score(model, players, [(x, None)], "fidelity", max_evaluations=500, progress=False)
+    assert np.isfinite(scores["a"].value).all()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import shaprune as sp
 from shaprune.network.forward.fx_tracing import graph_of
 from shaprune.network.forward.suffix import SuffixRunner
+from shaprune.network.game.network_game import NetworkGame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,7 +64,7 @@ def test_a_tensor_that_code_makes_is_read_from_the_trace() -> None:
     torch.manual_seed(0)
     model, x = Shifted().eval(), torch.randn(6, 4)
     players = sp.find_players(model, x)
-    game = sp.NetworkGame(model, players, [(x, torch.zeros(6))], lambda outputs, targets: outputs[:, 0])
+    game = NetworkGame(model, players, [(x, torch.zeros(6))], lambda outputs, targets: outputs[:, 0])
     assert isinstance(game.runner, SuffixRunner)
     kept = np.arange(8) < 5
     small = sp.prune(model, sp.Plan.from_coalition(players, kept), x)

@@ -9,10 +9,13 @@ import torch
 from numpy.testing import assert_allclose
 from testkit.networks import NETWORKS, labelled
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import shaprune as sp
-from shaprune.errors import InputError
+from shaprune.criteria.registry import criterion_scores
+from shaprune.errors import GameError, InputError
 from shaprune.network.forward.calibration import Calibration
+from shaprune.network.game.network_game import NetworkGame
 from shaprune.network.game.worths import WORTHS, Worth
 from shaprune.network.removal.masks import masked
 
@@ -249,3 +252,90 @@ def test_what_writes_in_place_is_differentiated_or_refused_never_wrong() -> None
     game = sp.NetworkGame(model, players, Calibration(model, [(inputs, None)]), "fidelity", "first")
     with pytest.raises(InputError, match=r"behind the masks of first has no derivatives .*in-?place"):
         sp.estimate(game, "control-variate")
+
+
+class Partly(nn.Module):
+    """A branch that autograd may not see; torch.fx cannot follow a question about the inputs."""
+
+    def __init__(self, how: str, opaque: bool) -> None:
+        super().__init__()
+        self.how, self.opaque = how, opaque
+        self.a, self.o = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.b = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.opaque and float(x.abs().max()) > 1e9:
+            x = x / 2
+        h = torch.tanh(self.a(x))
+        if self.how in ("True", "False"):
+            return self.o(h + checkpoint(self.b, h, use_reentrant=self.how == "True"))  # type: ignore[no-any-return]
+        if self.how == "in place":
+            b = self.b(h)
+            return self.o(h.add_(b))  # type: ignore[no-any-return]
+        return self.o(h + (self.b(h).detach() if self.how == "detached" else self.b(h)))  # type: ignore[no-any-return]
+
+
+def partly(how: str, opaque: bool, group: str | None = None) -> Any:
+    torch.manual_seed(0)
+    model, x = Partly(how, opaque).eval(), torch.randn(9, 4)
+    data = [(x, torch.arange(9) % 3)]
+    players = sp.find_players(model, x)
+    return model, players, data, NetworkGame(model, players, data, "cross_entropy", group)
+
+
+UNREAD = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of torch's checkpoints
+
+
+@UNREAD
+@pytest.mark.parametrize("how", ["True", "False"])
+def test_through_checkpoints_they_are_those_of_the_same_network_without(how: str) -> None:
+    model, players, data, game = partly(how, False)
+    plain, _, _, other = partly("plain", False)
+    every = np.ones((1, game.n_players), dtype=bool)
+    assert_allclose(game.derivatives(every), other.derivatives(every), rtol=1e-4, atol=1e-7)
+    for criterion in ("taylor", "sensitivity"):
+        found, right = (
+            criterion_scores(net, players, Calibration(net, data), criterion)["b.0"].value for net in (model, plain)
+        )
+        assert_allclose(found, right, rtol=1e-4)
+
+
+@UNREAD
+@pytest.mark.filterwarnings("ignore:the whole model is run")
+@pytest.mark.parametrize(("how", "opaque"), [("True", True), ("detached", False), ("detached", True)])
+def test_what_autograd_does_not_see_is_refused(how: str, opaque: bool) -> None:
+    for group, reason in ((None, "a part of the network hides from it"), ("a", "hides"), ("b.0", "does not reach")):
+        model, players, data, game = partly(how, opaque, group)
+        with pytest.raises(InputError, match=reason):
+            game.derivatives(np.ones((1, game.n_players), dtype=bool))
+    with pytest.raises(InputError, match=r"hides from it.*activation_mean"):
+        criterion_scores(model, players, Calibration(model, data), "taylor")
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "sensitivity", "second_order"])
+def test_criteria_of_networks_that_write_in_place_are_refused_with_the_reason(criterion: str) -> None:
+    model, players, data, _ = partly("in place", False)
+    with pytest.raises(InputError, match=r"no derivatives \(one of the variables .* has been modified by an inplace"):
+        criterion_scores(model, players, Calibration(model, data), criterion)
+
+
+def test_outputs_of_one_axis_have_derivatives_and_their_nan_is_named() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.o = nn.Linear(4, 8), nn.Linear(8, 5), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.b(torch.relu(self.a(x))))
+            return self.o(h / h.sum(1, keepdim=True)).squeeze(-1)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Single().eval(), torch.rand(9, 4)
+    nn.init.constant_(model.a.bias, 3.0)
+    nn.init.zeros_(model.b.bias)
+    nn.init.uniform_(model.b.weight, 0.1, 1.0)
+    players = sp.find_players(model, x, include="a")
+    game = NetworkGame(model, players, [(x, torch.randn(9))], "squared_error")
+    assert game.derivatives(np.ones((2, 8), dtype=bool), np.array([0, 1])).shape == (2, 9)
+    with pytest.raises(GameError, match="not finite for the empty coalition"):
+        game(np.zeros((1, 8), dtype=bool))

@@ -51,6 +51,12 @@ def _wrapped(module: nn.Module) -> str | None:
         )
     if isinstance(module, torch.jit.ScriptModule):
         return "is compiled by TorchScript; pass the Python module that it was made from"
+    if "FakeQuantizeBase" in names and getattr(module, "fake_quant_enabled", torch.zeros(1)).any():
+        return (
+            f"rounds to the levels of a quantised network ({kind.__name__}), behind which no channel can be followed; "
+            "prune the float model and prepare what comes out, or call "
+            "model.apply(torch.ao.quantization.disable_fake_quant) first"
+        )
     if kind.__module__.startswith(_QUANTISED) and kind.__name__ not in _FLOAT:
         return f"is quantised ({kind.__module__}.{kind.__name__}); prune the float model, and quantise what comes out"
     return None

@@ -320,6 +320,11 @@ class Calibration:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the model does not run on a batch of the data: {error}; see forward=...") from error
+        if isinstance(answer, (tuple, list)) and len(answer) == len(rows) > 1 and outputs.shape[:1] != rows.shape:
+            raise InputError(
+                f"the model returns a {type(answer).__name__} with one entry for each of {len(rows)} examples; give "
+                f"forward=lambda model, inputs: torch.stack([entry{_way_to(answer[0])} for entry in model(inputs)])"
+            )
         if outputs.ndim == 0 or len(outputs) != len(rows):
             raise InputError(
                 f"the model returned shape {tuple(outputs.shape)} for {len(rows)} examples; "
@@ -334,3 +339,9 @@ class Calibration:
             return trace_model(self.model, self.rows(torch.arange(min(2, self.n_examples)))), None
         except UntraceableError as reason:
             return None, str(reason)
+
+
+def _way_to(answer: Any) -> str:
+    """How the tensor that worths look at is reached in an answer: ``['scores']``."""
+    looked_at = main_output(answer)
+    return "" if answer is looked_at else next(way for way, leaf in named_leaves(answer).items() if leaf is looked_at)

@@ -109,9 +109,9 @@ def proof_question(
             answers.append(answer)
     if not asked:
         return None
-    row = torch.arange(len(examples) * len(asked), device=outputs.device)
-    example = row % len(examples)
-    coalition = (row + 2 * (row // len(examples))) % len(asked)  # sorted by example, rows do not find their own
+    every = torch.arange(len(examples) * len(asked), device=outputs.device)
+    example = every % len(examples)
+    coalition = (every + 2 * (every // len(examples))) % len(asked)  # sorted by example, rows do not find their own
     found = torch.stack(answers)[coalition, example]
     return ProofQuestion(examples[example], masks[asked][coalition], found, outputs[examples[example]])
 

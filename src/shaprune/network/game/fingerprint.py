@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shaprune.network.batches import tensors
+from shaprune.network.batches import named_leaves, tensors
 from shaprune.network.borrow import device_of
 from shaprune.network.game.torchmetrics_worth import MetricFunction
 from shaprune.network.game.worths import SetWorth, Worth
@@ -31,8 +31,8 @@ def fingerprint_of(
     """SHA-256 in hexadecimal over all that a worth depends on, as far as it can be seen.
 
     Seen: the model's layers with their settings, weights and buffers; which channels belong to which player; the
-    tensors of ``data``; worths, with the tensors that they hold. Of a user's functions the code is not seen, nor what
-    else they depend on: there `shaprune.values.games.witness` asks anew.
+    tensors and other things of ``data``; worths, with the tensors that they hold. Of a user's functions the code is not
+    seen, nor what else they depend on: there `shaprune.values.games.witness` asks anew.
 
     Args:
         model: the network.
@@ -52,6 +52,9 @@ def fingerprint_of(
     for tree in data:
         for tensor in tensors(tree):
             _add(digest, "data", tensor)
+        for name, leaf in named_leaves(tree).items():
+            if not isinstance(leaf, Tensor):
+                digest.update(f"|{name}={_plain(repr(leaf))}".encode())
     for function in functions:
         digest.update(f"|{identity(function)}".encode())
     return digest.hexdigest()

@@ -197,7 +197,7 @@ class MaskDerivatives:
             block = RowBlock(outputs, asked.examples[again], slice(0, len(masks)), masks.__getitem__)
             return self.evaluator.each(block, shared=False)
 
-        return WorthDifferences(worths_of, asked.masks[0])
+        return WorthDifferences(worths_of, asked.masks[0], asked.dense)
 
     def _kept_bytes(self) -> int:
         """Memory per row with all that a pass forward keeps for the pass back."""

@@ -28,10 +28,12 @@ class WorthDifferences:
     Args:
         worths_of: worths (R,) of masks (R, n), computed in float32.
         mask: (n,) where derivatives are taken.
+        outputs: (..., ) of the network, from which worths are computed.
     """
 
-    def __init__(self, worths_of: Callable[[Tensor], Tensor], mask: Tensor) -> None:
+    def __init__(self, worths_of: Callable[[Tensor], Tensor], mask: Tensor, outputs: Tensor) -> None:
         self.worths_of, self.mask = worths_of, mask
+        self.scale = float(outputs.abs().max())
         draw = torch.Generator().manual_seed(len(mask))
         self.ways = (2.0 * torch.randint(0, 2, (_WAYS, len(mask)), generator=draw) - 1).to(mask)
         self._found: dict[float, tuple[Tensor, float]] = {}
@@ -42,7 +44,7 @@ class WorthDifferences:
         told, size, least = self.ways.double() @ slopes, float(slopes.norm()), float("inf")
         for step in _STEPS:
             found, worth = self._along(step)
-            noise = _EPS * (worth + float(slopes.abs().sum())) / step
+            noise = _EPS * (self.scale + worth + float(slopes.abs().sum())) / step
             error = float((found - told).abs().max())
             if error <= near * size + noise:
                 return None

@@ -164,6 +164,8 @@ def _odd(module: nn.Module, verb: str, given: Any, width: int) -> str | None:
     kind = type(module).__name__
     if not isinstance(given, Tensor):
         return f"it is a {kind} that {verb} a {type(given).__name__}, not one tensor"
+    if given.is_nested:
+        return f"it is a {kind} that {verb} a nested tensor, whose rows have lengths of their own; pad them"
     if isinstance(module, nn.Unflatten) or (isinstance(module, nn.Embedding) and verb == "takes"):
         return None
     axis = channel_axis(module, given.ndim)

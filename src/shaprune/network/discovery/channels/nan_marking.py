@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.buffers import kept_buffers
 from shaprune.network.error_location import container_of, error_location
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of
@@ -121,7 +122,8 @@ class Marking:
         seen: dict[str, Channels] = {}
         self._called.clear()
         plain = replace_forwards(("scaled_dot_product_attention",), lambda *_: _plain_attention)
-        with torch.no_grad(), plain, self._patched(marked), self._watched(seen):
+        kept = kept_buffers(self.model)  # a mark that the network writes into one is not there in the next run
+        with torch.no_grad(), plain, kept, self._patched(marked), self._watched(seen):
             try:
                 outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
             except Exception as error:
