@@ -15,7 +15,7 @@ from shaprune.network.discovery.channels.nan_marking import OUTPUT, Marking
 from shaprune.network.layers.kinds import CONSUMERS, kind_of, widths_of
 from shaprune.players.layer_costs import Layer
 
-UNREAD = "its output reaches no other layer"
+UNREAD = "its output reaches no other layer on the example inputs"
 
 
 def unread_layers(marking: Marking, links: Links) -> set[str]:
