@@ -41,6 +41,7 @@ REASONS = (
     "its channels are those of the network's input",
     "its channels meet those of the network's input",
     "its output reaches no other layer",
+    "its channels stand on another axis than those of ",
     "they reach no other layer",
     "all its channels can only leave together: ",
     "without it too little would be left of layer ",

@@ -306,3 +306,22 @@ def test_a_network_that_writes_to_its_weights_in_forward_is_saved_as_it_is(tmp_p
     sp.save(small, plan, tmp_path / "small")
     assert torch.equal(small[2].weight, before)
     assert torch.equal(sp.load(tmp_path / "small", build)[2].weight, before)
+
+
+def test_a_factory_of_lazy_layers_is_told_to_run_them(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+
+    def build_and_run() -> nn.Module:
+        model = build()
+        model(torch.zeros(1, 4))
+        return model
+
+    model, x = build_and_run().eval(), torch.randn(6, 4)
+    players = sp.find_players(model, x)
+    plan = sp.Plan.from_coalition(players, np.arange(8) > 2)
+    small = sp.prune(model, plan, x)
+    sp.save(small, plan, tmp_path / "small")
+    with pytest.raises(sp.InputError, match=r"build\(\) makes '0.weight' without a shape .*; run the model once"):
+        sp.load(tmp_path / "small", build)
+    assert torch.equal(sp.load(tmp_path / "small", build_and_run)(x), small(x))

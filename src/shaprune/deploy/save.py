@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from shaprune.deploy.network_outline import Outline, difference, dtypes_of, outline_of
 from shaprune.errors import InputError
@@ -116,6 +117,7 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
     model = build()
     if not isinstance(model, nn.Module):
         raise InputError(f"build() returned a {type(model).__name__}; it must return the dense torch.nn.Module")
+    _check_has_weights(model)
     check_fits(model, plan.players)
     small = remove_players(copied(model), plan.players, plan.kept)
     separate(small)
@@ -133,6 +135,16 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
                 "tensor, or its layer changes it; build the network that was saved"
             )
     return small.to(device).eval()
+
+
+def _check_has_weights(model: nn.Module) -> None:
+    """Refuse lazy layers, which have no weights before a first run."""
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise InputError(
+            f"build() makes {lazy!r} without a shape (a lazy layer that has not run); run the model once on an example "
+            "inside build, def build(): model = make(); model(example); return model"
+        )
 
 
 def _manifest(path: Path) -> Manifest:

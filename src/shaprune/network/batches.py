@@ -70,14 +70,14 @@ def transform(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def entries(tree: Any) -> Mapping[Any, Any]:
-    """What a dict, another mapping, a dataclass or an object with ``logits`` holds, by name; else nothing."""
+    """What a dict, another mapping, a dataclass or an object with one of `MAIN` holds; empty for anything else."""
     if tree is None or isinstance(tree, (str, int, float, type)):
         return {}
     if isinstance(tree, Mapping):
         return tree
     if is_dataclass(tree):
         return {field.name: getattr(tree, field.name) for field in fields(tree) if hasattr(tree, field.name)}
-    held = getattr(tree, "__dict__", {})
+    held = {} if isinstance(tree, nn.Module) else getattr(tree, "__dict__", {})
     return held if any(isinstance(held.get(name), Tensor) for name in MAIN) else {}
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.layers.kinds import kind_of
 
+_MOST = 32  # examples that channels are followed on where some layer's output reaches nothing on fewer
+
 
 def few_examples(copy: nn.Module, inputs: Inputs) -> Inputs:
     """Return the first two examples, or twice as many until every layer runs that runs on all of them.
@@ -29,6 +31,19 @@ def few_examples(copy: nn.Module, inputs: Inputs) -> Inputs:
             return inputs
         size *= 2
     return inputs
+
+
+def more_examples(copy: nn.Module, inputs: Inputs, few: Inputs) -> Inputs | None:
+    """Return more of ``inputs`` than ``few``, at most `_MOST`; None where there are no more, or they cannot be run."""
+    size, most = (max((len(t) for t in tensors(held) if t.ndim), default=0) for held in (few, inputs))
+    if size >= min(most, _MOST):
+        return None
+    more = transform(inputs, partial(_first, size=min(most, _MOST)))
+    try:
+        _called(copy, more)
+    except Exception:
+        return None
+    return more
 
 
 def _first(tensor: Tensor, size: int) -> Tensor:

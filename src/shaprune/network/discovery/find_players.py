@@ -105,7 +105,9 @@ def find_players(
         few = few_examples(copy, inputs)
         check_copy(model, copy, few)
         if kind is None:
-            found, skipped, layers = find_candidates(copy, inputs, few, max_seconds=max_seconds, max_memory=max_memory)
+            found, skipped, layers, few = find_candidates(
+                copy, inputs, few, max_seconds=max_seconds, max_memory=max_memory
+            )
             costs = _model_cost(copy, inputs, layers)
         else:
             ran = measure_layers(copy, inputs)

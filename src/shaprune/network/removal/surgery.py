@@ -176,6 +176,8 @@ def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[
         return _cut_norm
     if layer.kind == "conv" and layer.by_group:
         return _cut_groups_out if role == "out" else _cut_groups_in
+    if getattr(module, "transposed", False) and layer.kind == "depthwise":
+        return _cut_transposed_depthwise
     if getattr(module, "transposed", False) and layer.groups > 1:
         return _cut_transposed_conv_out if role == "out" else _cut_transposed_conv_in
     cutter: Callable[[Any, list[int]], Any] = _CUTTERS[layer.kind, role]
@@ -203,6 +205,12 @@ def _cut_groups_in(module: Any, channels: Sequence[int]) -> None:
     if module.transposed:
         _keep(module, "weight", 0, channels)
     module.in_channels -= len(channels)
+
+
+def _cut_transposed_depthwise(module: Any, channels: Sequence[int]) -> None:
+    """Channels leave with their filters: the weight is (channels, 1, ...)."""
+    _cut_groups_out(module, channels)
+    _cut_groups_in(module, channels)
 
 
 def _cut_transposed_conv_out(module: Any, channels: Sequence[int]) -> None:

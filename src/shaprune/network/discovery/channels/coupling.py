@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,15 @@ from shaprune.network.discovery.channels.channel_links import Links, links_of
 from shaprune.network.discovery.channels.nan_marking import Lost, Marking, Source
 from shaprune.network.discovery.channels.shared_readers import STAYS, apart
 from shaprune.network.discovery.channels.skip_reasons import functional, not_followed, why_not_grouped
+from shaprune.network.discovery.channels.unread_reasons import (
+    UNREAD,
+    reader_without_a_mask,
+    unread_layers,
+    why_unread,
+)
+from shaprune.network.discovery.few_examples import more_examples
 from shaprune.network.layers.kinds import CHANNEL_KINDS, CONSUMERS, measured
+from shaprune.network.layers.used_parameters import modules_used
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member, Skipped
@@ -39,7 +47,7 @@ _SIDES: tuple[Role, ...] = ("in", "both")
 
 def find_candidates(
     copy: nn.Module, inputs: Inputs, few: Inputs, *, max_seconds: float, max_memory: int
-) -> tuple[list[Candidate], list[Skipped], dict[str, Layer]]:
+) -> tuple[list[Candidate], list[Skipped], dict[str, Layer], Inputs]:
     """Find coupled groups in a private copy of a model.
 
     Args:
@@ -50,13 +58,19 @@ def find_candidates(
 
     Returns:
         Candidates in order of execution; every convolution, linear layer and embedding that is in none of them, with
-        the reason; and the costs of all layers that ran.
+        the reason; the costs of all layers that ran; and the examples on which channels were followed: ``few``, or more
+        where some layer's output reached nothing on these.
 
     Raises:
         InputError: the bounds are passed.
     """
     ran, odd = measured(copy, inputs)
     marking, links = _followed(copy, few, ran, max_seconds, max_memory)
+    more = more_examples(copy, inputs, few)
+    if more is not None and (unread := unread_layers(marking, links)):
+        again = _followed(copy, more, ran, max_seconds, max_memory)
+        if len(unread_layers(*again)) < len(unread):
+            (marking, links), few = again, more
     layers = marking.layers | _parameters(copy, marking.sources)
     sets = _coupled(copy, marking.sources, links, layers)
     groups = list(_groups(sets, list(layers)))
@@ -81,9 +95,11 @@ def find_candidates(
                 skipped += _without(candidate, finer, layers)
                 owned.update({made.name: made.channels for made in candidate.skipped(layers, "")})
                 continue
-            reason = _mixing(marking, sides[0][0])
+            reason = _mixing(marking, sides[0][0], ran)
         if reason is not None and marking.is_silent(sides[0][0]):
             reason = _NOT_RUN
+        if reason == UNREAD:
+            reason = why_unread(marking, layers, sides[0][0])
         if reason is None:
             found.append(candidate)
         skipped += candidate.skipped(layers, reason) if reason is not None else []
@@ -93,11 +109,12 @@ def find_candidates(
         left = layer.n_out - owned[name] if layer.kind in CHANNEL_KINDS else 0
         if left:
             reason = _NOT_RUN if marking.is_silent(name) else why_not_grouped(name, layer, owned[name], to_output, read)
+            reason = why_unread(marking, layers, name) if reason == UNREAD else reason
             skipped.append(Skipped(name, left, reason))
     grouped = {name for sides, _ in groups for name, _ in sides}
     skipped += functional(copy, grouped)
     skipped += not_followed(copy, marking, layers, odd)
-    return found, skipped, ran | layers
+    return found, skipped, ran | layers, few
 
 
 def _followed(
@@ -317,14 +334,17 @@ def _refusal(
     if len(parts) > 1 and len({name.partition("@")[0] for name in names}) < len(names):
         return "a parameter would be cut along two axes"
     if not any(role == "in" for _, role in sides):
-        return "its output reaches no other layer"
+        return UNREAD
     return None if len(parts) > 1 else _TOGETHER
 
 
-def _mixing(marking: Marking, producer: str) -> str:
+def _mixing(marking: Marking, producer: str, ran: Collection[str]) -> str:
     """Why all channels of a group's first producer hang together."""
     mixer = marking.mixer([s.name for s in marking.sources].index(producer))
-    what = f"{mixer} mixes channels, so a mask is not a removal" if mixer else "the network's code mixes them"
+    if mixer is not None:
+        return f"{_TOGETHER}: {mixer} mixes channels, so a mask is not a removal"
+    uncalled = sorted(modules_used(marking.model, marking.inputs).difference(ran))
+    what = reader_without_a_mask(marking, producer, uncalled) or "the network's code mixes them"
     return f"{_TOGETHER}: {what}"
 
 

@@ -128,7 +128,7 @@ class Marking:
                 outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
             except Exception as error:
                 raise Lost(container_of(error, self.model), error_location(error)) from error
-        seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if t.is_floating_point())])
+        seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if _can_be_marked(t))])
         layers = {self.sources[i].name for i, channels in marked.items() if self.sources[i].is_layer and channels.any()}
         self._missed |= layers - self._called
         return {**self._silent, **seen}
@@ -315,13 +315,18 @@ def _plain_attention(
     return answer
 
 
+def _can_be_marked(tensor: Tensor) -> bool:
+    """Whether entries of a tensor can be NaN."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _marked_share(values: Any) -> float:
-    found = [t for t in tensors(values) if t.is_floating_point()]
+    found = [t for t in tensors(values) if _can_be_marked(t)]
     return sum(int(torch.isnan(t).sum()) for t in found) / max(1, sum(t.numel() for t in found))
 
 
 def _all_marked(tensor: Tensor) -> Tensor:
-    return torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else tensor.clone()
+    return torch.full_like(tensor, float("nan")) if _can_be_marked(tensor) else tensor.clone()
 
 
 def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:

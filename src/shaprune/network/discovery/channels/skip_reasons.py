@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from shaprune.network.discovery.channels.nan_marking import Marking
+from shaprune.network.discovery.channels.unread_reasons import UNREAD
 from shaprune.network.layers.kinds import CHANNEL_KINDS, kind_of, widths_of
 from shaprune.network.layers.used_parameters import modules_used
 from shaprune.network.removal.experts import fused_experts
@@ -28,7 +29,7 @@ def why_not_grouped(
         return "they reach no other layer"
     if name in to_output:
         return "it feeds the network's output"
-    return "it has one channel" if layer.n_out == 1 else "its output reaches no other layer"
+    return "it has one channel" if layer.n_out == 1 else UNREAD
 
 
 def functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
