@@ -26,7 +26,7 @@ demo: install ## train a small CNN on handwritten digits, prune half of it, writ
 	$(BIN)/shaprune demo
 
 test: install ## run all tests, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: install ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -23,6 +23,12 @@ heartbeat.EVERY = float("inf")  # what a command says does not depend on how bus
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first: files are shared out whole, and none of these should be left for the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Untouched(Protocol):
     def __call__(self, *models: nn.Module) -> AbstractContextManager[None]: ...
 

@@ -103,6 +103,7 @@ def test_the_package_comes_from_the_wheel(clean: Clean) -> None:
     assert clean.shaprune("--version") == f"shaprune {clean.python('import shaprune; print(shaprune.__version__)')}\n"
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing_wrong(clean: Clean) -> None:
     found = json.loads(clean.shaprune("doctor", "--json"))
     assert found["problems"] == []
@@ -121,6 +122,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_demo_and_its_report_run(clean: Clean) -> None:
     """With few epochs; `tests/cli` has the whole demo."""
     found = json.loads(clean.python(SHORT_DEMO))
@@ -132,6 +134,7 @@ def test_the_demo_and_its_report_run(clean: Clean) -> None:
     assert clean.python(code) == "True"
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_the_public_names(clean: Clean, tmp_path: Path) -> None:
     """With the wheel's own annotations: without py.typed in it, mypy would refuse the import."""
     cache = ROOT / ".mypy_cache" / "outside"  # of torch, above all

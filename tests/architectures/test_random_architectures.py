@@ -288,6 +288,7 @@ IN_PARTS = [Step("conv", 0, 0, 2), Step("concat", 1, 0, 1), Step("depthwise", 0,
 WHOLE_GROUPS = [Step("conv", 0, 0, 1), Step("concat", 0, 0, 1), Step("grouped", 0, 0, 1), Step("depthwise", 0, 0, 1)]
 
 
+@pytest.mark.slow
 def test_random_architectures_are_right_or_refused() -> None:
     outcomes: Counter[str] = Counter()
 

@@ -24,6 +24,7 @@ def test_a_config_means_something(path: Path) -> None:
     assert config.to_yaml()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(inputs to refit and the data give|no epoch of the fine-tuning)")  # few images
 def test_resnet56_goes_to_the_smaller_size_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)

@@ -27,6 +27,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_faults_at_random_moments_lose_nothing_and_change_no_bit(faults: ModuleType, tmp_path: Path) -> None:
     """The campaign asserts: bits equal, and at most one chunk per worker repeated for every kill."""
     campaign = faults.Campaign(tmp_path, seed=3)

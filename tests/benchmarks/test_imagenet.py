@@ -60,6 +60,7 @@ def test_images_are_cut_scaled_and_split_without_overlap(made: Path, monkeypatch
         imagenet.images()
 
 
+@pytest.mark.slow
 def test_resnet50_is_planned_and_cut_at_the_sizes_of_the_paper() -> None:
     torch.manual_seed(0)
     model, x = resnet50().eval(), torch.randn(1, 3, 224, 224)
@@ -81,6 +82,7 @@ def test_resnet50_is_planned_and_cut_at_the_sizes_of_the_paper() -> None:
             assert small(x).shape == (1, 1000)
 
 
+@pytest.mark.slow
 def test_the_config_runs_from_images_to_a_smaller_network(made: Path) -> None:
     from shaprune.cli.app import app
 

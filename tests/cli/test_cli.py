@@ -147,6 +147,7 @@ def test_the_names_in_the_options_are_those_of_the_registries() -> None:
 # --- the demo ---
 
 
+@pytest.mark.slow
 def test_the_demo_halves_the_network_and_keeps_the_accuracy(demo: tuple[Path, dict[str, Any]]) -> None:
     _, found = demo
     dense, pruned = found["dense"], found["pruned"]
@@ -213,6 +214,7 @@ def _until(process: subprocess.Popen[str], word: str) -> None:
     pytest.fail(f"the demo never said {word!r}")
 
 
+@pytest.mark.slow
 def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
     with _begun(tmp_path, "scoring") as process:
         process.send_signal(signal.SIGKILL)
@@ -220,6 +222,7 @@ def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["training", "scoring"])
 def test_an_interrupted_demo_says_so_and_leaves_what_was_there(tmp_path: Path, stage: str) -> None:
     (tmp_path / "out").mkdir()

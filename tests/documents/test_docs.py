@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from testkit.snippets import blocks_of, run_page
 from torch import nn
 
 import shaprune as sp
+from shaprune.builtin.demo_recipes import RECIPES
 from shaprune.deploy import measure
 from shaprune.deploy.measure import Latency
 from shaprune.pipeline import search
@@ -28,6 +30,7 @@ NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)( %)?")
 SHORT = 5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the whole model is run for every coalition")  # models of transformers, forward=
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
@@ -36,6 +39,7 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     for module in (measure, search):
         monkeypatch.setattr(module, "latency", _by_work)
+    monkeypatch.setitem(RECIPES, "digits", replace(RECIPES["digits"], epochs=3))  # of the demo
     if "transformers" in page.name:
         pytest.importorskip("transformers")
     before = set(sys.modules)
@@ -167,6 +171,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_has_every_page_and_fetches_nothing(site: Path) -> None:
     for page in PAGES:
         html = (site / page.relative_to(DOCS).with_suffix(".html")).read_text()

@@ -33,6 +33,7 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_digits_are_read_by_half_the_network(tmp_path: Path) -> None:
     told = ran("digits", tmp_path).stdout
     refitted = float(told.partition("refitted: ")[2].partition("%")[0])
@@ -47,6 +48,7 @@ def test_a_game_of_your_own(tmp_path: Path) -> None:
     assert (tmp_path / "custom_game.png").exists()
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bits_and_are_well_used(tmp_path: Path) -> None:
     told = ran("cluster", tmp_path, "--quick").stdout
     assert "the same bits: with workers True, from the journal True" in told

@@ -1,9 +1,12 @@
 """Walks take the memory they may take, and no more: nothing of the size walks x steps x players is ever made."""
 
 import gc
+import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,7 @@ assert score(20).n_evaluations == 20 * (players.n + 1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of the address space, as Linux has it")
 @pytest.mark.parametrize("kind", ["together", "weights"])
 def test_walks_of_a_network_stay_within_their_memory(kind: str) -> None:
@@ -142,6 +146,78 @@ def test_a_hundred_games_on_one_model_leave_nothing_behind(make: Callable[[], nn
     assert later[1] < objects + 100  # less than one for each game
 
 
+@pytest.mark.parametrize("make", [NETWORKS["plain"][0], Asking])
+@pytest.mark.parametrize("worth", ["fidelity", "cross_entropy"])
+def test_a_game_gives_its_memory_back_at_once(make: Callable[[], nn.Module], worth: str) -> None:
+    """Python looks for cycles by numbers of objects, not by their bytes: a gigabyte in a cycle may stay for long."""
+    model, example = make().eval(), NETWORKS["plain"][1]
+    players = sp.find_players(model, example())
+    inputs = torch.cat([example()] * 5)
+    data = [(inputs, torch.arange(len(inputs)) % 5)]
+
+    def play() -> list[weakref.ref[Any]]:
+        game = sp.NetworkGame(model, players, data, worth, players.groups[0].name)
+        game(np.ones((2, game.n_players), dtype=bool))
+        game.walk(np.arange(game.n_players)[None], np.zeros(1, dtype=np.int64))
+        game.derivatives(np.ones((2, game.n_players), dtype=bool), np.zeros(2, dtype=np.int64))
+        rows = game.evaluator.rows
+        kept = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and len(one.shape) > 1]
+        return [weakref.ref(one) for one in (game, rows, rows.runner, *(t for t in kept if len(t) == len(inputs)))]
+
+    play()
+    gc.collect()
+    gc.disable()
+    try:
+        left = [one for seen in play() if (one := seen()) is not None]
+    finally:
+        gc.enable()
+    assert all(one is inputs for one in left), [type(one) for one in left]
+
+
+LOOP = """
+import gc, resource
+from pathlib import Path
+import torch
+from testkit.networks import NETWORKS
+import shaprune as sp
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+torch.set_num_threads(1)
+make, example = NETWORKS["plain"]
+model = make().eval()
+inputs = torch.cat([example()] * 500)
+players = sp.find_players(model, inputs[:2])
+gc.disable()  # as good as that, where a program has millions of objects
+
+
+def play():
+    sp.score(model, players, [(inputs, None)], "fidelity", max_evaluations=400, progress=False)
+
+
+for _ in range(3):
+    play()
+before = resident()
+for _ in range(15):
+    play()
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process, as Linux tells it")
+def test_a_loop_of_games_takes_no_more_memory_than_a_few() -> None:
+    """Each score plays 4 games that record some 4 MB for every one of them; all 15 scores may take 20 MB more."""
+    where = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(sp.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", LOOP], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20_000_000
+
+
 def test_a_question_keeps_nothing_for_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number that is kept for every block holds the memory around it, which no later block can use."""
     alive: list[int] = []
@@ -155,9 +231,9 @@ def test_a_question_keeps_nothing_for_every_block(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rows_module, "BATCH_BYTES", 1)
     game = sp.NetworkGame(model, players, [(example, torch.zeros(len(example)))], worth, "conv1")
     alive.clear()
-    game(np.ones((60, game.n_players), dtype=bool), np.zeros(60, dtype=np.int64))
-    assert len(alive) >= 60
-    assert max(alive[10:]) <= max(alive[:10])
+    game(np.ones((16, game.n_players), dtype=bool), np.zeros(16, dtype=np.int64))
+    assert len(alive) >= 16
+    assert max(alive[8:]) <= max(alive[:8])
 
 
 def test_parts_cover_everything_once() -> None:

@@ -69,6 +69,7 @@ def bits(scores: sp.Scores) -> list[Any]:
 # --- spawned processes ---
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bits_also_when_one_is_killed(tmp_path: Path) -> None:
     """The network cannot be pickled here, so ``build`` makes it."""
     model = build()

@@ -178,6 +178,7 @@ def test_experts_that_see_other_words_under_marks_do_not_stop_the_search() -> No
     assert sp.prune(model, sp.Plan.from_coalition(players, kept), x)[0].out_features == 3
 
 
+@pytest.mark.slow
 def test_a_switch_transformer_is_searched_for_every_unit() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -15,11 +15,15 @@ MAKE, EXAMPLE = NETWORKS["plain"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def game() -> sp.NetworkGame:
+def game_on(examples: int) -> sp.NetworkGame:
     model = MAKE().eval()
     players = sp.find_players(model, EXAMPLE(), include="conv2")
-    return sp.NetworkGame(model, players, [(labelled(EXAMPLE(), 40)[0], None)], "fidelity")
+    return sp.NetworkGame(model, players, [(labelled(EXAMPLE(), examples)[0], None)], "fidelity")
+
+
+@pytest.fixture
+def game() -> sp.NetworkGame:
+    return game_on(40)
 
 
 class Small:
@@ -53,10 +57,8 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can
 
 @pytest.mark.parametrize("error", [OUT, CPU], ids=["cuda", "cpu"])
 @pytest.mark.parametrize("ask", ["pairs", "walks", "everyone", "grid", "one"])
-def test_batches_are_halved_until_they_fit(
-    game: sp.NetworkGame, monkeypatch: pytest.MonkeyPatch, ask: str, error: Exception
-) -> None:
-    rng = np.random.default_rng(0)
+def test_batches_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch, ask: str, error: Exception) -> None:
+    rng, game = np.random.default_rng(0), game_on(6 if ask == "grid" else 40)  # a grid is of all coalitions
     n, examples = game.n_players, np.arange(40)
     coalitions = rng.random((40, n)) < 0.5
     codes = np.arange(1 << n)[:, None] >> np.arange(n) & 1

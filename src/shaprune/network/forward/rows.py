@@ -8,6 +8,7 @@ running the layer again (see `shaprune.network.forward.incremental_linear`).
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -62,7 +63,8 @@ class Rows:
         self.n_players, self.n_examples = sites[0].n_players, calibration.n_examples
         self.device = calibration.outputs.device
         self._cache: CachedState | None = None
-        self.batches = RowBatches(max_memory, self.device, self.n_players, self._divisible)
+        here = weakref.proxy(self)  # a reference back would keep the cached values until Python looks for cycles
+        self.batches = RowBatches(max_memory, self.device, self.n_players, lambda: here._divisible())
         self._side_by_side = True
         self.refuted: list[tuple[str, str]] = []  # fast ways that are not used, and why
         with borrowed(calibration.model), torch.no_grad():

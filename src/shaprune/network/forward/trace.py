@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -134,14 +135,13 @@ def _graph(model: nn.Module) -> fx.Graph:
     Raises:
         UntraceableError: torch.fx cannot follow the model's Python code.
     """
-    failure: Exception | None = None
-    for opened in (True, False):
-        try:
-            return graph_of(model, opened)
-        except Exception as error:
-            failure = error
-    reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-    raise UntraceableError(reason) from failure
+    with suppress(Exception):
+        return graph_of(model, opened=True)
+    try:
+        return graph_of(model, opened=False)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UntraceableError(reason) from error
 
 
 def _pass_by_position(node: fx.Node, layer: nn.Module | None) -> None:
