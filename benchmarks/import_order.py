@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 FIGURE = ROOT / "docs" / "img" / "imports.svg"
 BEGIN, END = "<!-- imports: python benchmarks/import_order.py -->\n", "<!-- end of imports -->\n"
 SPLIT = "network"  # the one package whose folders are rooms
+APART = ("options.fields",)  # modules that stand lower than the rest of their package
 CELL, LEFT, TOP = 17, 138, 10
 STYLE = """
 text { font: 11px ui-monospace, monospace; fill: #24292f }
@@ -29,9 +30,8 @@ text { font: 11px ui-monospace, monospace; fill: #24292f }
 def room_of(module: str, packages: set[str]) -> str:
     """The room of a module, both without ``shaprune.``."""
     first, *rest = module.split(".")
-    if first == SPLIT and rest and f"{first}.{rest[0]}" in packages:
-        return f"{first}.{rest[0]}"
-    return first
+    inner = f"{first}.{rest[0]}" if rest else first
+    return inner if inner in APART or (first == SPLIT and inner in packages) else first
 
 
 def rooms_of(source: Path) -> dict[str, set[str]]:
