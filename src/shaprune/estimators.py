@@ -13,23 +13,6 @@ from shaprune.values.estimators.regression import Regression
 from shaprune.values.estimators.svarm import SVARM
 from shaprune.values.rescoring import estimate_in_rounds
 
-__all__ = [
-    "MSR",
-    "SVARM",
-    "Concept",
-    "ControlVariate",
-    "Exact",
-    "LeaveOneOut",
-    "Partial",
-    "Permutation",
-    "Regression",
-    "banzhaf",
-    "beta",
-    "estimate_in_rounds",
-    "mean_std",
-    "owen",
-    "per_group",
-    "quantile",
-    "semivalue",
-    "shapley",
-]
+__all__ = ["MSR", "SVARM", "Concept", "ControlVariate", "Exact", "LeaveOneOut", "Partial", "Permutation"]
+__all__ += ["Regression", "banzhaf", "beta", "estimate_in_rounds", "mean_std", "owen", "per_group", "quantile"]
+__all__ += ["semivalue", "shapley"]

@@ -9,18 +9,5 @@ from shaprune.planning.refine import refine
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.values.redundancy import redundancy
 
-__all__ = [
-    "Latency",
-    "Measurement",
-    "Sensitivity",
-    "accuracy",
-    "compare",
-    "count",
-    "expected_cost",
-    "frontier",
-    "latency",
-    "layer_values",
-    "quality_on",
-    "redundancy",
-    "refine",
-]
+__all__ = ["Latency", "Measurement", "Sensitivity", "accuracy", "compare", "count", "expected_cost", "frontier"]
+__all__ += ["latency", "layer_values", "quality_on", "redundancy", "refine"]

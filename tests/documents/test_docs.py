@@ -112,8 +112,8 @@ def test_all_measured_tables_are_checked() -> None:
 
 def _not_public(paths: Iterable[str]) -> set[str]:
     """Of dotted paths below shaprune those that are neither a public name nor in a public namespace."""
-    names = {*sp.__all__, "__version__"}
-    spaces = {name: {*getattr(sp, name).__all__} for name in dir(sp) if name not in names}
+    names = {*sp.__all__, "__version__", "__all__"}
+    spaces = {name: {*getattr(sp, name).__all__} for name in dir(sp) if name not in sp.__all__}
 
     def public(path: str) -> bool:
         head, _, rest = path.partition(".")

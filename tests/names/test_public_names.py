@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import shaprune as sp
-from shaprune.names.moved import NAMES, MovedModules, install
-from shaprune.names.moved_modules import modules
+from shaprune.names.moved import MovedModules, install, moved
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES, MODULES = moved()["names"], moved()["modules"]
 NAMESPACES = [name for name in dir(sp) if name not in sp.__all__]
 
 
@@ -30,8 +30,8 @@ def test_every_name_of_a_namespace_is_there_and_documented(namespace: str) -> No
 
 
 def test_an_unknown_name_of_a_namespace_is_refused_with_the_nearest() -> None:
-    with pytest.raises(AttributeError, match=r"shaprune.recovery has no 'Refitt'; did you mean 'Refit'\?"):
-        sp.recovery.Refitt  # noqa: B018
+    with pytest.raises(AttributeError, match=r"shaprune.builtin has no 'load_datasets'; did you mean 'load_dataset'\?"):
+        sp.builtin.load_datasets  # noqa: B018
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,10 +46,10 @@ def test_an_old_name_states_the_new_one_which_exists(name: str) -> None:
     assert new in home.__all__
 
 
-@pytest.mark.parametrize("old", modules())
+@pytest.mark.parametrize("old", MODULES)
 def test_an_old_module_states_the_new_one_which_exists(old: str) -> None:
-    importlib.import_module(f"shaprune.{modules()[old]}")
-    with pytest.raises(ImportError, match=rf"\b{re.escape(modules()[old])}\b"):
+    importlib.import_module(f"shaprune.{MODULES[old]}")
+    with pytest.raises(ImportError, match=rf"\b{re.escape(MODULES[old])}\b"):
         importlib.import_module(f"shaprune.{old}")
 
 
@@ -78,4 +78,4 @@ def test_the_changelog_has_the_same_table() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^  \| `((?:shaprune|sp)\.[\w.]+)` \| `((?:shaprune|sp)\.[\w.]+)` \|$", text, re.MULTILINE))
     names = {f"sp.{old}": f"sp.{new}" for old, new in NAMES.items()}
-    assert rows == names | {f"shaprune.{old}": f"shaprune.{new}" for old, new in modules().items()}
+    assert rows == names | {f"shaprune.{old}": f"shaprune.{new}" for old, new in MODULES.items()}

@@ -122,6 +122,24 @@ def test_every_result_shows_itself(name: str, tmp_path: Path) -> None:
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + ROWS[name][1]
 
 
+@pytest.fixture(scope="module")
+def compressed() -> Tabular:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    inputs = torch.randn(20, 3)
+    return sp.compress(model, [(inputs, None)], sp.Budget(macs=0.7), example_inputs=inputs, progress=False)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_compress_returns_shows_its_networks_side_by_side(compressed: Tabular) -> None:
+    assert "\n" not in repr(compressed)
+    assert [row[0] for row in compressed.table().rows] == ["dense", "raw", "pruned"]
+    dense, _, pruned = (row[2] for row in compressed.records().rows)
+    assert pruned < dense == 4 * 4 + 6 * 5 + 2 * 7
+    assert "-" in compressed.summary().splitlines()[1].split()  # accuracy, not measured
+    assert "macs: " in compressed._repr_html_()
+
+
 def test_values_are_shown_from_the_most_valuable_on_and_many_only_at_both_ends() -> None:
     values = sp.estimate(sp.Game.from_function(lambda kept: kept @ np.arange(4.0), n_players=4), "exact")
     assert [row[0] for row in values.table().rows] == [3, 2, 1, 0]

@@ -1,7 +1,5 @@
 """Data sets, networks and factories that ``--data`` and ``--model`` name."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from shaprune.names.lazy import resolve_on_use
@@ -13,18 +11,8 @@ if TYPE_CHECKING:
     from shaprune.builtin.splits import Dataset as Dataset
     from shaprune.builtin.splits import Split as Split
 
-_HOMES = {
-    "Dataset": "shaprune.builtin.splits",
-    "ResNet": "shaprune.builtin.resnet",
-    "Split": "shaprune.builtin.splits",
-    "build_model": "shaprune.builtin.models",
-    "load_dataset": "shaprune.builtin.datasets",
-}
-__all__ = sorted(_HOMES)
+__all__ = ["Dataset", "ResNet", "Split", "build_model", "load_dataset"]
 
 if not TYPE_CHECKING:
-    __getattr__ = resolve_on_use(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    _files = ("splits", "resnet", "splits", "models", "datasets")
+    __getattr__ = resolve_on_use(__name__, {n: f"{__name__}.{f}" for n, f in zip(__all__, _files, strict=True)})

@@ -1,28 +1,15 @@
-"""Names and modules of earlier versions: importing or reading one raises an error that states the new one."""
+"""Names and modules of earlier versions: importing or reading one raises an error that states the new one.
+
+The table is ``moved.json``: names and modules without ``shaprune.``; CHANGELOG.md has the same rows.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
-
-NAMES = {  # public name of an earlier version -> its new one
-    "BudgetError": "errors.BudgetError",
-    "GameError": "errors.GameError",
-    "ShapruneWarning": "errors.ShapruneWarning",
-    "LoggedGame": "worths.LoggedGame",
-    "SetWorth": "worths.SetWorth",
-    "several": "worths.several",
-    "ShapleyImportance": "criteria.ShapleyImportance",
-    "Sensitivity": "metrics.Sensitivity",
-    "frontier": "metrics.frontier",
-    "refine": "metrics.refine",
-    "expected_cost": "metrics.expected_cost",
-    "layer_values": "metrics.layer_values",
-    "quality_on": "metrics.quality_on",
-    "redundancy": "metrics.redundancy",
-}
 
 
 class MovedModules:
@@ -47,15 +34,22 @@ def install() -> None:
         sys.meta_path.append(MovedModules)
 
 
+@cache
+def moved() -> dict[str, dict[str, str]]:
+    """Return the table: ``names`` and ``modules``, each {old: new}."""
+    import json
+    from pathlib import Path
+
+    table: dict[str, dict[str, str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return table
+
+
 def moved_message(fullname: str) -> str | None:
     """Return the sentence that states where ``shaprune.x`` is now; None where it was never moved."""
-    name = fullname.removeprefix("shaprune.")
-    if name in NAMES:
-        return f"sp.{name} is now sp.{NAMES[name]}"
-    from shaprune.names.moved_modules import modules
-
-    moved = modules()
-    if name in moved:
-        return f"{fullname} is now shaprune.{moved[name]}"
-    inside = [f"{old} is now {new}" for old, new in moved.items() if old.startswith(f"{name}.")]
+    name, names, modules = fullname.removeprefix("shaprune."), moved()["names"], moved()["modules"]
+    if name in names:
+        return f"sp.{name} is now sp.{names[name]}"
+    if name in modules:
+        return f"{fullname} is now shaprune.{modules[name]}"
+    inside = [f"{old} is now {new}" for old, new in modules.items() if old.startswith(f"{name}.")]
     return f"shaprune has no {name!r} any more: {', '.join(inside)}" if inside else None

@@ -1,28 +1,7 @@
 """Recovery of quality after surgery: refit, batch-norm recalibration, fine-tuning, distillation."""
 
-from __future__ import annotations
+from shaprune.recovery.finetune import Finetune
+from shaprune.recovery.steps import Batchnorm, Refit
+from shaprune.recovery.training import fit
 
-from typing import TYPE_CHECKING
-
-from shaprune.names.lazy import resolve_on_use
-
-if TYPE_CHECKING:
-    from shaprune.recovery.finetune import Finetune as Finetune
-    from shaprune.recovery.steps import Batchnorm as Batchnorm
-    from shaprune.recovery.steps import Refit as Refit
-    from shaprune.recovery.training import fit as fit
-
-_HOMES = {
-    "Batchnorm": "shaprune.recovery.steps",
-    "Finetune": "shaprune.recovery.finetune",
-    "Refit": "shaprune.recovery.steps",
-    "fit": "shaprune.recovery.training",
-}
-__all__ = sorted(_HOMES)
-
-if not TYPE_CHECKING:
-    __getattr__ = resolve_on_use(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__ = ["Batchnorm", "Finetune", "Refit", "fit"]
