@@ -161,7 +161,7 @@ def test_a_criterion_scores_every_player_and_leaves_the_model_alone(name: str, c
         if criterion != "apoz":  # behind a pool or without a ReLU, channels are zero always or never
             assert np.ptp(v.value) > 0
             assert (v.stderr > 0).any() == CRITERIA[criterion].examples
-    assert sp.plan(players, values, sp.Budget(macs=0.5)).cost["macs"] <= 0.5 * players.model_macs
+    assert sp.plan(sp.Scores(players, values), sp.Budget(macs=0.5)).cost["macs"] <= 0.5 * players.model_macs
 
 
 @pytest.mark.parametrize("criterion", OF_GRADIENTS)

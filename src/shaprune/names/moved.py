@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 NAMES = {  # public name of an earlier version -> its new one
+    "decide": "search_plan",
+    "look": "feature_maps",
     "BudgetError": "errors.BudgetError",
     "GameError": "errors.GameError",
     "ShapruneWarning": "errors.ShapruneWarning",

@@ -8,7 +8,7 @@ shaprune: allocation=planning.allocation atomic=storage.atomic_files backwards=p
   demo=cli.demo_run descent=planning.budget_path documents=storage.schema exchange=storage.swap_paths
   exporting=deploy.export files=deploy.save frontiers=metrics knapsack=planning.knapsack
   lanes=planning.curve_allocation limits=planning.removal_sequences looking=pipeline.feature_maps measure=metrics
-  ours=storage.own_files pruning=pipeline.prune rescoring=pipeline.rounds run_config=pipeline.run_config
+  ours=storage.own_files pruning=pipeline.prune rescoring=pipeline.cycles run_config=pipeline.run_config
   scores=planning.scores scoring=pipeline.score scoring_notes=pipeline.score_notes search=pipeline.search
   sensing=pipeline.sensitivity sensitivities=metrics speed=deploy.layer_timing swaps=metrics
   typed=storage.typed_json

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from shaprune.recovery.finetune import Finetune as Finetune
     from shaprune.recovery.steps import Batchnorm as Batchnorm
     from shaprune.recovery.steps import Refit as Refit
+    from shaprune.recovery.training import Training as Training
     from shaprune.recovery.training import fit as fit
 
 _HOMES = {
     "Batchnorm": "shaprune.recovery.steps",
     "Finetune": "shaprune.recovery.finetune",
     "Refit": "shaprune.recovery.steps",
+    "Training": "shaprune.recovery.training",
     "fit": "shaprune.recovery.training",
 }
 __all__ = sorted(_HOMES)
