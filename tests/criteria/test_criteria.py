@@ -359,7 +359,7 @@ def test_the_second_order_is_exact_for_a_group_whose_worth_is_quadratic() -> Non
     # another group (fc1) stands before it: groups play alone
     model, players, data = network("mlp")
     values = criterion_scores(model, players, Calibration(model, data), "second_order", worth="fidelity")
-    exact = sp.score(model, players, data, "fidelity", "exact", progress=False)
+    exact = sp.score(model, players, data, "fidelity", "exact", options=sp.options.Scoring(window=(0.0, 1.0)))
     assert values["fc2"].value == pytest.approx(exact["fc2"].value, rel=1e-4, abs=1e-6)
     assert values["fc2"].value.sum() == pytest.approx(exact["fc2"].worth_all - exact["fc2"].worth_none, rel=1e-4)
 

@@ -312,7 +312,8 @@ def test_an_output_that_no_player_reaches_is_refused_and_one_that_a_group_does_n
     ):
         sp.NetworkGame(model, players, [x], "fidelity")
     known = Aside(("aux", "out")).eval()
-    assert sp.score(known, sp.find_players(known, x[:2]), [x], "fidelity", progress=False)["net.0"].worth_none < -1e-3
+    every = sp.options.Scoring(window=(0.0, 1.0))
+    assert sp.score(known, sp.find_players(known, x[:2]), [x], options=every)["net.0"].worth_none < -1e-3
 
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -251,7 +251,7 @@ def test_a_pruned_model_comes_back(name: str, allocation: str, tmp_path: Path) -
 @each_model
 def test_a_plan_takes_the_least_valuable_of_every_layer(name: str) -> None:
     players = found(name)
-    scores = drawn(players)
+    scores = sp.Scores(players, drawn(players))
     plan = sp.plan(scores, sp.Budget(params=0.85), limits=sp.options.Limits(hf_uniform=True))
     stay = left(plan)
     assert players.config is not None
@@ -274,7 +274,7 @@ def test_an_uneven_plan_is_refused_or_made_without(name: str, tmp_path: Path) ->
     expected = f"{field} is one number for 2 groups, and {n - 1} players stay in '{first}', {n} in '{second}'"
     with pytest.raises(InputError) as refused:
         sp.prune(model, plan, inputs, hf_uniform=True)
-    assert f"{expected}; make it by sp.plan(..., hf_uniform=True)" in str(refused.value)
+    assert f"{expected}; make it by sp.plan(..., limits=sp.options.Limits(hf_uniform=True))" in str(refused.value)
     small = sp.prune(model, plan, inputs)
     assert small.config.to_dict() == model.config.to_dict()  # which cannot say it, so our own files do
     sp.save(small, plan, tmp_path / "small")
@@ -432,7 +432,7 @@ VALUE = np.array([4.0, 1.0, 3.0, 2.0, 5.0, 8.0, 7.0, 6.0])
         ((1, 3, 4), {}, [[1, 4], [3, 2, 7, 6]]),
         (None, {"round_to": 2}, [[1, 3, 4, 7]]),
         (None, {"max_removed": {"b": 0.25}}, [[1, 4]]),
-        (None, {"exclude": "b"}, []),
+        (None, {"keep": "b"}, []),
         ((4,), {}, []),
     ],
 )
