@@ -133,12 +133,12 @@ class Calibration:
     def received(model: nn.Module, state: dict[str, Any]) -> Calibration:
         """The calibration of an equal model elsewhere, with this `state`; the dense outputs are not computed again."""
         calibration = Calibration.__new__(Calibration)
-        calibration.model = model
         vars(calibration).update(state)
+        calibration.source, calibration.model = model, with_open_attention(model)
         calibration._parts = WeakValueDictionary()
         calibration.trace, calibration.known, calibration._said = None, None, set()
         if calibration.untraced_because is None:
-            with borrowed(model), torch.no_grad():
+            with borrowed(calibration.model), torch.no_grad():
                 calibration.trace, calibration.untraced_because = calibration._traced()
         return calibration
 
