@@ -256,7 +256,14 @@ def _highest(share: float, images: Any, method: str, aggregate: str, seed: int) 
 
     def keep(small: nn.Module, part: sp.Players) -> Any:
         (values,) = sp.score(
-            small, part, images, "cross_entropy", method, aggregate=aggregate, seed=seed, progress=False
+            small,
+            part,
+            images,
+            "cross_entropy",
+            method,
+            seed=seed,
+            progress=False,
+            options=sp.options.Scoring(aggregate=aggregate),
         ).values()
         return np.isin(np.arange(part.n), values.ranking()[part.n - round(share * part.n) :])
 

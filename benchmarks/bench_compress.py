@@ -134,7 +134,7 @@ def _row(
 ) -> tuple[dict[str, float], nn.Module, sp.Plan]:
     """A line of the table, the refitted network, and its plan."""
     scores, allocation, along = ranking
-    plan = sp.plan(players, scores, sp.Budget(macs=kept), allocation, **along)
+    plan = sp.plan(sp.Scores(players, dict(scores)), sp.Budget(macs=kept), allocation, **along)
     small = sp.prune(model, plan, example)
     refitted = sp.recover(small, model, plan, calibration, ("refit",))
     row = {

@@ -104,9 +104,9 @@ def _orders(subject: Calibration, players: sp.Players, seed: int) -> Any:
             WORTH,
             method,
             seed=seed,
-            together=True,
             progress=False,
             max_evaluations=budget,
+            options=sp.options.Scoring(together=True),
             **options,
         )
         value = np.concatenate([scores[g.name].value for g in players.groups])

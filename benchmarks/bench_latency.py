@@ -56,7 +56,7 @@ def pruned(model: nn.Module, example: torch.Tensor, include: str | None) -> dict
         ("uniform, eights", "uniform", 8),
         ("global", "global", 1),
     ):
-        plan = sp.plan(players, scores, sp.Budget(macs=KEPT), allocation, round_to=widths)
+        plan = sp.plan(scores, sp.Budget(macs=KEPT), allocation, limits=sp.options.Limits(round_to=widths))
         found[name] = sp.prune(model, plan, example)
     return found
 
@@ -65,7 +65,7 @@ def timed(
     model: nn.Module, small: dict[str, nn.Module], inputs: torch.Tensor, threads: int, compiled: str | None
 ) -> dict[str, Any]:
     """Times faster than the dense network treated alike, and the share of its time in layers that become smaller."""
-    found = latency({"dense": model, **small}, inputs, rounds=ROUNDS, threads=threads, compiled=compiled)
+    found = latency({"dense": model, **small}, inputs, timings=ROUNDS, threads=threads, compiled=compiled)
     row: dict[str, Any] = {name: round(found["dense"].median_ms / found[name].median_ms, 2) for name in small}
     row |= {f"{name} ms": [round(ms, 3) for ms in (t.low_ms, t.median_ms, t.high_ms)] for name, t in found.items()}
     if compiled is None and threads == torch.get_num_threads():

@@ -45,10 +45,10 @@ def main() -> None:
         curves = sp.sensitivity(model, players, ours, held_out, "fidelity", points=POINTS, refit=True)
         for size, budget in SIZES.items():
             first = size == next(iter(SIZES))
-            plans = {"reconstruction, curves": sp.plan(players, ours, budget, "curves", curves=curves)}
+            plans = {"reconstruction, curves": sp.plan(sp.Scores(players, ours), budget, "curves", curves=curves)}
             if first and seed == 0:
                 norms = criterion_scores(model, players, criterion="weight_norm")
-                plans["weight_norm, uniform"] = sp.plan(players, norms, budget, "uniform")
+                plans["weight_norm, uniform"] = sp.plan(sp.Scores(players, norms), budget, "uniform")
             for name, plan in plans.items():
                 refitted = sp.recover(sp.prune(model, plan, example), model, plan, held_out, ("refit",))
                 small = tuned(refitted, model, plan, data, seed)

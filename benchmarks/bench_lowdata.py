@@ -68,7 +68,7 @@ def without_images(model: nn.Module, players: sp.Players, data: Dataset) -> dict
         ("reconstruction on noise", ours),
         ("weight norm", criterion_scores(model, players, criterion="weight_norm")),
     ):
-        plan = sp.plan(players, scores, sp.Budget(macs=KEPT), "uniform")
+        plan = sp.plan(scores, sp.Budget(macs=KEPT), "uniform")
         small = sp.prune(model, plan, example)
         found[f"{name}, uniform, raw"] = accuracy_on_test(small, data, TEST)
         found[f"{name}, uniform, refitted on noise"] = accuracy_on_test(
@@ -86,13 +86,13 @@ def with_images(model: nn.Module, players: sp.Players, images: Split, data: Data
     watched = images.take(WATCHED).batches()
     curves = sp.sensitivity(model, players, ours, watched, "fidelity", points=POINTS, refit=True)
     plans = {
-        "reconstruction, curves": sp.plan(players, ours, budget, "curves", curves=curves),
-        "reconstruction, uniform": sp.plan(players, ours, budget, "uniform"),
+        "reconstruction, curves": sp.plan(sp.Scores(players, ours), budget, "curves", curves=curves),
+        "reconstruction, uniform": sp.plan(sp.Scores(players, ours), budget, "uniform"),
         "taylor (labels), global": sp.plan(
-            players, criterion_scores(model, players, subject, "taylor"), budget, "global"
+            sp.Scores(players, criterion_scores(model, players, subject, "taylor")), budget, "global"
         ),
         "weight norm, uniform": sp.plan(
-            players, criterion_scores(model, players, criterion="weight_norm"), budget, "uniform"
+            sp.Scores(players, criterion_scores(model, players, criterion="weight_norm")), budget, "uniform"
         ),
     }
     found = {}

@@ -139,7 +139,7 @@ def main() -> None:
     say(results)
 
     def judge(name: str, scores: Any, seconds: float) -> None:
-        plan = sp.plan(players, scores, sp.Budget(players=1 - REMOVED), "uniform")
+        plan = sp.plan(scores, sp.Budget(players=1 - REMOVED), "uniform")
         small = sp.prune(model, plan, example)
         row: dict[str, Any] = {"seconds to score": round(seconds, 1), "raw": survival(small, judged, dense)}
         small = sp.recover(small, teacher=model, plan=plan, data=[(refitted, None)], steps=("refit",))

@@ -33,9 +33,7 @@ def main() -> None:
     example = data.test.inputs[:2]
     players = sp.find_players(model, example)
     clock = time.perf_counter()
-    scores = sp.score(
-        model, players, data.held_out.take(SCORING).batches(), "fidelity", sizes=(0.5, 1.0), progress=False
-    )
+    scores = sp.score(model, players, data.held_out.take(SCORING).batches(), "fidelity", progress=False)
     scoring = time.perf_counter() - clock
     subject = Calibration(model, data.held_out.take(CALIBRATION).batches())
     rankings: dict[str, list[Any]] = {
@@ -69,7 +67,7 @@ def _row(model: nn.Module, data: Dataset, players: sp.Players, values: list[Any]
     raws, refits, alls, norms, seconds = [], [], [], [], []
     calibration = data.held_out.take(CALIBRATION).batches()
     for one in values:
-        plan = sp.plan(players, one, sp.Budget(players=kept))
+        plan = sp.plan(sp.Scores(players, one), sp.Budget(players=kept))
         small = sp.prune(model, plan, data.test.inputs[:2])
         raws.append(_accuracy(small, data, TEST))
         clock = time.perf_counter()

@@ -197,7 +197,15 @@ def bounded(gib: float) -> dict[str, Any]:
     thread.start()
     clock = time.perf_counter()
     bound = int(gib * 2**30)
-    sp.score(model, players, batches(MANY), "fidelity", max_evaluations=64 * 17, max_memory=bound, progress=False)
+    sp.score(
+        model,
+        players,
+        batches(MANY),
+        "fidelity",
+        max_evaluations=64 * 17,
+        progress=False,
+        options=sp.options.Scoring(max_memory=bound),
+    )
     seconds = since(clock)
     done.set()
     thread.join()

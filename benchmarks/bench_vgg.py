@@ -56,7 +56,7 @@ def main() -> None:
         for name, (scores, allocation, options) in rankings.items():
             if size != SMALLER and name != OURS:
                 continue
-            plan = sp.plan(players, scores, sp.Budget(macs=macs, params=params), allocation, **options)
+            plan = sp.plan(sp.Scores(players, dict(scores)), sp.Budget(macs=macs, params=params), allocation, **options)
             refitted = sp.recover(sp.prune(model, plan, example), model, plan, calibration, ("refit",))
             step = Finetune(TUNING, 2e-3, "distill", patience=TUNING, augment=cropped, precision="bfloat16")
             tuned = sp.recover(

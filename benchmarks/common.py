@@ -20,7 +20,7 @@ from shaprune.builtin.datasets import Dataset, load_dataset
 from shaprune.builtin.models import build_model
 from shaprune.deploy.measure import accuracy
 from shaprune.network.borrow import copied
-from shaprune.recovery.training import fit
+from shaprune.recovery.training import Training, fit
 from shaprune.recovery.training_data import Augment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,8 @@ def trained(
     else:
         model = model.to(memory_format=FAST)
         batches = data.train.batches(128)
-        fit(model, batches, epochs=epochs, lr=lr, weight_decay=weight_decay, seed=seed, augment=augment)
+        how = Training(weight_decay=weight_decay, augment=augment)
+        fit(model, batches, epochs=epochs, lr=lr, seed=seed, options=how)
         model = model.to(memory_format=torch.contiguous_format)
         CACHE.mkdir(exist_ok=True)
         save_file(model.state_dict(), path)

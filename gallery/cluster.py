@@ -57,8 +57,8 @@ def main() -> None:
 
     def score(name: str, run: Path, workers: int = 1, address: str | None = None) -> sp.Scores:
         started = time.perf_counter()
-        scores = sp.score(model, players, examples, "fidelity", max_evaluations=budget, run=run, workers=workers,
-                          ray_address=address, progress=False)  # fmt: skip
+        how = sp.options.RunOptions(run, workers=workers, ray_address=address)
+        scores = sp.score(model, players, examples, "fidelity", max_evaluations=budget, progress=False, run=how)
         played.append(time.perf_counter() - started)
         print(f"{name}: {played[-1]:.1f} s, {scores.n_evaluations:,} evaluations")
         return scores

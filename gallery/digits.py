@@ -50,7 +50,7 @@ print(f"trained: {accuracy(model):.1%} of the test images are read")
 # %%
 players = sp.find_players(model, images[:1])
 print(players.summary())
-scores = sp.score(model, players, [held_out], worth="fidelity", sizes=(0.5, 1.0), progress=False)
+scores = sp.score(model, players, [held_out], worth="fidelity", progress=False)
 
 # %% [markdown]
 # ## Decide, cut, refit
@@ -58,7 +58,7 @@ scores = sp.score(model, players, [held_out], worth="fidelity", sizes=(0.5, 1.0)
 # The refit solves one least-squares problem per layer, so that it answers as before from the inputs that are left.
 
 # %%
-plan = sp.plan(players, scores, sp.Budget(macs=0.5))
+plan = sp.plan(scores, sp.Budget(macs=0.5))
 print(plan.summary())
 small = sp.prune(model, plan, images[:1])
 refitted = sp.recover(small, teacher=model, plan=plan, data=[train], steps=("refit",))

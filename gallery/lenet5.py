@@ -60,7 +60,7 @@ def main() -> None:
         scores = sp.score(model, players, calibration, "fidelity", method, progress=False, **window)
         raw, refitted = [], []
         for share in SHARES:
-            plan = sp.plan(players, scores, sp.Budget(macs=share))
+            plan = sp.plan(scores, sp.Budget(macs=share))
             small = sp.prune(model, plan, example)
             raw.append(accuracy(small, test))
             refitted.append(accuracy(sp.recover(small, model, plan, calibration, ("refit",)), test))

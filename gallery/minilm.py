@@ -59,7 +59,7 @@ def main() -> None:
         print(f"{name:32s} {value:.4f}")  # exact: no standard error
     players = sp.find_players(model, example, unit=("head", "ffn"))
     scores = sp.score(model, players, [(fitted, None)], "fidelity", method="reconstruction")
-    plan = sp.plan(players, scores, sp.Budget(players=0.75), "uniform")
+    plan = sp.plan(scores, sp.Budget(players=0.75), "uniform")
     cut = sp.prune(model, plan, example)
     refitted = sp.recover(cut, model, plan, [(fitted, None)], ("refit",))
     with torch.no_grad():

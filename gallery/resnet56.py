@@ -47,11 +47,9 @@ def main() -> None:
     model.eval()
     test, example = data.test.take(2_000).batches(), data.test.inputs[:2]
     players = sp.find_players(model, example)
-    scores = sp.score(
-        model, players, data.held_out.take(options.images).batches(), "fidelity", sizes=(0.5, 1.0), progress=False
-    )
+    scores = sp.score(model, players, data.held_out.take(options.images).batches(), "fidelity", progress=False)
     print(f"{players.n:,} players in {len(players.groups)} groups, {scores.n_evaluations:,} evaluations")
-    plan = sp.plan(players, scores, sp.Budget(players=KEPT))
+    plan = sp.plan(scores, sp.Budget(players=KEPT))
     small = sp.prune(model, plan, example)
     calibration = data.held_out.take(768).batches()
     refitted = sp.recover(small, model, plan, calibration, ("refit",))

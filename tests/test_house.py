@@ -26,6 +26,7 @@ TESTS = ROOT / "tests"
 ORDER = (
     "errors",
     "names",
+    "options.fields",
     "storage",
     "players",
     # values: NumPy only
@@ -51,6 +52,7 @@ ORDER = (
     "planning.plan",
     "planning",
     "runs",
+    "options",
     # from here on torch
     "logs",
     "network",
@@ -65,11 +67,13 @@ ORDER = (
     "pipeline.prune",
     "pipeline.sensitivity",
     "pipeline.planner",
+    "pipeline.quality",
     "pipeline.search",
-    "pipeline.rounds",
+    "pipeline.cycles",
     "pipeline.output_to_input",
     "pipeline.cost_estimate",
     "pipeline.feature_maps",
+    "pipeline.preflight",
     "pipeline.score_notes",
     "pipeline.score",
     "pipeline.compress",

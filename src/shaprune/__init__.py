@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shaprune import errors as errors
     from shaprune import estimators as estimators
     from shaprune import metrics as metrics
+    from shaprune import options as options
     from shaprune import recovery as recovery
     from shaprune import stopping as stopping
     from shaprune import worths as worths
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from shaprune.network.game.subset_worth import Only as Only
     from shaprune.network.game.worths import Evaluate as Evaluate
     from shaprune.pipeline.compress import compress as compress
-    from shaprune.pipeline.feature_maps import look as look
+    from shaprune.pipeline.feature_maps import feature_maps as feature_maps
     from shaprune.pipeline.prune import prune as prune
     from shaprune.pipeline.score import score as score
-    from shaprune.pipeline.search import decide as decide
+    from shaprune.pipeline.search import search_plan as search_plan
     from shaprune.pipeline.sensitivity import sensitivity as sensitivity
     from shaprune.planning.budget import Budget as Budget
     from shaprune.planning.plan import Plan as Plan
@@ -60,20 +61,20 @@ _HOMES = {
     "SurgeryError": "shaprune.errors",
     "Values": "shaprune.values.result",
     "compress": "shaprune.pipeline.compress",
-    "decide": "shaprune.pipeline.search",
     "estimate": "shaprune.values.estimate",
     "export": "shaprune.deploy.export",
+    "feature_maps": "shaprune.pipeline.feature_maps",
     "find_players": "shaprune.network.discovery.find_players",
     "load": "shaprune.deploy.save",
-    "look": "shaprune.pipeline.feature_maps",
     "plan": "shaprune.planning.plan",
     "prune": "shaprune.pipeline.prune",
     "recover": "shaprune.recovery.steps",
     "save": "shaprune.deploy.save",
     "score": "shaprune.pipeline.score",
+    "search_plan": "shaprune.pipeline.search",
     "sensitivity": "shaprune.pipeline.sensitivity",
 }
-_NAMESPACES = ("builtin", "criteria", "errors", "estimators", "metrics", "recovery", "stopping", "worths")
+_NAMESPACES = ("builtin", "criteria", "errors", "estimators", "metrics", "options", "recovery", "stopping", "worths")
 
 __all__ = sorted(_HOMES)
 

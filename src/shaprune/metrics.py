@@ -2,7 +2,7 @@
 
 from shaprune.deploy.measure import Latency, Measurement, accuracy, compare, count, latency
 from shaprune.pipeline.cost_estimate import expected_cost
-from shaprune.pipeline.search import quality_on
+from shaprune.pipeline.quality import quality_on
 from shaprune.pipeline.sensitivity import layer_values
 from shaprune.planning.frontier import frontier
 from shaprune.planning.refine import refine

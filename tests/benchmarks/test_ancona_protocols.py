@@ -76,8 +76,10 @@ def test_cutting_backwards_is_scoring_from_output_to_input() -> None:
 
     ours = cut_backwards(model, X, ["fc1", "fc2"], keep)
     players = sp.find_players(model, X)
-    scores = sp.score(model, players, data, "cross_entropy", layers="output-to-input", remove=0.25)
-    theirs = sp.prune(model, sp.plan(players, scores, sp.Budget(players=0.75), "uniform"), X)
+    scores = sp.score(
+        model, players, data, "cross_entropy", options=sp.options.Scoring(layers="output-to-input", remove=0.25)
+    )
+    theirs = sp.prune(model, sp.plan(scores, sp.Budget(players=0.75), "uniform"), X)
     assert widths(ours) == widths(theirs) == (48, 48)
     assert torch.equal(ours(inputs), theirs(inputs))
 

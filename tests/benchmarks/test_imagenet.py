@@ -68,7 +68,7 @@ def test_resnet50_is_planned_and_cut_at_the_sizes_of_the_paper() -> None:
     assert players.model_macs == count(model, x)[1] == pytest.approx(4.09e9, rel=0.01)
     scores = criterion_scores(model, players, criterion="weight_norm")
     for share in SHARES:
-        plan = sp.plan(players, scores, sp.Budget(macs=share), "uniform", round_to=8)
+        plan = sp.plan(scores, sp.Budget(macs=share), "uniform", limits=sp.options.Limits(round_to=8))
         small = sp.prune(model, plan, x)
         params, macs = count(small, x)
         assert macs == plan.cost["macs"] <= share * players.model_macs

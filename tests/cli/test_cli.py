@@ -8,17 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from shaprune import Plan, Scores
 from shaprune.builtin.models import build_model
 from shaprune.cli.app import app
-from shaprune.cli.commands.score import OPTIONS_WITHOUT_GAME as GAMELESS_HERE
 from shaprune.cli.demo_run import ARTIFACTS, check_replaceable
 from shaprune.cli.options import shared
 from shaprune.criteria.registry import CRITERIA
@@ -26,19 +26,22 @@ from shaprune.deploy.save import MANIFEST, WEIGHTS
 from shaprune.errors import InputError
 from shaprune.network.discovery.unit_filters import CHANNEL_UNITS
 from shaprune.network.game.worths import WORTHS
+from shaprune.network.precision import RowPrecision
 from shaprune.network.removal.player_kinds import KINDS
-from shaprune.pipeline.score import LAYER_ORDERS, OPTIONS_WITHOUT_GAME, PRECISIONS
-from shaprune.planning.plan import ALLOCATIONS
+from shaprune.options import groups as options
+from shaprune.options.fields import help_of, leaves
+from shaprune.pipeline.run_config import RunConfig
+from shaprune.planning.limits import Limits
 from shaprune.planning.resources import RESOURCES
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.recovery.steps import STEPS
 from shaprune.report.plotly_bundle import has_plotly
+from shaprune.runs.session import RunOptions
 from shaprune.storage.own_files import GENERATOR
 from shaprune.storage.schema import head
 from shaprune.values.aggregation import AGGREGATES
 from shaprune.values.concepts import CONCEPTS
 from shaprune.values.estimate import METHODS
-from shaprune.values.rescoring import MODES
 
 COMMANDS = ["demo", "compress", "players", "score", "sensitivity", "plan", "prune", "evaluate", "export", "report"]
 COMMANDS += ["resume", "runs", "merge", "export-values"]
@@ -129,19 +132,52 @@ def test_version() -> None:
 
 
 def test_the_names_in_the_options_are_those_of_the_registries() -> None:
-    assert set(shared.WORTHS) == set(WORTHS)
-    assert set(shared.METHODS) == set(METHODS)
-    assert shared.PRECISIONS == PRECISIONS
-    assert OPTIONS_WITHOUT_GAME.items() <= GAMELESS_HERE.items()
-    assert set(shared.CRITERIA) == set(CRITERIA)
-    assert set(shared.CONCEPTS) == set(CONCEPTS)
-    assert set(shared.MODES) == set(MODES)
-    assert set(shared.LAYERS) == set(LAYER_ORDERS)
-    assert set(shared.UNITS) == {*CHANNEL_UNITS, *KINDS}
-    assert set(shared.AGGREGATES) == set(AGGREGATES)
-    assert set(shared.ALLOCATIONS) == set(ALLOCATIONS)
+    assert set(options.WORTHS) == set(WORTHS)
+    assert set(options.METHODS) == set(METHODS)
+    assert set(options.PRECISIONS) == {"auto", *get_args(RowPrecision)}
+    assert set(options.CRITERIA) == set(CRITERIA)
+    assert set(options.UNITS) == {*CHANNEL_UNITS, *KINDS}
+    assert set(options.STEPS) == set(STEPS)
     assert shared.RESOURCES is RESOURCES
-    assert set(shared.STEPS) == set(STEPS)
+    assert all(f"{name}" in help_of(options.Scoring, "concept") for name in CONCEPTS)
+    assert all(f"{name}" in help_of(options.Scoring, "aggregate") for name in AGGREGATES)
+
+
+def test_an_option_is_declared_once_for_python_and_the_command_line() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, groups in {
+        "score": (options.Scoring, options.Units, RunOptions),
+        "plan": (Limits,),
+        "report": (Limits,),
+        "players": (options.Units,),
+        "compress": (RunConfig,),
+    }.items():
+        told = {p.name: p.help for p in commands[name].params}
+        for group in groups:
+            for leaf in leaves(group):
+                assert told.get(leaf.name) == (leaf.about.help if leaf.about else None), (name, leaf.name)
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("score", "--sizes", "--window"),
+        ("score", "--step", "--per-round"),
+        ("compress", "--rounds", "--cycles"),
+        ("plan", "--exclude", "--keep"),
+        ("report", "--exclude", "--keep"),
+    ],
+)
+def test_an_option_that_has_another_name_now_says_so(command: str, old: str, new: str, tmp_path: Path) -> None:
+    (tmp_path / "values.json").touch()
+    needed = {
+        "score": ["--model", "digits", "--data", "digits"],
+        "compress": [],
+        "plan": [tmp_path / "values.json", "--out", "x"],
+        "report": [tmp_path],
+    }[command]
+    assert f"it is {new} now" in told(run(command, *needed, old, "1", code=2))
+    assert not re.search(rf"{old}\b", run(command, "--help").stdout)
 
 
 # --- the demo ---
@@ -328,7 +364,7 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
 
     limits = ["--budget", "macs=0.6", "--budget", "players=0.9"]
     limits += ["--min-players", "5", "--round-to", "4", "--min-width", "20", "--max-removed", "0.6"]
-    limits += ["--max-removed", "conv3=0.25", "--exclude", "conv1"]
+    limits += ["--max-removed", "conv3=0.25", "--keep", "conv1"]
     planned = loaded("plan", scored["artifacts"]["values"], *limits, "--out", plans)
     assert planned["cost"]["macs"] <= 0.6 * planned["dense"]["macs"]
     assert planned["cost"]["players"] <= 0.9 * planned["dense"]["players"]
@@ -359,9 +395,9 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
         (["--method", "partial"], "partial:3,full", "partial"),
         (["--concept", "banzhaf:0.7", "--method", "msr"], "banzhaf:0.7", "msr"),
         (["--concept", "beta:1,16", "--antithetic"], "beta:1,16", "permutation"),
-        (["--aggregate", "mean+2std", "--sizes", "0,1"], "shapley", "permutation"),
-        (["--mode", "iterated", "--step", "0.5"], "shapley:0.5,1", "permutation"),
-        (["--mode", "greedy-backward", "--step", "8"], "leave-one-out", "leave-one-out"),
+        (["--aggregate", "mean+2std", "--window", "0,1"], "shapley", "permutation"),
+        (["--mode", "iterated", "--per-round", "0.5"], "shapley:0.5,1", "permutation"),
+        (["--mode", "greedy-backward", "--per-round", "8"], "leave-one-out", "leave-one-out"),
         (["--layers", "output-to-input"], "shapley:0.5,1", "permutation"),
         (["--stop", "cut_settled(0.5) | evaluations(3000)"], "shapley:0.5,1", "permutation"),
         (["--method", "bn_scale"], "bn_scale", "bn_scale"),
@@ -397,7 +433,7 @@ def test_evaluate_agrees_with_the_demo(demo: tuple[Path, dict[str, Any]], traine
 
 
 def test_people_get_tables_and_reasons(demo: tuple[Path, dict[str, Any]], trained: list[str], tmp_path: Path) -> None:
-    scored = run("score", *trained, "--examples", 20, "--include", "conv2", "--sizes", "0,1", "--out", tmp_path / "s")
+    scored = run("score", *trained, "--examples", 20, "--include", "conv2", "--window", "0,1", "--out", tmp_path / "s")
     assert "conv2" in scored.stdout
     assert "fc2 (10 channels): it feeds the network's output" in scored.stdout
     assert "conv1 (32 channels), conv3 (64 channels), fc1 (64 channels): not in include" in scored.stdout
@@ -443,7 +479,7 @@ def test_a_users_own_network_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
     weights = {"0.weight": torch.randn(8, 6), "0.bias": torch.zeros(8), "2.weight": torch.randn(3, 8)}
     torch.save({"state_dict": {**weights, "2.bias": torch.zeros(3)}, "epoch": 3}, "mine.pt")
     names = ["--model", "mine:network", "--weights", "mine.pt", "--data", "mine:data"]
-    scored = loaded("score", *names, "--worth", "accuracy", "--method", "exact", "--sizes", "0,1", "--out", "s")
+    scored = loaded("score", *names, "--worth", "accuracy", "--method", "exact", "--window", "0,1", "--out", "s")
     assert scored["players"] == 8
     assert scored["groups"][0]["stopped_by"] == "enumerated"
     assert abs(scored["groups"][0]["efficiency_gap"]) < 1e-9
@@ -480,8 +516,8 @@ def test_a_users_own_network_and_data(tmp_path: Path, monkeypatch: pytest.Monkey
         (["players", "NET", "--max-memory", "0.5", "--out", "OUT"], "'0.5' is no number of bytes above 0"),
         (["score", "NET", "--worth", "accurcy", "--out", "OUT"], "did you mean 'accuracy'?"),
         (["score", "NET", "--method", "permutations", "--out", "OUT"], "did you mean 'permutation'?"),
-        (["score", "NET", "--sizes", "half", "--out", "OUT"], "'half' is not of the form LO,HI"),
-        (["score", "NET", "--sizes", "0.5,2", "--out", "OUT"], "0 <= lo < hi <= 1"),
+        (["score", "NET", "--window", "half", "--out", "OUT"], "'half' is not of the form LO,HI"),
+        (["score", "NET", "--window", "0.5,2", "--out", "OUT"], "0 <= lo < hi <= 1"),
         (["score", "NET", "--concept", "banzaf", "--out", "OUT"], "did you mean 'banzhaf'?"),
         (["score", "NET", "--concept", "banzhaf:1", "--out", "OUT"], "strictly between 0 and 1"),
         (["score", "NET", "--mode", "iterative", "--out", "OUT"], "did you mean 'iterated'?"),

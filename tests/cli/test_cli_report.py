@@ -53,7 +53,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model("digits").eval()
     scores = made_up(sp.find_players(model, torch.randn(2, 1, 8, 8)))
     scores.save(folder / "values.json")
-    sp.plan(scores.players, scores, sp.Budget(macs=0.6)).save(folder / "plan.json")
+    sp.plan(scores, sp.Budget(macs=0.6)).save(folder / "plan.json")
     curves_of(scores).save(folder / "curves.json")
     (folder / "frontier.json").write_text(json.dumps(FRONTIER))
     save_file(model.state_dict(), folder / "dense.safetensors")
@@ -68,7 +68,7 @@ def network(scored: Path) -> list[object]:
 def test_a_folder_brings_all_that_it_holds(scored: Path, tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     out = tmp_path / "report.html"
-    run(scored, "--out", out, "--frontier", f"rival={scored / 'frontier.json'}", "--exclude", "conv1")
+    run(scored, "--out", out, "--frontier", f"rival={scored / 'frontier.json'}", "--keep", "conv1")
     data = data_of(out)
     assert next(iter(data["paths"])) == "plan"
     assert data["quality"] == "fidelity"

@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_refused(named: list[str], tmp_path: Path, monkey
         ("--run r --method taylor", "drop --run"),
         ("--out s --method taylor --concept banzhaf", "drop --concept"),
         ("--out s --method taylor --together", "drop --together"),
-        ("--out s --method taylor --sizes 0,1", "drop --sizes"),
+        ("--out s --method taylor --window 0,1", "drop --window"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_work(

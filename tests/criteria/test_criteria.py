@@ -161,7 +161,7 @@ def test_a_criterion_scores_every_player_and_leaves_the_model_alone(name: str, c
         if criterion != "apoz":  # behind a pool or without a ReLU, channels are zero always or never
             assert np.ptp(v.value) > 0
             assert (v.stderr > 0).any() == CRITERIA[criterion].examples
-    assert sp.plan(players, values, sp.Budget(macs=0.5)).cost["macs"] <= 0.5 * players.model_macs
+    assert sp.plan(sp.Scores(players, values), sp.Budget(macs=0.5)).cost["macs"] <= 0.5 * players.model_macs
 
 
 @pytest.mark.parametrize("criterion", OF_GRADIENTS)
@@ -359,7 +359,7 @@ def test_the_second_order_is_exact_for_a_group_whose_worth_is_quadratic() -> Non
     # another group (fc1) stands before it: groups play alone
     model, players, data = network("mlp")
     values = criterion_scores(model, players, Calibration(model, data), "second_order", worth="fidelity")
-    exact = sp.score(model, players, data, "fidelity", "exact", progress=False)
+    exact = sp.score(model, players, data, "fidelity", "exact", options=sp.options.Scoring(window=(0.0, 1.0)))
     assert values["fc2"].value == pytest.approx(exact["fc2"].value, rel=1e-4, abs=1e-6)
     assert values["fc2"].value.sum() == pytest.approx(exact["fc2"].worth_all - exact["fc2"].worth_none, rel=1e-4)
 

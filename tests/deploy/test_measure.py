@@ -96,7 +96,7 @@ def test_accuracy_refuses(batches: list[object], message: str) -> None:
     "measure",
     [
         lambda model: accuracy(model, [(torch.zeros(2, 2), torch.zeros(2).long())]),
-        lambda model: latency({"model": model}, torch.zeros(2, 2), rounds=1),
+        lambda model: latency({"model": model}, torch.zeros(2, 2), timings=1),
         lambda model: count(model, torch.zeros(2, 2)),
     ],
 )
@@ -114,7 +114,7 @@ def test_latency_tells_slow_from_fast_and_restores_everything(
 ) -> None:
     slow, fast = Slow(0.006, clock), Slow(0.001, clock)
     with untouched(slow, fast):
-        measured = latency({"slow": slow, "fast": fast}, torch.zeros(1), rounds=3, threads=1)
+        measured = latency({"slow": slow, "fast": fast}, torch.zeros(1), timings=3, threads=1)
     assert list(measured) == ["slow", "fast"]
     assert (measured["slow"].median_ms, measured["fast"].median_ms) == pytest.approx((6, 1))
     for result in measured.values():
@@ -136,7 +136,7 @@ def test_latency_interleaves_the_models(clock: Callable[[float], None]) -> None:
             order.append(self.name)
             return x
 
-    latency({"a": Noted("a"), "b": Noted("b")}, torch.zeros(1), rounds=4)
+    latency({"a": Noted("a"), "b": Noted("b")}, torch.zeros(1), timings=4)
     switches = sum(x != y for x, y in pairwise(order))
     assert switches >= 4  # not all of one, then all of the other
     assert order.count("a") == order.count("b")
@@ -148,14 +148,14 @@ def test_latency_takes_tuples_and_dicts() -> None:
             return x + y
 
     for inputs in ((torch.ones(1), torch.ones(1)), {"x": torch.ones(1), "y": torch.ones(1)}):
-        assert latency({"two": Two()}, inputs, rounds=1)["two"].median_ms > 0
+        assert latency({"two": Two()}, inputs, timings=1)["two"].median_ms > 0
 
 
 def test_latency_refuses() -> None:
     with pytest.raises(InputError, match="at least one model"):
         latency({}, torch.zeros(1))
-    with pytest.raises(InputError, match="rounds is 0"):
-        latency({"a": nn.Identity()}, torch.zeros(1), rounds=0)
+    with pytest.raises(InputError, match="timings is 0"):
+        latency({"a": nn.Identity()}, torch.zeros(1), timings=0)
     with pytest.raises(InputError, match="threads is 0"):
         latency({"a": nn.Identity()}, torch.zeros(1), threads=0)
 
@@ -202,7 +202,7 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
 
 
 def test_a_latency_says_how_it_was_measured() -> None:
-    found = latency({"a": nn.Identity()}, (torch.zeros(3, 2),), rounds=1, threads=1)["a"]
+    found = latency({"a": nn.Identity()}, (torch.zeros(3, 2),), timings=1, threads=1)["a"]
     assert (found.threads, found.device, found.examples, found.compiled) == (1, "cpu", 3, None)
 
 
@@ -210,14 +210,14 @@ def test_a_latency_says_how_it_was_measured() -> None:
 def test_compiled_models_are_timed_in_eval_mode_and_come_back(untouched: Untouched) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
     with untouched(model):
-        found = latency({"a": model}, torch.zeros(4, 2), rounds=1, compiled="eager")["a"]
+        found = latency({"a": model}, torch.zeros(4, 2), timings=1, compiled="eager")["a"]
         with pytest.raises(InputError, match=r"a cannot be compiled with backend 'eagre'.*leave compiled out"):
-            latency({"a": model}, torch.zeros(4, 2), rounds=1, compiled="eagre")
+            latency({"a": model}, torch.zeros(4, 2), timings=1, compiled="eagre")
     assert found.compiled == "eager"
     with pytest.MonkeyPatch.context() as patch:
         given: list[nn.Module] = []
         patch.setattr(torch, "compile", lambda copy, backend: given.append(copy) or copy)
-        latency({"a": model}, torch.zeros(4, 2), rounds=1, compiled="any")
+        latency({"a": model}, torch.zeros(4, 2), timings=1, compiled="any")
     assert given[0] is not model
     assert not any(module.training for module in given[0].modules())
     assert found.median_ms > 0
@@ -279,7 +279,7 @@ def test_the_time_of_each_layer(untouched: Untouched, clock: Callable[[float], N
 
     model = nn.Sequential(Wait(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with untouched(model):
-        found = layer_times(model, torch.zeros(1, 2), rounds=3)
+        found = layer_times(model, torch.zeros(1, 2), timings=3)
     assert list(found) == ["0", "2"]
     assert found == pytest.approx({"0": 4, "2": 0})
     with untouched(broken := nn.Sequential(nn.Linear(2, 2), Raises())), pytest.raises(RuntimeError, match="own error"):

@@ -153,7 +153,9 @@ def test_extra_state_is_given_back_and_what_json_cannot_hold_is_refused_by_layer
 def test_what_a_network_is_measured_and_scored_by_goes_with_extra_state(tmp_path: Path) -> None:
     model = Extra().eval()
     players = sp.find_players(model, X)
-    scores = sp.score(model, players, [(X, None)], "fidelity", build=Extra, workers=2, progress=False)
+    scores = sp.score(
+        model, players, [(X, None)], "fidelity", progress=False, run=sp.options.RunOptions(build=Extra, workers=2)
+    )
     assert set(scores) == {g.name for g in players.groups}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from testkit.options import scoring
 from torch import nn
 from typer.testing import CliRunner
 
@@ -275,11 +276,11 @@ def test_a_contender_is_what_the_registries_make_of_its_name(
     how = {"max_evaluations": contest.price, "seed": 3, "progress": False}
     for name, options in {
         "banzhaf:0.7": {"concept": "banzhaf:0.7"},
-        "building": {"mode": "building", "step": 2},
-        "iterated, sizes 0.5 to 1": {"mode": "iterated", "step": 2, "sizes": (0.5, 1.0)},
+        "building": {"mode": "building", "per_round": 2},
+        "iterated, sizes 0.5 to 1": {"mode": "iterated", "per_round": 2, "window": (0.5, 1.0)},
         "mean+2std": {"aggregate": "mean+2std"},
     }.items():
-        scores = sp.score(model, players, batches, "margin", **how, **options)
+        scores = sp.score(model, players, batches, "margin", **how, **scoring(**{"window": (0.0, 1.0), **options}))
         assert CONTENDERS[name].values(contest, 3).value.tolist() == scores["fc1"].value.tolist(), name
     taylor = sp.score(model, players, batches, "margin", "taylor", progress=False)
     assert CONTENDERS["taylor"].values(contest).value.tolist() == taylor["fc1"].value.tolist()

@@ -56,7 +56,7 @@ def test_a_network_that_writes_to_its_input_changes_no_data_and_no_number(how: s
     true = float((model(x.clone()).argmax(1) == y).double().mean())
     batches = [(x[:20], y[:20]), (x[20:], y[20:])]
     assert [accuracy(model, batches), accuracy(model, batches), accuracy(model, batches[::-1])] == [true] * 3
-    assert compare({"a": model}, example, batches, rounds=2)["a"].accuracy == true
+    assert compare({"a": model}, example, batches, timings=2)["a"].accuracy == true
     players = sp.find_players(model, example)
     assert sp.NetworkGame(model, players, batches)(np.ones((1, players.n), bool))[0] == pytest.approx(true)
     for criterion in ("taylor", "apoz", "hessian", "reconstruction"):
@@ -67,9 +67,9 @@ def test_a_network_that_writes_to_its_input_changes_no_data_and_no_number(how: s
         sp.Budget(params=0.7),
         example_inputs=example,
         recover=("refit", "batchnorm", "finetune"),
-        train=batches,
         test=batches,
         progress=False,
+        options=sp.options.Compression(train=batches),
     )
     assert result.measurements["dense"].accuracy == true
     pruned = float((result.model(x.clone()).argmax(1) == y).double().mean())
@@ -138,10 +138,10 @@ def test_buffers_that_a_network_writes_to_come_back(way: str) -> None:
     scores = sp.score(model, players, [(x, y)], "cross_entropy", progress=False)
     sp.score(model, players, [(x, y)], "cross_entropy", method="taylor", progress=False)
     accuracy(model, [(x, y)])
-    plan = sp.plan(players, scores, sp.Budget(players=0.6))
+    plan = sp.plan(scores, sp.Budget(players=0.6))
     small = sp.prune(model, plan, x[:2])
     recovered = sp.recover(small, model, plan, [(x, y)], ("refit", "batchnorm"))
-    compare({"dense": model, "small": recovered}, x[:2], [(x, y)], rounds=1)
+    compare({"dense": model, "small": recovered}, x[:2], [(x, y)], timings=1)
     for name, (tensor, value) in before.items():
         found = model.get_buffer(name)
         assert found is tensor
@@ -227,7 +227,7 @@ def test_networks_that_take_and_answer_such_structures_are_scored_and_pruned(ans
     model, x, y = Heads().eval(), torch.randn(N, 5), torch.randint(3, (N,))
     players = sp.find_players(model, Pair(x[:2], x[:2]))
     scores = sp.score(model, players, [(Pair(x, -x), y)], "cross_entropy", progress=False)
-    small = sp.prune(model, sp.plan(players, scores, sp.Budget(players=0.5)), Pair(x[:2], x[:2]))
+    small = sp.prune(model, sp.plan(scores, sp.Budget(players=0.5)), Pair(x[:2], x[:2]))
     kept = np.ones((1, players.n), bool)
     game = sp.NetworkGame(model, players, [(Pair(x, -x), y)], "accuracy")
     assert accuracy(model, [(Pair(x, -x), y)]) == pytest.approx(game(kept)[0])
@@ -312,7 +312,8 @@ def test_an_output_that_no_player_reaches_is_refused_and_one_that_a_group_does_n
     ):
         sp.NetworkGame(model, players, [x], "fidelity")
     known = Aside(("aux", "out")).eval()
-    assert sp.score(known, sp.find_players(known, x[:2]), [x], "fidelity", progress=False)["net.0"].worth_none < -1e-3
+    every = sp.options.Scoring(window=(0.0, 1.0))
+    assert sp.score(known, sp.find_players(known, x[:2]), [x], options=every)["net.0"].worth_none < -1e-3
 
     class Two(nn.Module):
         def __init__(self) -> None:

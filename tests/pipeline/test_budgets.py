@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from testkit.networks import NETWORKS
+from testkit.options import compression
 from testkit.reported import made_up
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ from shaprune.cli.options.parse import budget_of
 from shaprune.deploy.measure import Latency, size_bytes
 from shaprune.network.layers.kinds import kind_of
 from shaprune.pipeline import search
-from shaprune.pipeline.rounds import round_budget
+from shaprune.pipeline.cycles import cycle_budget
 from shaprune.pipeline.run_config import RunConfig
 from shaprune.planning.budget import MEASURED_RESOURCES
 from shaprune.planning.plan import Plan
@@ -112,12 +113,12 @@ def test_a_budget_of_bytes_and_activations_is_met_by_the_file_and_the_run() -> N
     make, inputs = NETWORKS["residual"]
     model, x = make(), inputs()
     players = sp.find_players(model, x)
-    scores = sp.score(model, players, [x], "fidelity", sizes=(0.5, 1.0))
-    plan = sp.plan(players, scores, sp.Budget(bytes=0.6, activations=0.7))
+    scores = sp.score(model, players, [x], "fidelity", options=sp.options.Scoring(window=(0.5, 1.0)))
+    plan = sp.plan(scores, sp.Budget(bytes=0.6, activations=0.7))
     small = sp.prune(model, plan, x)
     assert size_bytes(small) <= 0.6 * size_bytes(model)
     assert output_bytes(small, x) <= 0.7 * output_bytes(model, x)
-    absolute = sp.plan(players, scores, sp.Budget(bytes=9_000))
+    absolute = sp.plan(scores, sp.Budget(bytes=9_000))
     assert size_bytes(sp.prune(model, absolute, x)) <= 9_000
 
 
@@ -125,9 +126,9 @@ def test_energy_is_what_the_pruned_network_computes_and_moves() -> None:
     make, inputs = NETWORKS["residual"]
     model, x = make(), inputs()
     players = sp.find_players(model, x)
-    scores = sp.score(model, players, [x], "fidelity", sizes=(0.5, 1.0))
+    scores = sp.score(model, players, [x], "fidelity", options=sp.options.Scoring(window=(0.5, 1.0)))
     dense = costs(players, np.ones(players.n, dtype=bool))
-    plan = sp.plan(players, scores, sp.Budget(energy=0.6))
+    plan = sp.plan(scores, sp.Budget(energy=0.6))
     small = sp.prune(model, plan, x)
     left = 4.6 * sp.find_players(small, x).model_macs + 160 * plan.cost["bytes"] + 320 * output_bytes(small, x)
     assert plan.cost["energy"] == pytest.approx(left)
@@ -140,17 +141,16 @@ def test_the_weights_of_energy_are_the_users(tmp_path: Path) -> None:
     players = sp.find_players(make(), inputs())
     scores = made_up(players)
     for text, same in (("0.6:1,0,0", "macs"), ("0.6:0,2,0", "bytes"), ("0.6:0,0,3", "activations")):
-        plan = sp.plan(players, scores, sp.Budget(energy=text))
-        other = sp.plan(players, scores, sp.Budget(**{same: 0.6}))
+        plan = sp.plan(scores, sp.Budget(energy=text))
+        other = sp.plan(scores, sp.Budget(**{same: 0.6}))
         assert (plan.kept == other.kept).all()
         plan.save(tmp_path / "plan.json")
         assert Plan.load(tmp_path / "plan.json").cost == plan.cost
-        half = round_budget(sp.Budget(energy=text), players, 1, 2)
+        half = cycle_budget(sp.Budget(energy=text), players, 1, 2)
         assert half.weights == sp.Budget(energy=text).weights
         assert half.absolute(players)["energy"] == pytest.approx(plan.budget["energy"] / 0.6 * 0.6**0.5)
     assert (
-        sp.plan(players, scores, sp.Budget(energy="0.6:4.6,160,320")).kept
-        == sp.plan(players, scores, sp.Budget(energy=0.6)).kept
+        sp.plan(scores, sp.Budget(energy="0.6:4.6,160,320")).kept == sp.plan(scores, sp.Budget(energy=0.6)).kept
     ).all()
     assert players.weights == {}
 
@@ -221,8 +221,8 @@ def setting() -> Setting:
     make, inputs = NETWORKS["residual"]
     model, x = make(), inputs()
     players = sp.find_players(model, x)
-    scores = sp.score(model, players, [x], "fidelity", sizes=(0.5, 1.0))
-    return model, players, partial(sp.plan, players, scores), x
+    scores = sp.score(model, players, [x], "fidelity", options=sp.options.Scoring(window=(0.5, 1.0)))
+    return model, players, partial(sp.plan, scores), x
 
 
 def parameters(model: nn.Module) -> int:
@@ -234,8 +234,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Latency as 1 ms per 1,000 parameters; the list holds how many networks were timed."""
     calls: list[int] = []
 
-    def latency(models: dict[str, nn.Module], inputs: Tensor, *, rounds: int) -> dict[str, Latency]:
-        calls.append(rounds)
+    def latency(models: dict[str, nn.Module], inputs: Tensor, *, timings: int) -> dict[str, Latency]:
+        calls.append(timings)
         times = {name: parameters(model) / 1_000 for name, model in models.items()}
         return {name: Latency(t, t, t) for name, t in times.items()}  # type: ignore[call-arg]
 
@@ -250,7 +250,7 @@ def quality(model: nn.Module) -> float:
 
 def test_a_drop_finds_the_smallest_network_whose_measured_quality_holds(setting: Setting) -> None:
     model, players, planner, x = setting
-    found = sp.decide(model, planner, sp.Budget(drop=0.4), example_inputs=x, quality=quality, tolerance=0.002)
+    found = sp.search_plan(model, planner, sp.Budget(drop=0.4), example_inputs=x, quality=quality, tolerance=0.002)
     assert found.dense_quality == 1.0
     left = found.plan.cost["params"] / players.model_params
     assert left >= 0.6
@@ -263,7 +263,7 @@ def test_a_drop_finds_the_smallest_network_whose_measured_quality_holds(setting:
     assert all(trial.good == (trial.quality is not None and trial.quality >= 0.6) for trial in found.trials)
     assert f"{found.plan.cost['macs'] / players.model_macs:.2%}" in found.summary()
     assert found.by == "macs"
-    floor = sp.decide(model, planner, sp.Budget(floor=0.6), example_inputs=x, quality=quality, tolerance=0.002)
+    floor = sp.search_plan(model, planner, sp.Budget(floor=0.6), example_inputs=x, quality=quality, tolerance=0.002)
     assert (floor.plan.kept == found.plan.kept).all()
 
 
@@ -276,7 +276,7 @@ def test_the_quality_is_that_of_the_recovered_network(setting: Setting) -> None:
         mended.append(plan.cost["params"])
         return model  # as good as new
 
-    found = sp.decide(model, planner, sp.Budget(drop=0.1), example_inputs=x, quality=quality, mend=mend)
+    found = sp.search_plan(model, planner, sp.Budget(drop=0.1), example_inputs=x, quality=quality, recover=mend)
     with pytest.raises(sp.errors.BudgetError) as refused:
         planner(sp.Budget(macs=2))
     assert mended
@@ -285,7 +285,7 @@ def test_the_quality_is_that_of_the_recovered_network(setting: Setting) -> None:
 
 def test_a_latency_finds_the_largest_network_that_is_fast_enough(setting: Setting, timed: list[int]) -> None:
     model, players, planner, x = setting
-    found = sp.decide(model, planner, sp.Budget(latency=0.5), example_inputs=x, tolerance=0.002, rounds=3)
+    found = sp.search_plan(model, planner, sp.Budget(latency=0.5), example_inputs=x, tolerance=0.002, timings=3)
     assert set(timed) == {3}
     assert len(timed) == len(found.trials) < 15
     left = found.plan.cost["params"] / players.model_params
@@ -295,16 +295,16 @@ def test_a_latency_finds_the_largest_network_that_is_fast_enough(setting: Settin
         sp.metrics.frontier(planner, "macs", [s]).points[0].plan.cost["params"] / players.model_params for s in sizes
     }
     assert left == pytest.approx(max(size for size in plans if size <= 0.5))
-    absolute = sp.decide(model, planner, sp.Budget(latency=f"{0.5 * 3.809} ms"), example_inputs=x, tolerance=0.002)
+    absolute = sp.search_plan(model, planner, sp.Budget(latency=f"{0.5 * 3.809} ms"), example_inputs=x, tolerance=0.002)
     assert (absolute.plan.kept == found.plan.kept).all()
-    first = sp.decide(model, planner, sp.Budget(latency=0.9, params=0.3), example_inputs=x)
+    first = sp.search_plan(model, planner, sp.Budget(latency=0.9, params=0.3), example_inputs=x)
     assert (first.plan.kept == planner(sp.Budget(params=0.3)).kept).all()
     assert first.by == "params"
 
 
 def test_really_measured_latency_is_within_the_budget_when_it_says_so(setting: Setting) -> None:
     model, _, planner, x = setting
-    found = sp.decide(model, planner, sp.Budget(latency=1e6), example_inputs=x, rounds=2, tolerance=0.3)
+    found = sp.search_plan(model, planner, sp.Budget(latency=1e6), example_inputs=x, timings=2, tolerance=0.3)
     chosen = next(trial for trial in found.trials if trial.plan is found.plan)
     assert chosen.good
     assert chosen.milliseconds is not None
@@ -313,7 +313,7 @@ def test_really_measured_latency_is_within_the_budget_when_it_says_so(setting: S
 
 def test_what_cannot_be_met_is_said_with_the_nearest_that_can(setting: Setting, timed: list[int]) -> None:
     model, players, planner, x = setting
-    run = partial(sp.decide, model, planner, example_inputs=x, quality=quality)
+    run = partial(sp.search_plan, model, planner, example_inputs=x, quality=quality)
     with pytest.raises(sp.errors.BudgetError, match=r"floor 1\.2 is above the dense network's measured quality 1,"):
         run(sp.Budget(floor=1.2))
     with pytest.raises(
@@ -339,7 +339,7 @@ def test_what_cannot_be_met_is_said_with_the_nearest_that_can(setting: Setting, 
 def test_the_nearest_that_is_named_does_hold_the_floor(setting: Setting) -> None:
     model, players, planner, x = setting
     with pytest.raises(sp.errors.BudgetError) as refused:
-        sp.decide(model, planner, sp.Budget(macs=0.3, drop=0.2), example_inputs=x, quality=quality)
+        sp.search_plan(model, planner, sp.Budget(macs=0.3, drop=0.2), example_inputs=x, quality=quality)
     found = planner(sp.Budget(macs=refused.value.reachable["macs"]))
     assert 0.8 <= quality(sp.prune(model, found, x)) < 0.95
     assert found.cost["macs"] > 0.3 * players.model_macs
@@ -348,14 +348,14 @@ def test_the_nearest_that_is_named_does_hold_the_floor(setting: Setting) -> None
 def test_options_of_the_search_that_mean_nothing_are_refused(setting: Setting) -> None:
     model, _, planner, x = setting
     with pytest.raises(sp.InputError, match=r"a floor needs quality"):
-        sp.decide(model, planner, sp.Budget(drop=0.1), example_inputs=x)
+        sp.search_plan(model, planner, sp.Budget(drop=0.1), example_inputs=x)
     with pytest.raises(sp.InputError, match="did you mean 'macs'"):
-        sp.decide(model, planner, sp.Budget(latency=0.5), example_inputs=x, by="mac")
+        sp.search_plan(model, planner, sp.Budget(latency=0.5), example_inputs=x, by="mac")
     with pytest.raises(sp.InputError, match="tolerance is 0"):
-        sp.decide(model, planner, sp.Budget(latency=0.5), example_inputs=x, tolerance=0)
+        sp.search_plan(model, planner, sp.Budget(latency=0.5), example_inputs=x, tolerance=0)
     with pytest.raises(sp.errors.GameError, match=r"quality\(model\) returned nan"):
-        sp.decide(model, planner, sp.Budget(drop=0.1), example_inputs=x, quality=lambda _: float("nan"))
-    with pytest.raises(sp.InputError, match=r"latency and drop must be measured on the network; use sp\.decide"):
+        sp.search_plan(model, planner, sp.Budget(drop=0.1), example_inputs=x, quality=lambda _: float("nan"))
+    with pytest.raises(sp.InputError, match=r"latency and drop must be measured on the network; use sp\.search_plan"):
         planner(sp.Budget(latency=0.5, drop=0.1))
 
 
@@ -381,7 +381,10 @@ def test_compress_keeps_a_floor_and_checks_budgets_before_it_scores(monkeypatch:
     model, x = make(), torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = model(x).argmax(1)
-    run = partial(sp.compress, model, [x[:20]], example_inputs=x[:2])
+
+    def run(budget: sp.Budget, **options: Any) -> Any:
+        return sp.compress(model, [x[:20]], budget, example_inputs=x[:2], **compression(**options))
+
     result = run(sp.Budget(drop=0.2), validation=[(x[20:], y[20:])], test=[(x[20:], y[20:])])
     assert result.measurements["pruned"].accuracy is not None
     assert result.measurements["pruned"].accuracy >= 0.8

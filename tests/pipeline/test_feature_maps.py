@@ -45,7 +45,7 @@ def scores(tiny: nn.Module, images: Tensor) -> sp.Scores:
 
 
 def test_maps_are_what_the_readers_read(tiny: nn.Module, scores: sp.Scores, images: Tensor) -> None:
-    seen = sp.look(tiny, scores.players, scores, images, channels=2)
+    seen = sp.feature_maps(tiny, scores.players, scores, images, channels=2)
     assert [c.group for c in seen.channels] == ["first", "last"]
     first = seen.channels[0]
     order = scores["first"].ranking()
@@ -63,7 +63,7 @@ def test_maps_are_what_the_readers_read(tiny: nn.Module, scores: sp.Scores, imag
 
 
 def test_grad_cam_is_its_formula(tiny: nn.Module, scores: sp.Scores, images: Tensor) -> None:
-    seen = sp.look(tiny, scores.players, scores, images)
+    seen = sp.feature_maps(tiny, scores.players, scores, images)
     assert seen.layer == "last"
     with torch.no_grad():
         made = tiny.get_submodule("last")(torch.relu(tiny.get_submodule("first")(images)))
@@ -89,7 +89,7 @@ def test_a_network_under_masks_looks_as_the_pruned_one(
         order = group.indices[scores[group.name].ranking()]
         n = round(0.4 * len(group))
         kept[order[:n] if which == WITHOUT_LEAST else order[-n:]] = False
-    seen = sp.look(tiny, scores.players, scores, images, share=0.4)
+    seen = sp.feature_maps(tiny, scores.players, scores, images, share=0.4)
     small = sp.prune(tiny, sp.Plan.from_coalition(scores.players, kept), images[:2]).eval()
     answer = seen.attention[DENSE].answer
     caught: list[Tensor] = []
@@ -102,7 +102,7 @@ def test_a_network_under_masks_looks_as_the_pruned_one(
 
 
 def test_a_channel_serves_what_the_answer_loses_without_it(tiny: nn.Module, scores: sp.Scores, images: Tensor) -> None:
-    found = sp.look(tiny, scores.players, scores, images, groups=["first"], channels=1).channels[0]
+    found = sp.feature_maps(tiny, scores.players, scores, images, groups=["first"], channels=1).channels[0]
     assert found.served_by == "leaving alone"
     game = sp.NetworkGame(
         tiny.eval(), scores.players, [(images, tiny(images).argmax(1))], "cross_entropy", "first"
@@ -117,7 +117,7 @@ def test_a_channel_serves_what_the_answer_loses_without_it(tiny: nn.Module, scor
 def test_values_of_every_example_say_whom_a_channel_serves(tiny: nn.Module, scores: sp.Scores, images: Tensor) -> None:
     by_example = np.arange(20.0).reshape(5, 4)
     kept = {**scores.by_group, "first": replace(scores["first"], by_example=by_example)}
-    found = sp.look(tiny, scores.players, kept, images, channels=1, groups=["first"]).channels[0]
+    found = sp.feature_maps(tiny, scores.players, kept, images, channels=1, groups=["first"]).channels[0]
     assert found.served_by == "values"
     order = scores["first"].ranking()
     assert found.serves.tolist() == by_example[:, [order[-1], order[0]]].tolist()
@@ -128,9 +128,9 @@ def test_the_model_comes_back_untouched(images: Tensor, scores: sp.Scores, tiny:
     for parameter in tiny.parameters():
         parameter.requires_grad_(False)
     before = {name: t.clone() for name, t in tiny.state_dict().items()}
-    sp.look(tiny, scores.players, scores, images)
+    sp.feature_maps(tiny, scores.players, scores, images)
     with pytest.raises(sp.InputError, match="no layer 'lsat'; did you mean 'last'"):
-        sp.look(tiny, scores.players, scores, images, layer="lsat")
+        sp.feature_maps(tiny, scores.players, scores, images, layer="lsat")
     assert tiny.training
     assert all(torch.equal(t, before[name]) for name, t in tiny.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in tiny.parameters())
@@ -151,20 +151,20 @@ def test_what_cannot_be_looked_at_is_refused(tiny: nn.Module, images: Tensor, sc
         ({"layer": "head"}, "gives out no maps"),
     ):
         with pytest.raises(sp.InputError, match=told):
-            sp.look(tiny, players, scores, **{"images": images, **wrong})  # type: ignore[arg-type]
+            sp.feature_maps(tiny, players, scores, **{"images": images, **wrong})  # type: ignore[arg-type]
     flat = nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.ReLU(), nn.Linear(6, 3))
     plain = made_up(sp.find_players(flat, images[:2]))
     with pytest.raises(sp.InputError, match="no group has feature maps"):
-        sp.look(flat, plain.players, plain, images)
+        sp.feature_maps(flat, plain.players, plain, images)
     with pytest.raises(sp.InputError, match="score again"):
-        sp.look(tiny, players, plain, images)
+        sp.feature_maps(tiny, players, plain, images)
 
 
 def test_a_section_shows_every_image_with_words(images: Tensor) -> None:
     model = Residual().eval()
     grey = images[:3, :1]
     scores = made_up(sp.find_players(model, grey[:2]))
-    seen = sp.look(model, scores.players, scores, grey, channels=2, classes=["<cat>", "dog", "owl"])
+    seen = sp.feature_maps(model, scores.players, scores, grey, channels=2, classes=["<cat>", "dog", "owl"])
     html = "".join(feature_maps_section(seen))
     pictures = html.count('src="data:image/png;base64,')
     shown = sum(len(c.names) for c in seen.channels)

@@ -17,19 +17,17 @@ from typer.testing import CliRunner
 import shaprune as sp
 from shaprune.builtin.models import build_model
 from shaprune.cli.app import app
-from shaprune.cli.options import shared
-from shaprune.pipeline.rounds import SCHEDULES
+from shaprune.options.fields import leaves, spread
+from shaprune.options.groups import Compression
 from shaprune.pipeline.run_config import RunConfig, read_keys
 from shaprune.recovery.steps import Finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NEEDED: dict[str, Any] = {"model": "digits", "data": "digits", "budget": {"macs": 0.5}}
-# What a call hands over, and what a file names instead.
-HANDED = {"model", "data", "budget"}
-BY_THE_DATA = {"example_inputs", "train", "validation", "test"}
-OF_A_CALL = {"forward", "progress"}
+OF_A_CALL = {"example_inputs", "test", "progress"}  # what only a call is given
 OF_A_FILE = {"weights", "cache", "examples", "batch_size", "out", "device"}
+KEYS = {leaf.name: leaf.field.default for leaf in leaves(RunConfig) if leaf.about is not None}
 
 
 def run(*arguments: object, code: int = 0) -> Any:
@@ -47,21 +45,17 @@ def told(result: Any) -> str:
 
 def test_every_keyword_of_compress_is_a_key_with_the_same_default() -> None:
     keywords = inspect.signature(sp.compress).parameters
-    assert set(RunConfig.model_fields) == set(keywords) - BY_THE_DATA - OF_A_CALL | OF_A_FILE
-    for name, keyword in keywords.items():
-        if name in RunConfig.model_fields and name not in HANDED:
-            assert RunConfig.model_fields[name].default == keyword.default, name
+    grouped = {leaf.name: leaf.field.default for leaf in leaves(Compression) if leaf.about is not None}
+    assert set(KEYS) == (set(keywords) - OF_A_CALL - {"options"}) | set(grouped) | OF_A_FILE
+    plain = {name: keyword.default for name, keyword in keywords.items() if keyword.default is not inspect._empty}
+    for name, default in {**plain, **grouped}.items():
+        assert KEYS.get(name, default) == default, name
 
 
 def test_every_key_is_an_option_of_the_command() -> None:
     command = typer.main.get_command(app).commands["compress"]  # type: ignore[attr-defined]
-    names = {"limits": "budget"}
-    own = {"config", "as_json", "overwrite", "debug"}
-    assert {names.get(p.name, p.name) for p in command.params} - {"help"} - own == set(RunConfig.model_fields)
-
-
-def test_the_names_of_schedules_are_those_of_the_registry() -> None:
-    assert set(shared.SCHEDULES) == set(SCHEDULES)
+    own = {"config", "as_json", "overwrite", "as_debug", "help"}
+    assert {p.name for p in command.params if not p.hidden} - own == set(KEYS)
 
 
 # --- files ---
@@ -76,7 +70,7 @@ FULL: dict[str, Any] = {
     "include": ["conv*"],
     "exclude": "fc1",
     "max_removed": {"conv*": 0.25},
-    "sizes": [0.0, 1.0],
+    "window": [0.0, 1.0],
     "max_memory": "2GiB",
     "precision": "auto",
     "seed": 3,
@@ -90,14 +84,14 @@ def test_a_config_comes_back_from_its_yaml(keys: dict[str, Any], tmp_path: Path)
     again = RunConfig.of(read_keys(tmp_path / "run.yaml"))
     assert again == config
     assert again.to_yaml() == config.to_yaml()
-    assert set(yaml.safe_load(config.to_yaml())) == set(RunConfig.model_fields)  # every key is written out
+    assert set(yaml.safe_load(config.to_yaml())) == set(KEYS)  # every key is written out
 
 
 def test_values_are_of_their_kind() -> None:
     config = RunConfig.of(FULL)
-    assert config.max_memory == 2 << 30
+    assert config.options.scoring.max_memory == 2 << 30
     assert config.budget_limits() == sp.Budget(macs=0.5, params=50_000, latency="0.8 ms")
-    assert config.sizes == (0.0, 1.0)
+    assert config.options.scoring.window == (0.0, 1.0)
     own = object()
     assert config.steps(lambda spec: (own, spec)) == ("refit", Finetune(epochs=2, lr=1e-5), (own, "my.module:finetune"))
 
@@ -114,6 +108,7 @@ def test_a_function_that_augments_is_named_and_found() -> None:
     ("change", "message"),
     [
         ({"recover": [{"finetune": {"augment": 3}}]}, "finetune: augment is 3; name a function"),
+        ({"sizes": [0.5, 1]}, "unknown key 'sizes'; it is 'window' now"),
         ({"round_too": 8}, r"unknown key 'round_too'; did you mean 'round_to'\?"),
         ({"budget": {"mac": 0.5}}, r"unknown budget 'mac'; did you mean 'macs'\?"),
         ({"budget": {"macs": 2.5}}, r"macs=2.5 is no budget"),
@@ -134,7 +129,7 @@ def test_a_function_that_augments_is_named_and_found() -> None:
         ({"recover": [{"finetune": 3}]}, "the options of finetune are 3"),
         ({"recover": [{"refit": None, "finetune": None}]}, "is no step"),
         ({"min_width": "wide"}, r"min_width: .*valid integer.*\(given: 'wide'\)"),
-        ({"max_memory": "lots"}, "max_memory: could not parse value"),
+        ({"max_memory": "lots"}, "max_memory: 'lots' is no number of bytes"),
         ({"examples": 0}, "examples: .*greater than or equal to 1"),
     ],
 )
@@ -255,7 +250,7 @@ def test_a_run_writes_everything_and_its_config_runs_again(here: Path) -> None:
 def test_options_override_the_file_and_are_written_into_the_config_of_the_run(here: Path) -> None:
     run(
         *("--config", "run.yaml", "--budget", "params=0.8", "--out", "other", "--round-to", 2, "--recover", "none"),
-        *("--max-removed", "0.5", "--sizes", "0,1", "--seed", 4, "--examples", 20, "--max-memory", "1MiB"),
+        *("--max-removed", "0.5", "--window", "0,1", "--seed", 4, "--examples", 20, "--max-memory", "1MiB"),
     )
     assert not (here / "small").exists()
     keys = yaml.safe_load((here / "other" / "config.yaml").read_text())
@@ -264,7 +259,7 @@ def test_options_override_the_file_and_are_written_into_the_config_of_the_run(he
         "round_to": 2,
         "recover": [],
         "max_removed": {"*": 0.5},
-        "sizes": [0.0, 1.0],
+        "window": [0.0, 1.0],
         "seed": 4,
         "examples": 20,
         "max_memory": 1 << 20,
@@ -290,7 +285,8 @@ def test_a_floor_is_measured_on_examples_that_are_not_recovered_on(here: Path, m
     monkeypatch.setattr(sp, "compress", noted)
     run("--config", "run.yaml", "--budget", "drop=0.01", code=1)
     scored, checked, trained, tested = (
-        {tuple(row) for x, _ in seen[part] for row in x.tolist()} for part in ("data", "validation", "train", "test")
+        {tuple(row) for x, _ in batches for row in x.tolist()}
+        for batches in (seen["data"], seen["options"].validation, seen["options"].train, seen["test"])
     )
     assert len(scored) == len(checked) == 15  # a tenth of 300 is held out
     assert (len(trained), len(tested)) == (270, 100)
@@ -319,10 +315,18 @@ def test_every_key_reaches_compress(here: Path, monkeypatch: pytest.MonkeyPatch)
         "round_to": 4,
         "max_removed": 0.75,
         "hf_uniform": True,
-        "rounds": 5,
+        "keep": ("fc2",),
+        "cycles": 5,
         "schedule": "linear",
         "metric": "margin",
-        "sizes": (0.25, 1.0),
+        "concept": "banzhaf:0.7",
+        "window": (0.25, 1.0),
+        "aggregate": "mean+2std",
+        "together": True,
+        "mode": "iterated",
+        "per_round": 3.0,
+        "negative_first": True,
+        "layers": "output-to-input",
         "max_evaluations": 6,
         "max_memory": 7,
         "precision": "bfloat16",
@@ -331,9 +335,10 @@ def test_every_key_reaches_compress(here: Path, monkeypatch: pytest.MonkeyPatch)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in wanted.items()}
     (here / "full.yaml").write_text(yaml.safe_dump({**keys, **plain}))
     run("--config", "full.yaml", code=1)
+    seen |= spread(seen["options"])
     assert {key: seen[key] for key in wanted} == wanted
     assert seen["budget"] == sp.Budget(players=0.5)
-    assert set(wanted) == set(RunConfig.model_fields) - OF_A_FILE - HANDED  # none is forgotten here, either
+    assert set(wanted) == set(KEYS) - OF_A_FILE - set(NEEDED)  # none is forgotten here, either
 
 
 def test_a_finished_run_is_not_overwritten_unasked(here: Path) -> None:

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from testkit.networks import NETWORKS
+from testkit.options import compression
 from torch import nn
 
 import shaprune as sp
 from shaprune.deploy.measure import count
 
 MAKE, EXAMPLE = NETWORKS["plain"]
+EVERY_SIZE = sp.options.Scoring(window=(0.0, 1.0))
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_every_group_has_values_in_player_order(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
     players = sp.find_players(model, EXAMPLE())
-    scores = sp.score(model, players, data, "cross_entropy", progress=False)
+    scores = sp.score(model, players, data, "cross_entropy", progress=False, options=EVERY_SIZE)
     assert list(scores) == [g.name for g in players.groups]
     for group in players.groups:
         game = sp.NetworkGame(model, players, data, "cross_entropy", group.name)
@@ -41,15 +43,17 @@ def test_every_group_has_values_in_player_order(model: nn.Module, data: list) ->
 
 def test_scores_with_exact_values_are_the_exact_values(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
     players = sp.find_players(model, EXAMPLE(), include="conv1")
-    exact = sp.score(model, players, data, "fidelity", "exact", progress=False)["conv1"]
-    near = sp.score(model, players, data, "fidelity", max_evaluations=24 * 9 * 100, progress=False)["conv1"]
+    exact = sp.score(model, players, data, "fidelity", "exact", options=EVERY_SIZE)["conv1"]
+    near = sp.score(model, players, data, max_evaluations=24 * 9 * 100, options=EVERY_SIZE)["conv1"]
     assert exact.value.sum() == pytest.approx(exact.worth_all - exact.worth_none)
     assert np.all(np.abs(near.value - exact.value) < 5 * near.stderr)
 
 
 def test_one_game_over_all_groups_is_split_by_group(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
     players = sp.find_players(model, EXAMPLE())
-    together = sp.score(model, players, data, "fidelity", together=True, progress=False)
+    together = sp.score(
+        model, players, data, "fidelity", progress=False, options=sp.options.Scoring(together=True, window=(0, 1))
+    )
     whole = sp.estimate(sp.NetworkGame(model, players, data, "fidelity"))
     joined = np.concatenate([together[g.name].value for g in players.groups])
     assert joined.tolist() == whole.value.tolist()
@@ -81,10 +85,7 @@ def test_scores_survive_their_file_and_damage_is_named(model: nn.Module, data: l
     again = sp.Scores.load(path)
     assert {k: v.value.tolist() for k, v in again.items()} == {k: v.value.tolist() for k, v in scores.items()}
     assert again.worth == "fidelity"
-    assert (
-        sp.plan(again.players, again, sp.Budget(macs=0.5)).removed
-        == sp.plan(players, scores, sp.Budget(macs=0.5)).removed
-    )
+    assert sp.plan(again, sp.Budget(macs=0.5)).removed == sp.plan(scores, sp.Budget(macs=0.5)).removed
     document = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in document.items() if k != "values"}))
     with pytest.raises(sp.InputError, match="'values'"):
@@ -130,12 +131,12 @@ def test_compress_refuses_a_bare_number_as_budget(model: nn.Module, data: list) 
 def test_compress_hands_the_limits_of_a_plan_on(model: nn.Module, data: list) -> None:  # type: ignore[type-arg]
     limits = {"round_to": 4, "max_removed": {"conv1": 0.4}, "min_width": 5}
     options = {"example_inputs": EXAMPLE(), "worth": "fidelity", "recover": (), "progress": False, **limits}
-    result = sp.compress(model, data, sp.Budget(players=0.85), **options)
+    result = sp.compress(model, data, sp.Budget(players=0.85), **compression(**options))
     kept = {g.name: int(result.plan.kept[g.indices].sum()) for g in result.plan.players.groups}
     assert kept["conv1"] == 8  # 4 of 8 would be the next multiple
     assert all(n % 4 == 0 or n == 10 for n in kept.values())
     with pytest.raises(sp.InputError, match=r"cannot be met.*min_players=9, min_width=5, round_to=4"):
-        sp.compress(model, data, sp.Budget(players=0.3), min_players=9, **options)
+        sp.compress(model, data, sp.Budget(players=0.3), **compression(min_players=9, **options))
 
 
 def test_the_bar_tells_the_error_of_the_game_that_ended_last(

@@ -1,4 +1,4 @@
-"""How removals are shared out between groups: exact knapsacks, curves, layers, exchanges, rounds."""
+"""How removals are shared out between groups: exact knapsacks, curves, layers, exchanges, cycles."""
 
 from functools import partial
 from itertools import product
@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testkit.networks import NETWORKS
+from testkit.options import compression
 
 import shaprune as sp
-from shaprune.pipeline.rounds import round_budget
+from shaprune.pipeline.cycles import cycle_budget
 from shaprune.pipeline.sensitivity import GroupsGame
 from shaprune.planning.curve_allocation import GroupOptions
 from shaprune.planning.knapsack import solve_knapsack
@@ -160,7 +161,7 @@ def test_curves_give_the_least_loss_where_no_layer_lies_between_two_groups(seed:
     players = mlp([4, 6, 5], chained=False)
     scores, curves = drawn(players, seed)
     budget = sp.Budget(**{what: share})
-    made = sp.plan(players, scores, budget, "curves", curves=curves)
+    made = sp.plan(sp.Scores(players, scores), budget, "curves", curves=curves)
     assert made.cost[what] <= budget.absolute(players)[what]
     assert loss_of(players, made.kept, curves) == pytest.approx(best_by_force(players, scores, curves, budget))
 
@@ -170,7 +171,7 @@ def test_two_limits_at_once_are_exact_too() -> None:
     for seed in range(20):
         scores, curves = drawn(players, seed)
         budget = sp.Budget(macs=0.6, players=0.7, activations=0.8, energy="0.7:1,50,3")
-        made = sp.plan(players, scores, budget, "curves", curves=curves)
+        made = sp.plan(sp.Scores(players, scores), budget, "curves", curves=curves)
         assert loss_of(players, made.kept, curves) == pytest.approx(best_by_force(players, scores, curves, budget))
 
 
@@ -180,7 +181,7 @@ def test_along_a_chain_of_layers_curves_meet_the_budget_and_mostly_reach_the_lea
     for seed in range(60):
         scores, curves = drawn(players, seed)
         budget = sp.Budget(macs=float(np.random.default_rng(seed).uniform(0.3, 0.9)))
-        made = sp.plan(players, scores, budget, "curves", curves=curves)
+        made = sp.plan(sp.Scores(players, scores), budget, "curves", curves=curves)
         assert made.cost["macs"] <= budget.absolute(players)["macs"]
         least = best_by_force(players, scores, curves, budget)
         assert least is not None
@@ -215,7 +216,11 @@ def test_limits_hold_with_curves_too() -> None:
     players = mlp([8, 12, 9], chained=True)
     scores, curves = drawn(players, 3)
     made = sp.plan(
-        players, scores, sp.Budget(macs=0.6), "curves", curves=curves, round_to=4, exclude="l2", max_removed={"l0": 0.5}
+        sp.Scores(players, scores),
+        sp.Budget(macs=0.6),
+        "curves",
+        curves=curves,
+        limits=sp.options.Limits(round_to=4, keep="l2", max_removed={"l0": 0.5}),
     )
     kept = [int(made.kept[g.indices].sum()) for g in players.groups]
     assert kept[0] in (4, 8)
@@ -228,15 +233,20 @@ def test_curves_that_do_not_belong_are_refused() -> None:
     scores, curves = drawn(players, 0)
     other, _ = drawn(players, 1)
     with pytest.raises(sp.InputError, match="'l0' was measured along another ranking"):
-        sp.plan(players, other, sp.Budget(macs=0.5), "curves", curves=curves)
+        sp.plan(sp.Scores(players, other), sp.Budget(macs=0.5), "curves", curves=curves)
     with pytest.raises(sp.InputError, match=r"'curves' needs curves=sp\.sensitivity"):
-        sp.plan(players, scores, sp.Budget(macs=0.5), "curves")
+        sp.plan(sp.Scores(players, scores), sp.Budget(macs=0.5), "curves")
     with pytest.raises(sp.InputError, match="'global' does not look at curves"):
-        sp.plan(players, scores, sp.Budget(macs=0.5), curves=curves)
+        sp.plan(sp.Scores(players, scores), sp.Budget(macs=0.5), curves=curves)
     with pytest.raises(sp.InputError, match="'uniform' does not look at layers"):
-        sp.plan(players, scores, sp.Budget(macs=0.5), "uniform", layers=values([1.0, 2.0]))
+        sp.plan(sp.Scores(players, scores), sp.Budget(macs=0.5), "uniform", layers=values([1.0, 2.0]))
     with pytest.raises(sp.InputError, match="no curve of group 'l1'"):
-        sp.plan(players, scores, sp.Budget(macs=0.5), "curves", curves=Sensitivity({"l0": curves["l0"]}, "fidelity", 1))
+        sp.plan(
+            sp.Scores(players, scores),
+            sp.Budget(macs=0.5),
+            "curves",
+            curves=Sensitivity({"l0": curves["l0"]}, "fidelity", 1),
+        )
 
 
 def test_a_curve_is_linear_between_its_points_and_starts_at_no_loss() -> None:
@@ -255,24 +265,24 @@ def test_value_ranks_by_the_value_alone_and_global_by_value_per_cost() -> None:
     players = mlp([2, 2], chained=False)  # a player of either costs 5 + 2 multiply-adds
     wide = mlp([2, 2], chained=True)  # l0: 5 + 2, l1: 2 + 2
     scores = {"l0": values([1.0, 9.0]), "l1": values([0.9, 9.0])}
-    assert sp.plan(players, scores, sp.Budget(players=3), "value").removed == ("l1[0]",)
-    assert sp.plan(wide, scores, sp.Budget(macs=0.99), "value").removed == ("l1[0]",)
-    assert sp.plan(wide, scores, sp.Budget(macs=0.99), "global").removed == ("l0[0]",)
+    assert sp.plan(sp.Scores(players, scores), sp.Budget(players=3), "value").removed == ("l1[0]",)
+    assert sp.plan(sp.Scores(wide, scores), sp.Budget(macs=0.99), "value").removed == ("l1[0]",)
+    assert sp.plan(sp.Scores(wide, scores), sp.Budget(macs=0.99), "global").removed == ("l0[0]",)
 
 
 def test_layers_keep_shares_in_proportion_to_their_values() -> None:
     players = mlp([12, 12, 12], chained=False)
     scores = {g.name: values(list(range(12))) for g in players.groups}
-    made = sp.plan(players, scores, sp.Budget(players=21), "shapley-layers", layers=values([4.0, 2.0, 1.0]))
+    made = sp.plan(sp.Scores(players, scores), sp.Budget(players=21), "shapley-layers", layers=values([4.0, 2.0, 1.0]))
     assert [int(made.kept[g.indices].sum()) for g in players.groups] == [12, 6, 3]
     assert made.kept[-3:].all()  # the most valuable of each group
-    none = sp.plan(players, scores, sp.Budget(players=24), "shapley-layers", layers=values([4.0, -1.0, 4.0]))
+    none = sp.plan(sp.Scores(players, scores), sp.Budget(players=24), "shapley-layers", layers=values([4.0, -1.0, 4.0]))
     assert [int(none.kept[g.indices].sum()) for g in players.groups] == [11, 1, 12]
     summed = scores | {"l0": values([x * 3.0 for x in range(12)])}
-    default = sp.plan(players, summed, sp.Budget(players=20), "shapley-layers")
+    default = sp.plan(sp.Scores(players, summed), sp.Budget(players=20), "shapley-layers")
     assert [int(default.kept[g.indices].sum()) for g in players.groups] == [12, 4, 4]
     with pytest.raises(sp.InputError, match="layers has 2 values"):
-        sp.plan(players, scores, sp.Budget(players=20), "shapley-layers", layers=values([1.0, 1.0]))
+        sp.plan(sp.Scores(players, scores), sp.Budget(players=20), "shapley-layers", layers=values([1.0, 1.0]))
 
 
 def test_the_game_of_layers_takes_the_least_valuable_share_of_an_absent_group() -> None:
@@ -301,7 +311,12 @@ def residual() -> tuple[torch.nn.Module, Players, list[tuple[torch.Tensor, torch
     with torch.no_grad():
         data = [(x, model(x).argmax(1))]
     players = sp.find_players(model, x[:2])
-    return model, players, data, sp.score(model, players, data, "fidelity", sizes=(0.5, 1.0))
+    return (
+        model,
+        players,
+        data,
+        sp.score(model, players, data, "fidelity", options=sp.options.Scoring(window=(0.5, 1.0))),
+    )
 
 
 def test_curves_are_the_worth_of_the_pruned_network(residual, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -332,9 +347,12 @@ def test_exchanges_never_make_a_plan_worse_and_stay_within_its_budget(residual) 
     better = 0
     for allocation in ("global", "uniform", "curves"):
         made = sp.plan(
-            players, scores, sp.Budget(macs=0.6), allocation, curves=curves if allocation == "curves" else None
+            sp.Scores(players, scores),
+            sp.Budget(macs=0.6),
+            allocation,
+            curves=curves if allocation == "curves" else None,
         )
-        found = sp.metrics.refine(made, scores, game, curves=curves, tries=16, rounds=4)
+        found = sp.metrics.refine(made, scores, game, curves=curves, tries=16, exchanges=4)
         assert found.plan.cost["macs"] <= made.budget["macs"]
         assert list(found.worths) == sorted(found.worths)
         assert found.worths[-1] == pytest.approx(float(game(found.plan.kept[None].copy())[0]))
@@ -348,7 +366,7 @@ def test_exchanges_never_make_a_plan_worse_and_stay_within_its_budget(residual) 
         sp.metrics.refine(made, scores, sp.NetworkGame(model, players, data, "fidelity", players.groups[0].name))
 
 
-# --- rounds ---
+# --- cycles ---
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -376,19 +394,19 @@ def test_the_remaining_players_are_those_found_in_the_pruned_network(name: str) 
 def test_schedules_lead_to_the_budget() -> None:
     players = mlp([10, 10], chained=False)
     budget = sp.Budget(macs=0.25, players=16)
-    shares = [round_budget(budget, players, k, 2, s).limits for s in ("geometric", "linear") for k in (1, 2)]
+    shares = [cycle_budget(budget, players, k, 2, s).limits for s in ("geometric", "linear") for k in (1, 2)]
     assert shares[0] == {"macs": pytest.approx(0.5), "players": pytest.approx(0.8**0.5)}
     assert shares[2] == {"macs": pytest.approx(0.625), "players": pytest.approx(0.9)}
     assert shares[1] == shares[3] == budget.limits
     with pytest.raises(sp.InputError, match="did you mean 'linear'"):
-        round_budget(budget, players, 1, 2, "lineal")
-    with pytest.raises(sp.InputError, match="drop cannot be approached in rounds"):
-        round_budget(sp.Budget(drop=0.1), players, 1, 2)
+        cycle_budget(budget, players, 1, 2, "lineal")
+    with pytest.raises(sp.InputError, match="drop cannot be approached in cycles"):
+        cycle_budget(sp.Budget(drop=0.1), players, 1, 2)
 
 
 @pytest.mark.filterwarnings("ignore:pruned does")  # so small a network need not be faster
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
-def test_rounds_score_the_network_that_is_left(residual, allocation: str) -> None:  # type: ignore[no-untyped-def]
+def test_cycles_score_the_network_that_is_left(residual, allocation: str) -> None:  # type: ignore[no-untyped-def]
     model, players, data, _ = residual
     before = {k: v.clone() for k, v in model.state_dict().items()}
     result = sp.compress(
@@ -396,10 +414,10 @@ def test_rounds_score_the_network_that_is_left(residual, allocation: str) -> Non
         data,
         sp.Budget(macs=0.4),
         example_inputs=data[0][0][:2],
-        allocation=allocation,
-        rounds=3,
-        schedule="linear",
         recover=(),
+        options=sp.options.Compression(
+            planning=sp.options.Planning(allocation=allocation, cycles=3, schedule="linear")
+        ),
     )
     assert result.plan.cost["macs"] <= 0.4 * players.model_macs
     assert sum(p.numel() for p in result.model.parameters()) == result.plan.cost["params"]
@@ -408,19 +426,24 @@ def test_rounds_score_the_network_that_is_left(residual, allocation: str) -> Non
         assert torch.allclose(direct(data[0][0]), result.model(data[0][0]), atol=1e-5)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     once = sp.compress(
-        model, data, sp.Budget(macs=0.4), example_inputs=data[0][0][:2], allocation=allocation, recover=()
+        model,
+        data,
+        sp.Budget(macs=0.4),
+        example_inputs=data[0][0][:2],
+        recover=(),
+        options=sp.options.Compression(planning=sp.options.Planning(allocation=allocation)),
     )
     assert result.plan.removed != once.plan.removed
 
 
-def test_what_does_not_go_with_rounds_is_refused_before_any_work(residual) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_go_with_cycles_is_refused_before_any_work(residual) -> None:  # type: ignore[no-untyped-def]
     model, _, data, _ = residual
     run = partial(sp.compress, model, data, example_inputs=data[0][0][:2])
     with pytest.raises(sp.InputError, match="'curves' measures the dense network"):
-        run(sp.Budget(macs=0.5), allocation="curves", rounds=2)
-    with pytest.raises(sp.InputError, match="latency cannot be approached in rounds"):
-        run(sp.Budget(latency=0.5), rounds=2)
-    with pytest.raises(sp.InputError, match="rounds is 0"):
-        run(sp.Budget(macs=0.5), rounds=0)
+        run(sp.Budget(macs=0.5), **compression(allocation="curves", cycles=2))
+    with pytest.raises(sp.InputError, match="latency cannot be approached in cycles"):
+        run(sp.Budget(latency=0.5), **compression(cycles=2))
+    with pytest.raises(sp.InputError, match="cycles is 0"):
+        run(sp.Budget(macs=0.5), **compression(cycles=0))
     with pytest.raises(sp.InputError, match="did you mean 'linear'"):
-        run(sp.Budget(macs=0.5), rounds=2, schedule="liner")
+        run(sp.Budget(macs=0.5), **compression(cycles=2, schedule="liner"))

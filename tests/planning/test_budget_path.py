@@ -36,13 +36,12 @@ def test_every_budget_gets_the_plan_of_sp_plan(
         if share * dense < found.costs[resource][-1]:
             continue
         theirs = sp.plan(
-            players,
-            scores,
+            sp.Scores(players, scores),
             sp.Budget(**{resource: share}),
             allocation,
-            min_width=within.min_width,
-            round_to=within.round_to,
-            max_removed=within.max_removed,
+            limits=sp.options.Limits(
+                min_width=within.min_width, round_to=within.round_to, max_removed=within.max_removed
+            ),
         )
         assert found.plan(resource, share * dense).to_json() == theirs.to_json()
         met += 1

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from shaprune.errors import InputError
 from shaprune.planning.budget import Budget
+from shaprune.planning.limits import Limits
 from shaprune.planning.plan import Plan, plan
+from shaprune.planning.scores import Scores
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member, Players, number_groups
 from shaprune.players.subset import Kept
@@ -63,28 +65,28 @@ def test_costs_of_single_players_and_of_coalitions_are_those_derived_by_hand() -
 
 
 def test_global_removes_the_least_valuable_of_all_groups_and_as_few_as_the_budget_needs() -> None:
-    result = plan(chain_of_two(), SCORES, Budget(players=0.6))
+    result = plan(Scores(chain_of_two(), SCORES), Budget(players=0.6))
     assert result.removed == ("a[1]", "b[0]", "b[2]", "b[4]")
     assert result.cost["players"] == 6
-    assert plan(chain_of_two(), SCORES, Budget(players=7)).removed == ("b[0]", "b[2]", "b[4]")
+    assert plan(Scores(chain_of_two(), SCORES), Budget(players=7)).removed == ("b[0]", "b[2]", "b[4]")
 
 
 def test_global_weighs_a_value_against_what_it_costs_of_the_budget() -> None:
     """A player of a costs 14 multiply-adds and one of b 6: at equal value a's leave first, harmful ones before all."""
     equal = {"a": values([1.0, 1.0, 1.0, 2.5]), "b": values([1.0, 1.0, 1.0, 1.0, 1.0, -0.1])}
-    assert plan(chain_of_two(), equal, Budget(macs=0.75)).removed == ("a[0]", "b[5]")
-    assert plan(chain_of_two(), equal, Budget(macs=0.3)).removed[:3] == ("a[0]", "a[1]", "a[2]")
-    assert plan(chain_of_two(), equal, Budget(players=9)).removed == ("b[5]",)
+    assert plan(Scores(chain_of_two(), equal), Budget(macs=0.75)).removed == ("a[0]", "b[5]")
+    assert plan(Scores(chain_of_two(), equal), Budget(macs=0.3)).removed[:3] == ("a[0]", "a[1]", "a[2]")
+    assert plan(Scores(chain_of_two(), equal), Budget(players=9)).removed == ("b[5]",)
 
 
 def test_uniform_removes_the_same_share_of_every_group() -> None:
-    result = plan(chain_of_two(), SCORES, Budget(players=0.5), "uniform")
+    result = plan(Scores(chain_of_two(), SCORES), Budget(players=0.5), "uniform")
     assert result.removed == ("a[1]", "a[3]", "b[0]", "b[2]", "b[4]")
 
 
 def test_several_limits_are_all_met() -> None:
     players = chain_of_two()
-    result = plan(players, SCORES, Budget(players=0.9, macs=0.5, params=70))
+    result = plan(Scores(players, SCORES), Budget(players=0.9, macs=0.5, params=70))
     assert result.cost["players"] <= 9
     assert result.cost["macs"] <= 0.5 * players.model_macs
     assert result.cost["params"] <= 70
@@ -98,10 +100,12 @@ def test_several_limits_are_all_met() -> None:
 def test_one_player_stays_in_every_group_unless_told_otherwise() -> None:
     scores = {"a": values([-1.0, -2.0, -3.0, -4.0]), "b": values([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])}
     players = chain_of_two()
-    assert plan(players, scores, Budget(players=0.5)).kept[:4].sum() == 1
-    assert plan(players, scores, Budget(players=0.5)).kept[0]  # the best of its group
-    assert plan(players, scores, Budget(players=0.5), min_players=0).kept[:4].sum() == 1  # no layer is emptied
-    assert plan(players, scores, Budget(players=0.5), min_players=2).kept[:4].sum() == 2
+    assert plan(Scores(players, scores), Budget(players=0.5)).kept[:4].sum() == 1
+    assert plan(Scores(players, scores), Budget(players=0.5)).kept[0]  # the best of its group
+    assert (
+        plan(Scores(players, scores), Budget(players=0.5), limits=Limits(min_players=0)).kept[:4].sum() == 1
+    )  # no layer is emptied
+    assert plan(Scores(players, scores), Budget(players=0.5), limits=Limits(min_players=2)).kept[:4].sum() == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,7 +122,7 @@ def test_any_budget_that_can_be_met_is_met_and_not_by_more_than_the_last_removal
     scores = {"a": values(rng.normal(size=4).tolist()), "b": values(rng.normal(size=6).tolist())}
     players = chain_of_two()
     dense = {"macs": players.model_macs, "params": players.model_params, "players": players.n}
-    result = plan(players, scores, Budget(**{what: fraction}), allocation)
+    result = plan(Scores(players, scores), Budget(**{what: fraction}), allocation)
     assert result.cost[what] <= fraction * dense[what]
     for group in players.groups:  # players of one group cost alike, so the less valuable leave first
         value = scores[group.name].value
@@ -221,12 +225,12 @@ def test_no_plan_passes_a_limit(
     seed: int,
 ) -> None:
     players, (what, fraction) = network(specs), budget
-    limits |= {"exclude": [players.groups[0].name] if excluding else []}
+    limits |= {"keep": [players.groups[0].name] if excluding else []}
     result = decided(players, drawn(players, seed), Budget(**{what: fraction}), allocation, limits)
     if result is None:
         return
     assert result.cost[what] <= fraction * cost_of(players, what)
-    assert not limits.pop("exclude") or result.kept[players.groups[0].indices].all()
+    assert not limits.pop("keep") or result.kept[players.groups[0].indices].all()
     assert all(fits(players, g, result.kept, **limits) for g in range(len(specs)))
 
 
@@ -268,7 +272,7 @@ def decided(
 ) -> Plan | None:
     """The plan; None where the budget cannot be met."""
     try:
-        return plan(players, scores, budget, allocation, **limits)
+        return plan(Scores(players, scores), budget, allocation, limits=Limits(**limits))
     except InputError as error:
         if "cannot be met" not in str(error):
             raise
@@ -282,10 +286,10 @@ def cost_of(players: Players, what: str) -> float:
 def test_a_width_is_left_whole_or_a_multiple() -> None:
     players = network([("chain", 12), ("chain", 20), ("heads", 6), ("chain", 7)])
     scores = {g.name: values(list(range(len(g)))) for g in players.groups}
-    smallest = plan(players, scores, Budget(players=27), round_to=8, min_players=0)
+    smallest = plan(Scores(players, scores), Budget(players=27), limits=Limits(round_to=8, min_players=0))
     assert [int(smallest.kept[g.indices].sum()) for g in players.groups] == [8, 8, 4, 7]  # k of 4 heads is 8 wide
     with pytest.raises(InputError, match=r"smallest reachable is 27.*round_to=8"):
-        plan(players, scores, Budget(players=26), round_to=8)
+        plan(Scores(players, scores), Budget(players=26), limits=Limits(round_to=8))
 
 
 def test_several_kinds_of_players_leave_together_where_only_that_fits() -> None:
@@ -299,7 +303,7 @@ def test_several_kinds_of_players_leave_together_where_only_that_fits() -> None:
     }
     members = [Member("stage1", "out", first), Member("stage2", "out", ones), Member("fc", "in", ones)]
     players = Players(number_groups([("stage1", members)]), layers, (), 9 * 3 * 28 + 32, 9.0 * 3 * 28 + 32)
-    result = plan(players, {"stage1": values(list(range(16)))}, Budget(players=15), round_to=8)
+    result = plan(Scores(players, {"stage1": values(list(range(16)))}), Budget(players=15), limits=Limits(round_to=8))
     assert np.flatnonzero(~result.kept).tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
 
 
@@ -307,26 +311,26 @@ def test_no_layer_is_emptied_however_many_players_its_group_keeps() -> None:
     """All of a's channels are among the worst players of a group whose other players a does not have."""
     players = network([("residual", 8)])
     scores = {"0.c": values([0, 1, 2, 3, 10, 11, 12, 13])}
-    result = plan(players, scores, Budget(players=3))
+    result = plan(Scores(players, scores), Budget(players=3))
     assert players.widths(result.kept)["0.a"][1] == 1
     assert result.removed == ("0.c[0]", "0.c[1]", "0.c[2]", "0.c[4]", "0.c[5]")
-    wide = plan(players, scores, Budget(players=6), min_width=3)
+    wide = plan(Scores(players, scores), Budget(players=6), limits=Limits(min_width=3))
     assert players.widths(wide.kept)["0.a"][1] == players.widths(wide.kept)["0.b"][1] == 3
 
 
 def test_the_largest_share_may_differ_between_groups() -> None:
     players = chain_of_two()
-    result = plan(players, SCORES, Budget(players=0.6), max_removed={"*": 0.75, "b": 0.2})
+    result = plan(Scores(players, SCORES), Budget(players=0.6), limits=Limits(max_removed={"*": 0.75, "b": 0.2}))
     assert result.removed == ("a[1]", "a[2]", "a[3]", "b[0]")
     with pytest.raises(InputError, match=r"smallest reachable is 5.*max_removed=0.5"):
-        plan(players, SCORES, Budget(players=4), max_removed=0.5)
+        plan(Scores(players, SCORES), Budget(players=4), limits=Limits(max_removed=0.5))
 
 
 def test_excluded_groups_stay_whole() -> None:
-    result = plan(chain_of_two(), SCORES, Budget(players=0.7), exclude="b")
+    result = plan(Scores(chain_of_two(), SCORES), Budget(players=0.7), limits=Limits(keep="b"))
     assert result.removed == ("a[1]", "a[2]", "a[3]")
-    with pytest.raises(InputError, match=r"smallest reachable is 7.*exclude='b'"):
-        plan(chain_of_two(), SCORES, Budget(players=0.5), exclude="b")
+    with pytest.raises(InputError, match=r"smallest reachable is 7.*keep='b'"):
+        plan(Scores(chain_of_two(), SCORES), Budget(players=0.5), limits=Limits(keep="b"))
 
 
 @pytest.mark.parametrize(
@@ -339,12 +343,12 @@ def test_excluded_groups_stay_whole() -> None:
         ({"max_removed": 50}, r"max_removed is 50 for '\*'; it must be a share between 0 and 1"),
         ({"max_removed": {"a": -0.1}}, "max_removed is -0.1 for 'a'"),
         ({"max_removed": {"conv": 0.5}}, "max_removed='conv' matches no group of players. Known: a, b"),
-        ({"exclude": ["bb"]}, "exclude='bb' matches no group of players; did you mean 'b'"),
+        ({"keep": ["bb"]}, "keep='bb' matches no group of players; did you mean 'b'"),
     ],
 )
 def test_limits_that_mean_nothing_are_refused(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        plan(chain_of_two(), SCORES, Budget(macs=0.5), **limits)
+        plan(Scores(chain_of_two(), SCORES), Budget(macs=0.5), limits=Limits(**limits))
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -1, 1.0, 0.0, -0.5, 1.5, math.nan, math.inf, True, "half"])
@@ -360,27 +364,27 @@ def test_an_empty_budget_is_refused() -> None:
 
 def test_a_budget_that_cannot_be_met_names_the_nearest_that_can() -> None:
     with pytest.raises(InputError, match=r"cannot be met: macs <= 2 \(the smallest reachable is 11"):
-        plan(chain_of_two(), SCORES, Budget(macs=2))  # 8 + 1 + 2 multiply-adds with one player per group
-    assert plan(chain_of_two(), SCORES, Budget(macs=11)).cost["macs"] == 11
+        plan(Scores(chain_of_two(), SCORES), Budget(macs=2))  # 8 + 1 + 2 multiply-adds with one player per group
+    assert plan(Scores(chain_of_two(), SCORES), Budget(macs=11)).cost["macs"] == 11
 
 
 def test_a_budget_that_is_already_met_is_refused_because_nothing_would_leave() -> None:
     with pytest.raises(InputError, match="already meets the budget"):
-        plan(chain_of_two(), SCORES, Budget(macs=1000))
+        plan(Scores(chain_of_two(), SCORES), Budget(macs=1000))
 
 
 def test_scores_of_other_players_are_refused() -> None:
     with pytest.raises(InputError, match="no values for group 'b'"):
-        plan(chain_of_two(), {"a": SCORES["a"]}, Budget(macs=0.5))
+        plan(Scores(chain_of_two(), {"a": SCORES["a"]}), Budget(macs=0.5))
     with pytest.raises(InputError, match="group 'b' has 6 players and 4 values"):
-        plan(chain_of_two(), {"a": SCORES["a"], "b": SCORES["a"]}, Budget(macs=0.5))
+        plan(Scores(chain_of_two(), {"a": SCORES["a"], "b": SCORES["a"]}), Budget(macs=0.5))
     with pytest.raises(InputError, match="'a' is not finite"):
-        plan(chain_of_two(), {"a": values([1.0, 2.0, math.nan, 3.0]), "b": SCORES["b"]}, Budget(macs=0.5))
+        plan(Scores(chain_of_two(), {"a": values([1.0, 2.0, math.nan, 3.0]), "b": SCORES["b"]}), Budget(macs=0.5))
 
 
 def test_unknown_allocation_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'global'"):
-        plan(chain_of_two(), SCORES, Budget(macs=0.5), "globl")
+        plan(Scores(chain_of_two(), SCORES), Budget(macs=0.5), "globl")
 
 
 def test_a_plan_by_hand_takes_a_boolean_row_over_all_players() -> None:
@@ -393,7 +397,7 @@ def test_a_plan_by_hand_takes_a_boolean_row_over_all_players() -> None:
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
-    made = plan(chain_of_two(), SCORES, Budget(macs=0.5))
+    made = plan(Scores(chain_of_two(), SCORES), Budget(macs=0.5))
     made.save(tmp_path / "plan.json")
     read = Plan.load(tmp_path / "plan.json")
     assert read.kept.tolist() == made.kept.tolist()
@@ -406,7 +410,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 
 def test_damaged_and_newer_plan_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    plan(chain_of_two(), SCORES, Budget(macs=0.5)).save(path)
+    plan(Scores(chain_of_two(), SCORES), Budget(macs=0.5)).save(path)
     text = path.read_text()
     document = json.loads(text)
     path.write_text(text[: len(text) // 2])
@@ -426,7 +430,7 @@ def test_damaged_and_newer_plan_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_summary_says_what_goes_what_stays_and_the_cost() -> None:
-    text = plan(chain_of_two(), SCORES, Budget(players=0.6)).summary()
+    text = plan(Scores(chain_of_two(), SCORES), Budget(players=0.6)).summary()
     assert ["a", "4", "3", "1"] in [line.split() for line in text.splitlines()]
     assert "players: 10 -> 6, 60.0% stay (budget 6)" in text
 

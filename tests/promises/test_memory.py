@@ -37,14 +37,15 @@ kind = sys.argv[1]
 torch.manual_seed(0)
 wide = [nn.Linear(4, 1500), nn.ReLU(), nn.Linear(1500, 4)]
 model = nn.Sequential(*wide, nn.Linear(4, 1500), nn.ReLU(), nn.Linear(1500, 4)).eval()
-options = {"together": True}
+options = sp.options.Scoring(together=True, max_memory=60_000_000, window=(0, 1))
 if kind == "weights":
-    model, options = nn.Sequential(nn.Linear(10, 300), nn.ReLU(), nn.Linear(300, 4)).eval(), {}
+    model = nn.Sequential(nn.Linear(10, 300), nn.ReLU(), nn.Linear(300, 4)).eval()
+    options = sp.options.Scoring(max_memory=60_000_000, window=(0, 1))
 inputs = torch.randn(10, model[0].in_features)
 unit = "weight" if kind == "weights" else "channel"
 players = sp.find_players(model, inputs[:2], unit=unit, include=["0"] if kind == "weights" else None)
-score = lambda walks: sp.score(model, players, [(inputs, None)], "fidelity", max_memory=60_000_000, progress=False,
-                               max_evaluations=walks * (players.n + 1), **options)
+score = lambda walks: sp.score(model, players, [(inputs, None)], "fidelity", progress=False,
+                               max_evaluations=walks * (players.n + 1), options=options)
 score(1)  # what is loaded on the way is loaded now
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 120_000_000,) * 2)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import shaprune as sp
-from shaprune.errors import ShapruneWarning
 from shaprune.network.batches import tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,7 +146,9 @@ def test_a_layer_that_the_data_do_not_run_keeps_its_weights_and_is_named() -> No
     torch.manual_seed(0)
     model, x = Optional().eval(), torch.randn(30, 4)
     small, plan = pruned(model, {"x": x, "more": torch.ones(30)})
-    with pytest.warns(ShapruneWarning, match="p does not run on the calibration data, so it keeps its weights"):
+    with pytest.warns(
+        sp.errors.ShapruneWarning, match="p does not run on the calibration data, so it keeps its weights"
+    ):
         after = sp.recover(small, model, plan, [(x, None)], ("refit",))
     assert torch.equal(after.p.weight, small.p.weight)
     assert not torch.equal(after.o.weight, small.o.weight)

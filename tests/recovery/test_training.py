@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from shaprune.deploy.measure import accuracy
 from shaprune.errors import InputError
 from shaprune.recovery.lightning_trainer import interruptible
-from shaprune.recovery.training import fit
+from shaprune.recovery.training import Training, fit
 from shaprune.recovery.training_data import mean_loss
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -102,7 +103,15 @@ def test_distillation_is_kl_at_temperature_two_for_classes_and_squared_error_for
         loss.backward()
         optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.1, weight_decay=0.3)
         optimizer.step()
-        fit(student, [(x, targets)], epochs=1, lr=0.1, weight_decay=0.3, loss="distill", teacher=teacher)
+        fit(
+            student,
+            [(x, targets)],
+            epochs=1,
+            lr=0.1,
+            loss="distill",
+            teacher=teacher,
+            options=Training(weight_decay=0.3),
+        )
         assert torch.allclose(student.weight, by_hand.weight, atol=1e-6)
 
 
@@ -207,7 +216,7 @@ def test_the_epoch_that_validates_best_is_kept() -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": float("nan")}, "lr is nan"),
-        ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"options": Training(weight_decay=-1.0)}, "weight_decay is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"loss": "cross_entrpy"}, "unknown loss 'cross_entrpy'; did you mean 'cross_entropy'"),
         ({"loss": "distill"}, "needs teacher"),
@@ -375,13 +384,13 @@ def test_forward_passes_in_bfloat16_train_weights_in_float32(augmented: bool) ->
 
     how: dict[str, Any] = {"epochs": 4, "lr": 1e-2, "loss": "distill", "teacher": teacher, "forward": forward}
     how["validation"] = blobs()
-    how["augment"] = (lambda inputs: inputs + 0.01) if augmented else None
+    own = Training(augment=(lambda inputs: inputs + 0.01) if augmented else None)
     exact = network()
-    fit(exact, blobs(), **how)
+    fit(exact, blobs(), options=own, **how)
     assert {dtype for _, dtype in seen} == {torch.float32}
     seen.clear()
     start = weights(model)
-    trained = fit(model, blobs(), precision="bfloat16", **how)
+    trained = fit(model, blobs(), options=replace(own, precision="bfloat16"), **how)
     assert seen == {("teacher", torch.bfloat16), ("model", torch.bfloat16)}
     assert trained.losses[-1] < trained.losses[0]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -392,6 +401,6 @@ def test_forward_passes_in_bfloat16_train_weights_in_float32(augmented: bool) ->
 def test_bfloat16_is_for_networks_in_float32() -> None:
     doubles = [(x.double(), y) for x, y in blobs()]
     with pytest.raises(InputError, match="this one has float64 weights"):
-        fit(network().double(), doubles, epochs=1, lr=1e-2, precision="bfloat16")
+        fit(network().double(), doubles, epochs=1, lr=1e-2, options=Training(precision="bfloat16"))
     with pytest.raises(InputError, match="precision 'half'"):
-        fit(network(), blobs(), epochs=1, lr=1e-2, precision="half")  # type: ignore[arg-type]
+        fit(network(), blobs(), epochs=1, lr=1e-2, options=Training(precision="half"))  # type: ignore[arg-type]

@@ -108,13 +108,12 @@ def test_the_slider_decides_as_sp_plan_does(
         for asked in {least, *(s for s in (870, 450) if s > least)}:
             seen.slide(asked)
             theirs = sp.plan(
-                players,
                 scores,
                 sp.Budget(**{resource: asked / 1000}),
                 allocation,
-                min_width=within.min_width,
-                round_to=within.round_to,
-                max_removed=within.max_removed,
+                limits=sp.options.Limits(
+                    min_width=within.min_width, round_to=within.round_to, max_removed=within.max_removed
+                ),
             )
             assert seen.exported() == theirs.to_json(), (resource, asked)
             assert seen.text("n-players") == f"{theirs.kept.sum()} of {players.n}"
@@ -152,7 +151,7 @@ def test_the_slider_moves_everything(opened: Any, full: str, scores: sp.Scores) 
     assert quality == pytest.approx(0.9)
     assert seen.page.is_disabled("#export")
     seen.slide(500)
-    theirs = sp.plan(scores.players, scores, sp.Budget(macs=0.5), "value")
+    theirs = sp.plan(scores, sp.Budget(macs=0.5), "value")
     now = state()
     assert now[0] == (~theirs.kept).sum()
     assert now[1] == [int(theirs.kept[g.indices].sum()) for g in scores.players.groups]
@@ -182,7 +181,7 @@ def test_a_given_plan_is_where_it_starts(opened: Any, scores: sp.Scores) -> None
     players = scores.players
     by_hand = np.ones(players.n, dtype=bool)
     by_hand[[1, 3, 8]] = False
-    for plan in (sp.plan(players, scores, sp.Budget(params=0.6)), sp.Plan.from_coalition(players, by_hand)):
+    for plan in (sp.plan(scores, sp.Budget(params=0.6)), sp.Plan.from_coalition(players, by_hand)):
         seen = opened(interactive(Content("given", scores, plan)))
         assert seen.page.input_value("#allocation") == "plan"
         assert seen.saved() == {**plan.to_json(), "budget": plan.budget}
@@ -191,7 +190,7 @@ def test_a_given_plan_is_where_it_starts(opened: Any, scores: sp.Scores) -> None
         seen.slide(700)  # another budget: as the plan was made, where that is a way
         assert seen.page.input_value("#allocation") == "global"
         resource = seen.page.input_value("#resource")
-        assert seen.saved() == sp.plan(players, scores, sp.Budget(**{resource: 0.7})).to_json()
+        assert seen.saved() == sp.plan(scores, sp.Budget(**{resource: 0.7})).to_json()
 
 
 def test_it_is_used_without_a_mouse(opened: Any, full: str, scores: sp.Scores) -> None:

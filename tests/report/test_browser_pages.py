@@ -75,7 +75,7 @@ def test_the_demo_writes_a_report_with_a_slider(browser: Any, tmp_path: Path, mo
         assert seen.text("n-macs").startswith(f"{done.measurements['pruned'].macs:,} (")
         seen.slide(250)
         scores = sp.Scores.load(done.artifacts["values"])
-        theirs = sp.plan(scores.players, scores, sp.Budget(macs=0.25))
+        theirs = sp.plan(scores, sp.Budget(macs=0.25))
         assert seen.exported() == theirs.to_json()
         assert float(seen.text("quality")) < before
     assert set(json.loads((tmp_path / "demo" / ARTIFACTS["curves"]).read_text())["curves"]) == set(scores)
@@ -102,5 +102,5 @@ def test_a_page_follows_the_journal_of_a_run_and_ends_with_its_report(browser: A
         seen.page.locator("#budget").wait_for()
         seen.drawn()
         seen.slide(500)
-        assert seen.exported() == sp.plan(scores.players, scores, sp.Budget(macs=0.5)).to_json()
+        assert seen.exported() == sp.plan(scores, sp.Budget(macs=0.5)).to_json()
         assert seen.asked.count(url) > 3

@@ -46,7 +46,7 @@ def full(scores: sp.Scores) -> tuple[Content, Evidence]:
     removal = Curves(
         np.array([0, 10, 20]), 35, {"values": np.array([[0.9, 0.8, 0.3]]), "random": np.random.rand(3, 3)}, 50
     )
-    plan = sp.plan(scores.players, scores, sp.Budget(params=0.6))
+    plan = sp.plan(scores, sp.Budget(params=0.6))
     matrix = np.array([[0, -0.5], [-0.5, 0]])
     group = scores.players.groups[0]
     whole = np.zeros((len(group), len(group)))

@@ -77,7 +77,7 @@ def scores(network: tuple[nn.Module, Batches]) -> sp.Scores:
 
 @pytest.fixture(scope="module")
 def plan(scores: sp.Scores) -> sp.Plan:
-    return sp.plan(scores.players, scores, sp.Budget(macs=0.5))
+    return sp.plan(scores, sp.Budget(macs=0.5))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from testkit.networks import NETWORKS, labelled
+from testkit.options import scoring
 from torch import Tensor, nn
 
 import shaprune as sp
@@ -45,7 +46,7 @@ def batches(n: int = 300, seed: int = 0) -> Data:
 def score(model: nn.Module, data: Data | None = None, method: str = "permutation", **options: Any) -> sp.Scores:
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
     options = {"worth": "cross_entropy", "progress": False} | options
-    return sp.score(model, players, batches() if data is None else data, method=method, **options)
+    return sp.score(model, players, batches() if data is None else data, method=method, **scoring(**options))
 
 
 def bits(scores: sp.Scores) -> list[Any]:
@@ -82,7 +83,7 @@ def count_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {"method": "exact"},
         {"method": "msr", "concept": "banzhaf"},
         {"stop": evaluations(9_000)},
-        {"mode": "iterated", "step": 3},
+        {"mode": "iterated", "per_round": 3},
         {"together": True},
         {"aggregate": "mean+2std"},
     ],
@@ -411,7 +412,7 @@ def test_a_locked_journal_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
     ("options", "message"),
     [
         ({"shard": "3/2", "run": "r"}, "write i/n"),
-        ({"shard": "1/2"}, "give run="),
+        ({"shard": "1/2"}, "give the folder of the run"),
         ({"shard": "1/2", "run": "r", "stop": evaluations(9_000)}, "drop mode and stop"),
         ({"shard": "1/2", "run": "r", "mode": "iterated"}, "drop mode and stop"),
         ({"run": "r", "log": "l"}, "nor log"),
@@ -450,7 +451,7 @@ def test_shards_merge_to_the_bits_of_the_whole(
     for shard in ("1/2", "2/2"):
         with pytest.raises(sp.InputError, match=r"holds no journal|2/2 of .* is missing"):
             merge(tmp_path)
-        scores = score(model, run=tmp_path, shard=shard, **options)
+        scores = score(model, run=sp.options.RunOptions(tmp_path, shard=shard), **options)
         assert len(scores) == 0
         assert "merge" in scores.notes[-1]
         asked.append(-1)
@@ -469,8 +470,8 @@ def _split(numbers: list[int]) -> list[list[int]]:
 
 
 def test_a_shard_that_has_not_finished_does_not_merge(model: nn.Module, tmp_path: Path) -> None:
-    score(model, run=tmp_path, shard="1/2")
-    score(model, run=tmp_path, shard="2/2")
+    score(model, run=sp.options.RunOptions(tmp_path, shard="1/2"))
+    score(model, run=sp.options.RunOptions(tmp_path, shard="2/2"))
     journal = Journal.open(tmp_path / "journal-2-of-2.sqlite", Journal.read(tmp_path / "journal-2-of-2.sqlite").about())
     journal.note("finished", False)
     journal.close()
@@ -479,8 +480,8 @@ def test_a_shard_that_has_not_finished_does_not_merge(model: nn.Module, tmp_path
 
 
 def test_shards_of_different_runs_do_not_merge(model: nn.Module, tmp_path: Path) -> None:
-    score(model, run=tmp_path, shard="1/2")
-    score(model, run=tmp_path, shard="2/2", seed=1)
+    score(model, run=sp.options.RunOptions(tmp_path, shard="1/2"))
+    score(model, seed=1, run=sp.options.RunOptions(tmp_path, shard="2/2"))
     with pytest.raises(sp.InputError, match=r"shards 1 and 2 .* differ in seed"):
         merge(tmp_path)
 
@@ -511,7 +512,7 @@ if __name__ == "__main__":
     model = make()
     players = sp.find_players(model, example(), include="conv[12]")
     workers, run = int(sys.argv[1]), sys.argv[2]
-    options = {} if workers == 0 else {"workers": workers, "run": run}
+    options = {} if workers == 0 else {"run": sp.options.RunOptions(run, workers)}
     scores = sp.score(model, players, [(inputs, torch.arange(1_000) % 5)], worth, max_evaluations=24_000,
                       progress=False, **options)
     scores.save(run + ".json")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from testkit.networks import NETWORKS
+from testkit.options import scoring
 from torch import Tensor, nn
 
 import shaprune as sp
@@ -121,7 +122,7 @@ def score(setting: Setting, **options: Any) -> sp.Scores:
     model, worth = setting[0](), setting[1]
     players = sp.find_players(net(), X[:2])
     data = None if isinstance(worth, sp.Evaluate) else [(X, Y)]
-    return sp.score(model, players, data, worth, progress=False, **options)
+    return sp.score(model, players, data, worth, progress=False, **scoring(**options))
 
 
 @pytest.mark.parametrize("door", ["run", "log"])
@@ -154,7 +155,9 @@ def make_cold() -> nn.Module:
 def test_workers_that_make_another_network_are_refused() -> None:
     players = sp.find_players(net(), X[:2])
     with pytest.raises(sp.InputError, match="workers play another game than this process"):
-        sp.score(net(), players, [(X, Y)], "margin", build=make_cold, workers=2, progress=False)
+        sp.score(
+            net(), players, [(X, Y)], "margin", progress=False, run=sp.options.RunOptions(build=make_cold, workers=2)
+        )
 
 
 def test_a_journal_without_a_witness_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

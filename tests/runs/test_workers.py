@@ -17,6 +17,7 @@ import pytest
 import torch
 from testkit.games import game_of, random_worth
 from testkit.networks import NETWORKS
+from testkit.options import scoring
 from torch import Tensor, nn
 
 import shaprune as sp
@@ -59,7 +60,7 @@ def score(model: nn.Module, **options: Any) -> sp.Scores:
     inputs = torch.randn(500, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(0))
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
     options = {"worth": "cross_entropy", "max_evaluations": 15_000, "progress": False} | options
-    return sp.score(model, players, [(inputs, torch.arange(500) % 5)], **options)
+    return sp.score(model, players, [(inputs, torch.arange(500) % 5)], **scoring(**options))
 
 
 def bits(scores: sp.Scores) -> list[Any]:
@@ -416,15 +417,15 @@ def test_ray_actors_give_the_same_bits_also_when_one_is_killed(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "exact"}, {"together": True}, {"mode": "iterated", "step": 4}], ids=str
+    "options", [{}, {"method": "exact"}, {"together": True}, {"mode": "iterated", "per_round": 4}], ids=str
 )
 def test_the_expected_evaluations_are_those_that_are_paid(options: dict[str, Any]) -> None:
     model = build()
     inputs = torch.randn(40, *EXAMPLE().shape[1:], generator=torch.Generator().manual_seed(0))
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
     data = [(inputs, torch.arange(40) % 5)]
-    cost = sp.metrics.expected_cost(model, players, data, "cross_entropy", **options)
-    paid = sp.score(model, players, data, "cross_entropy", progress=False, **options)
+    cost = sp.metrics.expected_cost(model, players, data, "cross_entropy", **scoring(**options))
+    paid = sp.score(model, players, data, "cross_entropy", progress=False, **scoring(**options))
     if options.get("mode") is None:
         assert cost.evaluations == paid.n_evaluations
     assert cost.evaluations is not None
@@ -432,7 +433,7 @@ def test_the_expected_evaluations_are_those_that_are_paid(options: dict[str, Any
     assert cost.seconds is not None
     assert cost.seconds > 0
     assert cost.memory > inputs.numel() * 4
-    halved = sp.metrics.expected_cost(model, players, data, "cross_entropy", workers=2, **options)
+    halved = sp.metrics.expected_cost(model, players, data, "cross_entropy", workers=2, **scoring(**options))
     assert halved.memory == 2 * cost.memory
 
 
@@ -482,7 +483,8 @@ if __name__ == "__main__":
     os.environ["DRIVER"] = str(os.getpid())
     model = make()
     players = sp.find_players(model, example(), include="conv1")
-    sp.score(model, players, [(example(), torch.arange(len(example())) % 5)], stuck, workers=2, progress=False)
+    sp.score(model, players, [(example(), torch.arange(len(example())) % 5)], stuck,
+             run=sp.options.RunOptions(workers=2))
 """
 
 

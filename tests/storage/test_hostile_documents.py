@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     players = sp.find_players(model, EXAMPLE())
     data = [labelled(EXAMPLE(), 12)]
     scores = sp.score(model, players, data, "fidelity", max_evaluations=2_000, progress=False)
-    plan = sp.plan(players, scores, sp.Budget(params=0.7))
+    plan = sp.plan(scores, sp.Budget(params=0.7))
     folder = tmp_path_factory.mktemp("made") / "small"
     sp.save(sp.prune(model, plan, EXAMPLE()), plan, folder)
     documents = {
@@ -101,7 +101,7 @@ def use_values(document: Any) -> None:
         assert len(values.ranking()) == values.n
         assert values.interval().shape == (values.n, 2)
     assert scores.players.summary()
-    sp.plan(scores.players, scores, sp.Budget(params=0.9))
+    sp.plan(scores, sp.Budget(params=0.9))
 
 
 def use_curves(document: Any) -> None:

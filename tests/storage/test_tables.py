@@ -94,7 +94,7 @@ def _results() -> dict[str, Tabular]:
         "scores": scores,
         "plan": sp.Plan.from_coalition(players, np.arange(players.n) > 1),
         "redundancy": sp.metrics.redundancy(game),
-        "frontier": sp.metrics.frontier(lambda budget: sp.plan(players, scores, budget), "players", [0.8, 0.6]),
+        "frontier": sp.metrics.frontier(lambda budget: sp.plan(scores, budget), "players", [0.8, 0.6]),
     }
 
 

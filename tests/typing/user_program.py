@@ -32,14 +32,14 @@ assert_type(players, sp.Players)
 assert_type(players.n, int)
 print(players.summary().upper(), players.names[0].upper())
 
-scores = sp.score(model, players, batches(), worth=correct, sizes=(0.5, 1.0), seed=1)
+scores = sp.score(model, players, batches(), worth=correct, seed=1, options=sp.options.Scoring(window=(0.5, 1.0)))
 assert_type(scores, sp.Scores)
 values = scores["0"]
 assert_type(values, sp.Values)
 assert_type(values.value, NDArray[np.float64])
 assert_type(values.n_evaluations, int)
 
-plan = sp.plan(players, scores, sp.Budget(macs=0.5), allocation="global")
+plan = sp.plan(scores, sp.Budget(macs=0.5), allocation="global")
 assert_type(plan, sp.Plan)
 small = sp.prune(model, plan, images)
 assert_type(small, nn.Module)
@@ -61,11 +61,11 @@ def majority(kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
 game = sp.Game.from_function(majority, n_players=3)
 assert_type(sp.estimate(game, "exact").ranking(), NDArray[np.int64])
 try:
-    sp.plan(players, scores, sp.Budget(macs=2.0))
+    sp.plan(scores, sp.Budget(macs=2.0))
 except sp.InputError as error:
     print(error)
 
-sp.plan(players, scores, 0.5)  # type: ignore[arg-type]
+sp.plan(sp.Scores(scores, 0.5))  # type: ignore[arg-type]
 sp.Budget(mac=0.5)  # type: ignore[call-arg]
 sp.score(model, players, batches(), metod="exact")  # type: ignore[call-arg]
 sp.find_player(model, images)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from testkit.games import TableGame, Worth, by_all_orders, by_sizes, by_subsets, game_of, random_worth
 from testkit.networks import NETWORKS
+from testkit.options import scoring
 from torch import nn
 
 import shaprune as sp
@@ -338,7 +339,14 @@ def test_greedy_backward_cuts_the_channels_that_a_loop_over_pruned_networks_cuts
                 losses[int(player)] = float(nn.functional.cross_entropy(small(inputs), targets))
         order.append(min(losses, key=losses.__getitem__))
         kept[order[-1]] = False
-    scores = sp.score(model, players, [(inputs, targets)], "cross_entropy", mode="greedy-backward", progress=False)
+    scores = sp.score(
+        model,
+        players,
+        [(inputs, targets)],
+        "cross_entropy",
+        progress=False,
+        options=sp.options.Scoring(mode="greedy-backward"),
+    )
     assert scores["conv1"].ranking().tolist()[:-1] == order
 
 
@@ -346,9 +354,11 @@ def test_greedy_backward_cuts_the_channels_that_a_loop_over_pruned_networks_cuts
 def test_sampled_rounds_of_a_network_agree_with_exact_ones(mode: str) -> None:
     model, inputs, targets = flattened()
     players = sp.find_players(model, inputs[:2], include=["conv2"])
-    how = {"mode": mode, "progress": False, "step": 4}
-    exact = sp.score(model, players, [(inputs, targets)], "margin", "exact", **how)["conv2"]
-    sampled = sp.score(model, players, [(inputs, targets)], "margin", max_evaluations=24 * 14 * 120, **how)["conv2"]
+    how = {"mode": mode, "progress": False, "per_round": 4, "window": (0.0, 1.0)}
+    exact = sp.score(model, players, [(inputs, targets)], "margin", "exact", **scoring(**how))["conv2"]
+    sampled = sp.score(model, players, [(inputs, targets)], "margin", max_evaluations=24 * 14 * 120, **scoring(**how))[
+        "conv2"
+    ]
     first = exact.ranking()[::-1][:4] if mode == "building" else exact.ranking()[:4]
     assert np.all(np.abs(sampled.value - exact.value)[first] < 5 * sampled.stderr[first])
     assert set(sampled.ranking()[:4]) == set(exact.ranking()[:4])
@@ -359,7 +369,15 @@ def test_from_the_output_back_each_group_is_scored_in_the_network_cut_behind_it(
     model, inputs, targets = flattened()
     players = sp.find_players(model, inputs[:2])
     data = [(inputs, targets)]
-    scores = sp.score(model, players, data, worth, "exact", layers="output-to-input", remove=0.5, progress=False)
+    scores = sp.score(
+        model,
+        players,
+        data,
+        worth,
+        "exact",
+        progress=False,
+        options=sp.options.Scoring(layers="output-to-input", remove=0.5, window=(0.0, 1.0)),
+    )
     whole = sp.NetworkGame(model, players, data, worth)  # every group plays; the later ones are settled by masks
     kept = np.ones(players.n, dtype=bool)
     for group in reversed(players.groups):
@@ -368,7 +386,9 @@ def test_from_the_output_back_each_group_is_scored_in_the_network_cut_behind_it(
         kept[group.indices[expected.ranking()[: round(len(group) / 2)]]] = False
     assert list(scores) == [group.name for group in players.groups]
     assert len(players.groups) == 3
-    alone = sp.score(model, players, data, worth, "exact", progress=False)
+    alone = sp.score(
+        model, players, data, worth, "exact", progress=False, options=sp.options.Scoring(window=(0.0, 1.0))
+    )
     last, first = players.groups[-1].name, players.groups[0].name
     assert scores[last].value.tolist() == alone[last].value.tolist()
     assert not np.allclose(scores[first].value, alone[first].value, atol=1e-2)
@@ -378,7 +398,12 @@ def test_the_last_channel_of_a_group_stays_for_the_groups_before_it() -> None:
     model, inputs, targets = flattened()
     players = sp.find_players(model, inputs[:2])
     scores = sp.score(
-        model, players, [(inputs, targets)], "margin", layers="output-to-input", remove=0.99, progress=False
+        model,
+        players,
+        [(inputs, targets)],
+        "margin",
+        progress=False,
+        options=sp.options.Scoring(layers="output-to-input", remove=0.99),
     )
     assert all(np.isfinite(values.value).all() for values in scores.values())
 
@@ -398,4 +423,11 @@ def test_from_the_output_back_refuses_what_does_not_go_with_it(options: dict, me
     players = sp.find_players(model, inputs[:2])
     how = {"method": "permutation", **options}
     with pytest.raises(sp.InputError, match=message):
-        sp.score(model, players, [(inputs, targets)], "margin", layers="output-to-input", progress=False, **how)
+        sp.score(
+            model,
+            players,
+            [(inputs, targets)],
+            "margin",
+            progress=False,
+            **scoring(layers="output-to-input", **how),
+        )

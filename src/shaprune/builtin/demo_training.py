@@ -10,7 +10,7 @@ from shaprune.builtin.models import build_model
 from shaprune.builtin.splits import Dataset
 from shaprune.errors import check_choice
 from shaprune.network.borrow import preserve_globals
-from shaprune.recovery.training import fit
+from shaprune.recovery.training import Training, fit
 
 WEIGHT_DECAY = 1e-2
 
@@ -31,8 +31,8 @@ def train(name: str, dataset: Dataset, *, seed: int = 0, device: str | torch.dev
             dataset.train.batches(),
             epochs=recipe.epochs,
             lr=recipe.lr,
-            weight_decay=WEIGHT_DECAY,
             batch_size=recipe.batch_size,
             seed=seed,
+            options=Training(weight_decay=WEIGHT_DECAY),
         )
     return model.eval()

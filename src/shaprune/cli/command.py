@@ -5,26 +5,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shaprune.cli.heartbeat import beating
 from shaprune.cli.heartbeat import say as say
-from shaprune.errors import InputError, ShapruneError
+from shaprune.cli.options.derived import regrouped, renamed_options, signature_of
+from shaprune.cli.usage import as_usage_error as as_usage_error
+from shaprune.errors import ShapruneError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-P = ParamSpec("P")
+_DEBUG = "Show the traceback of a failure."
 PIPE_WIDTH = 160  # columns where stdout is no terminal: nothing is cut off
 
 
@@ -37,37 +40,52 @@ class Outcome:
     code: int = 0
 
 
-def command(function: Callable[P, Outcome]) -> Callable[P, None]:
-    """Make a function that returns an `Outcome` a command; it must have the options ``as_json`` and ``debug``.
+def command(function: Callable[..., Outcome]) -> Callable[..., None]:
+    """Make a function that returns an `Outcome` a command, with ``--json`` and ``--debug`` beside its own options.
 
-    While it works, whatever it or a user's factory prints goes to stderr.
+    Parameters whose type is a dataclass become one option per field, see `shaprune.cli.options.derived`. While it
+    works, whatever it or a user's factory prints goes to stderr.
     """
+    return renaming({})(function)
 
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _failures(debug=bool(kwargs["debug"])), redirect_stdout(sys.stderr), beating():
-            outcome = function(*args, **kwargs)
-        if kwargs["as_json"]:
-            print(json.dumps(outcome.data, allow_nan=False))
-        else:
-            _show(outcome)
-        if outcome.code:
-            raise typer.Exit(outcome.code)
 
-    return run
+def renaming(names: Mapping[str, str]) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
+    """The same, for a command some of whose options have another name now: the old ones are refused with the new."""
+
+    def decorate(function: Callable[..., Outcome]) -> Callable[..., None]:
+        options = {**signature_of(function), **renamed_options(names)}
+        for name, text in (("json", "Print one JSON object on stdout, and nothing else there."), ("debug", _DEBUG)):
+            annotation = Annotated[bool, typer.Option(f"--{name}", help=text)]
+            parameter = inspect.Parameter(f"as_{name}", inspect.Parameter.KEYWORD_ONLY, default=False)
+            options[parameter.name] = parameter.replace(annotation=annotation)
+
+        @wraps(function)
+        def run(as_json: bool, as_debug: bool, **given: Any) -> None:
+            with _failures(debug=as_debug), redirect_stdout(sys.stderr), beating():
+                outcome = function(**regrouped(function, given))
+            if as_json:
+                print(json.dumps(outcome.data, allow_nan=False))
+            else:
+                _show(outcome)
+            if outcome.code:
+                raise typer.Exit(outcome.code)
+
+        run.__signature__ = inspect.Signature([*options.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in options.items()}
+        return run
+
+    return decorate
+
+
+def repeated(made: Callable[..., None], given: Mapping[str, Any]) -> Outcome:
+    """Run a command again with options as they were given, by name; those of ``--json`` and ``--debug`` hold as now."""
+    function = inspect.unwrap(made)
+    outcome: Outcome = function(**regrouped(function, given))
+    return outcome
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with words for what is kept and how to go on."""
-
-
-@contextmanager
-def as_usage_error(option: str) -> Iterator[None]:
-    """An `InputError` inside the block is the fault of this option's value: wrong usage."""
-    try:
-        yield
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 @contextmanager

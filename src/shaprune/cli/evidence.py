@@ -37,7 +37,7 @@ def gather_evidence(
     if images is not None:
         chosen = read_images(images, spec, data)
         say(f"looking at {len(chosen)} images ...")
-        evidence = replace(evidence, look=sp.look(model, scores.players, scores, chosen, classes=data.classes))
+        evidence = replace(evidence, look=sp.feature_maps(model, scores.players, scores, chosen, classes=data.classes))
     found = {}
     for name in groups:
         part = data.held_out.take(min(examples, _REDUNDANCY_EXAMPLES))

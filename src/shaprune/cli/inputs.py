@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shaprune.builtin.datasets import Dataset, load_dataset
 from shaprune.builtin.factories import call_factory
 from shaprune.builtin.models import MODELS
+from shaprune.builtin.splits import Split
 from shaprune.cli.command import as_usage_error
 from shaprune.cli.options.parse import shape_of
 from shaprune.cli.options.shared import FOLDERS
@@ -47,6 +48,14 @@ def read_data(spec: str, cache: Path | None = None) -> Dataset:
         return load_dataset(spec, cache=cache)
     with as_usage_error("--data"):
         return load_dataset(spec, cache=cache)
+
+
+def parts_of(held_out: Split, examples: int, *, floored: bool) -> tuple[Split, Split | None]:
+    """What is scored and recovered on; and for a floor, what it is measured on: at least half of what is held out."""
+    if not floored:
+        return held_out.take(examples), None
+    n = max(1, min(examples, len(held_out) // 2))
+    return held_out.take(n), type(held_out)(held_out.inputs[n:], held_out.targets[n:])
 
 
 def builder(spec: str) -> Callable[[], nn.Module]:

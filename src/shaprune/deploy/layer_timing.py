@@ -27,8 +27,8 @@ _FASTER_BELOW = 0.97  # a layer or network below this share of the dense one's t
 _MAX_LAYERS_NAMED = 4
 
 
-def layer_times(model: nn.Module, example_inputs: Inputs, *, rounds: int = 5) -> dict[str, float]:
-    """Milliseconds that each convolution and linear layer takes in one forward pass: the median over rounds."""
+def layer_times(model: nn.Module, example_inputs: Inputs, *, timings: int = 5) -> dict[str, float]:
+    """Milliseconds that each convolution and linear layer takes in one forward pass: the median over ``timings``."""
     layers: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, _LAYERS)}
     started: dict[nn.Module, float] = {}
     found: dict[str, list[float]] = {name: [] for name in layers.values()}
@@ -48,7 +48,7 @@ def layer_times(model: nn.Module, example_inputs: Inputs, *, rounds: int = 5) ->
 
     hooks = (hook for m in layers for hook in (m.register_forward_pre_hook(before), m.register_forward_hook(after)))
     with borrowed(model), torch.no_grad(), hooked(hooks):
-        for round_ in range(-1, rounds):  # round -1 warms up
+        for round_ in range(-1, timings):  # round -1 warms up
             spent.clear()
             run(model, example_inputs, device=device)
             if round_ >= 0:

@@ -45,6 +45,7 @@ from shaprune.network.layers import kinds
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.silence import silence
 from shaprune.network.state_dicts import distinct, tensors_of
+from shaprune.options.fields import moved_keywords
 
 _FASTER_EXPECTED_BELOW = 0.9  # share of the multiply-adds from which a network is expected to be faster
 _TOO_SHORT_MS = 1.0
@@ -111,11 +112,12 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     return right / total
 
 
+@moved_keywords({}, {"rounds": "timings=..."})
 def latency(
     models: Mapping[str, nn.Module],
     example_inputs: Inputs,
     *,
-    rounds: int = 15,
+    timings: int = 15,
     threads: int | None = None,
     compiled: str | None = None,
 ) -> dict[str, Latency]:
@@ -124,7 +126,7 @@ def latency(
     Args:
         models: name -> model.
         example_inputs: one batch: a tensor, a tuple or a dict.
-        rounds: timings per model.
+        timings: per model.
         threads: CPU threads; None for as many as torch uses now.
         compiled: time what `torch.compile` makes of the models with this backend (``"inductor"``); compiling itself is
             not counted.
@@ -134,7 +136,7 @@ def latency(
     """
     if not models:
         raise InputError("latency needs at least one model, by name")
-    for name, number in (("rounds", rounds), ("threads", threads)):
+    for name, number in (("timings", timings), ("threads", threads)):
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}; it must be at least 1")
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -147,7 +149,7 @@ def latency(
         timed = model if compiled is None else _compiled(name, model, inputs, compiled)
         given = {"call": how, "model": timed, "inputs": inputs}
         timers[name] = Timer("call(model, inputs)", timer=benchmark.timer, globals=given)  # a clock that awaits a GPU
-    for round_ in range(-1, rounds):  # round -1 warms up and sets the number of repeats
+    for round_ in range(-1, timings):  # round -1 warms up and sets the number of repeats
         for name in models if round_ % 2 else reversed(list(models)):
             with borrowed(models[name]), torch.no_grad(), torch_threads(used):
                 taken = _timed(timers[name], repeats.get(name, 1))
@@ -228,12 +230,13 @@ class Measurement:
     bytes: int
 
 
+@moved_keywords({}, {"rounds": "timings=..."})
 def compare(
     models: Mapping[str, nn.Module],
     example_inputs: Inputs,
     test: Sequence[Any] | None = None,
     *,
-    rounds: int = 15,
+    timings: int = 15,
     threads: int | None = None,
     compiled: str | None = None,
 ) -> dict[str, Measurement]:
@@ -245,9 +248,9 @@ def compare(
         models: name -> model, the dense network first.
         example_inputs: one batch.
         test: labelled batches; None = accuracy is not measured.
-        rounds, threads, compiled: see `latency`.
+        timings, threads, compiled: see `latency`.
     """
-    times = latency(models, example_inputs, rounds=rounds, threads=threads, compiled=compiled)
+    times = latency(models, example_inputs, timings=timings, threads=threads, compiled=compiled)
     result = {}
     for name, model in models.items():
         parameters, macs = count(model, example_inputs)

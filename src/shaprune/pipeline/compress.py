@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from shaprune.criteria.registry import CRITERIA, criterion_scores
-from shaprune.deploy.measure import Measurement, accuracy, compare
-from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs
-from shaprune.network.collect_batches import check_data
-from shaprune.network.discovery.find_players import Filter, Unit, find_players
+from shaprune.criteria.registry import criterion_scores
+from shaprune.deploy.measure import Measurement, compare
+from shaprune.network.batches import Inputs
+from shaprune.network.discovery.find_players import find_players
 from shaprune.network.forward.calibration import Calibration
-from shaprune.network.game.network_game import DEFAULT_MAX_MEMORY
-from shaprune.network.game.worths import AnyWorth, Evaluate, RowWorth, Worth
-from shaprune.network.precision import RowPrecision
+from shaprune.network.game.worths import AnyWorth, Evaluate
+from shaprune.options.fields import moved_keywords
+from shaprune.options.groups import Compression
+from shaprune.pipeline.cycles import prune_in_cycles
 from shaprune.pipeline.planner import make_planner
+from shaprune.pipeline.preflight import check_compression, check_players
 from shaprune.pipeline.prune import prune
-from shaprune.pipeline.rounds import SCHEDULES, prune_in_rounds, round_budget
+from shaprune.pipeline.quality import Quality, quality_on
 from shaprune.pipeline.score import Scores, score
-from shaprune.pipeline.search import Trial, check_attainable, decide, quality_on
+from shaprune.pipeline.search import Trial, check_attainable, search_plan
 from shaprune.planning.budget import Budget
 from shaprune.planning.frontier import Planner
-from shaprune.planning.limits import Limits, check_hf_uniform
-from shaprune.planning.plan import ALLOCATIONS, Plan, check_reachable
+from shaprune.planning.plan import Plan
 from shaprune.players.players import Players
-from shaprune.recovery.steps import RecoveryStep, Refit, check_batches, check_steps
+from shaprune.recovery.steps import RecoveryStep, Refit
 from shaprune.recovery.steps import recover as run_steps
 from shaprune.storage.tables import Table, Tabular
-from shaprune.values.estimate import METHODS
 from shaprune.values.estimators.base import Method
+
+RENAMED = {
+    "sizes": "options=sp.options.Compression(scoring=sp.options.Scoring(window=...))",
+    "rounds": "options=sp.options.Compression(planning=sp.options.Planning(cycles=...))",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,60 +74,46 @@ class Compressed(Tabular):
         return Table(columns, rows, self.plan.table().notes)
 
 
+@moved_keywords({"options": Compression}, RENAMED)
 def compress(
     model: nn.Module,
     data: Iterable[Any],
     budget: Budget,
     *,
     example_inputs: Inputs,
-    worth: str | RowWorth | Worth | Evaluate = "fidelity",
+    worth: AnyWorth | Evaluate = "fidelity",
     method: str | Method = "permutation",
     recover: Sequence[str | RecoveryStep] = ("refit",),
-    unit: Unit = "channel",
-    include: Filter | Sequence[Filter] | None = None,
-    exclude: Filter | Sequence[Filter] | None = None,
-    allocation: str = "global",
-    min_players: int = 1,
-    min_width: int = 1,
-    round_to: int = 1,
-    max_removed: float | Mapping[str, float] = 1.0,
-    hf_uniform: bool = False,
-    rounds: int = 1,
-    schedule: str = "geometric",
-    sizes: tuple[float, float] = (0.5, 1.0),
     max_evaluations: int | None = None,
-    train: Iterable[Any] | None = None,
-    validation: Iterable[Any] | None = None,
-    metric: AnyWorth | Evaluate = "accuracy",
     test: Iterable[Any] | None = None,
-    forward: Forward | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    precision: RowPrecision | Literal["auto"] = "float32",
     seed: int = 0,
     progress: bool | None = None,
+    options: Compression | None = None,
 ) -> Compressed:
     """Make a trained network smaller; ``model`` is not changed.
 
     The defaults need no labels: players are scored by how far the output moves (fidelity) while at least half of a
-    group is kept, and the consumers are refitted in closed form. Where more time may be spent,
-    ``method="reconstruction", allocation="curves"`` ranks players by what refitted consumers cannot give any more, and
-    sets the widths of layers by measured curves, with refitted consumers where ``"refit"`` is the first step.
+    group is kept, and the consumers are refitted in closed form. `find_players`, `score`, `plan`, `prune` and `recover`
+    by hand, with their defaults, give the same network. Where more time may be spent, ``method="reconstruction"`` with
+    ``Planning(allocation="curves")`` ranks players by what refitted consumers cannot give any more, and sets the widths
+    of layers by measured curves, with refitted consumers where ``"refit"`` is the first step.
+
+    Example: ``sp.compress(model, data, sp.Budget(macs=0.5), example_inputs=x,
+    options=sp.options.Compression(limits=sp.options.Limits(round_to=8)))``.
 
     Args:
         model: the dense network.
         data: batches to score and recover on, see `NetworkGame`; never the test set.
         budget: what may stay.
         example_inputs: inputs of one forward pass, batch first.
-        worth, method, sizes, max_evaluations, forward, max_memory, precision, progress: see `score`.
+        worth, method, max_evaluations, progress: see `score`.
         recover: recovery steps, see `recover`; ``()`` for none.
-        unit, include, exclude: see `find_players`.
-        allocation, min_players, min_width, round_to, max_removed, hf_uniform: see `plan`.
-        train: batches for fine-tuning where it is not to be on ``data``, see `recover`; never the test set.
-        rounds, schedule: score, cut and recover so often on the way, see `shaprune.pipeline.rounds.prune_in_rounds`.
-        validation: batches on which the ``metric`` of a floor is measured; neither ``data`` nor the test set.
-        metric: what a floor is about, see `NetworkGame`.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
+        options: units, scoring, limits, planning, and batches for fine-tuning and for a floor, see `Compression`.
+
+    Returns:
+        The network with its plan, the scores behind it, and measurements, see `Compressed`.
 
     Returns:
         `Compressed`: the recovered network (a plain `nn.Module`), its plan, the scores behind it, and measurements.
@@ -133,119 +123,158 @@ def compress(
             latency below the smallest network's), or ``train`` or ``test`` that do not fit: before anything is scored.
         InputError, GameError, SurgeryError: as the stages it calls.
     """
-    if not isinstance(budget, Budget):
-        raise InputError(f"budget is a {type(budget).__name__}; give sp.Budget(macs=0.5), for example")
-    check_steps(recover, model)
-    check_choice("allocation", allocation, ALLOCATIONS)
-    if isinstance(method, str):
-        check_choice("method", method, (*METHODS, *CRITERIA))
-    _check_rounds(rounds, schedule, allocation, worth)
-    floored = budget.floor is not None or budget.drop is not None
-    if floored and validation is None:
-        raise InputError("a floor needs validation=...: batches that are neither recovered on nor the test set")
-    within = Limits(min_players, min_width, round_to, max_removed, hf_uniform=hf_uniform)
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter
+    chosen, seconds = options or Compression(), dict[str, float]()
+    with _timed(seconds, "find_players"):
+        given = {"data": data, "train": chosen.train, "validation": chosen.validation, "test": test}
+        check_compression(model, given, budget, worth, method, recover, max_evaluations, chosen)
+        batches, tests = list(data), None if test is None else list(test)
+        players = find_players(model, example_inputs, **vars(chosen.units))
+        check_players(model, players, budget, chosen, tests)
+        quality = None
+        if budget.floored and chosen.validation is not None:
+            quality = quality_on(model, chosen.validation, chosen.metric, forward=chosen.scoring.forward)
+        if budget.measured:
+            ignorant = Scores(players, criterion_scores(model, players, None, "random"), "random")
+            anyhow = make_planner(model, ignorant, batches, worth, limits=chosen.limits)
+            check_attainable(model, anyhow, budget, example_inputs=example_inputs, quality=quality)
+    how = chosen.scoring
+    wrapped = (
+        None if isinstance(worth, Evaluate) else Calibration(model, batches, how.forward, max_memory=how.max_memory)
+    )
+    stages = _Stages(
+        model,
+        players,
+        batches,
+        wrapped,
+        example_inputs,
+        worth,
+        method,
+        tuple(recover),
+        max_evaluations,
+        seed,
+        progress,
+        chosen,
+    )
+    made = (stages.in_cycles if chosen.planning.cycles > 1 else stages.at_once)(budget, quality, seconds)
+    with _timed(seconds, "measure"):
+        measurements = compare({"dense": model, "raw": made.raw, "pruned": made.model}, example_inputs, tests)
+    return Compressed(made.model, made.plan, made.scores, measurements, seconds, made.trials)
 
-    for name, given in (("data", data), ("train", train), ("validation", validation), ("test", test)):
-        check_data(given, name)
-    start = clock()
-    batches = list(data)
-    players = find_players(model, example_inputs, unit, include, exclude)
-    if hf_uniform:
-        check_hf_uniform(players)
-    check_reachable(players, budget, within)
-    if rounds > 1:
-        round_budget(budget, players, 1, rounds, schedule)
-    check_batches(model, train, "train", forward)
-    tests = None if test is None else list(test)
-    if tests is not None:
-        check_batches(model, tests, "test")
-        accuracy(model, tests[:1])
-    quality = quality_on(model, validation, metric, forward=forward) if floored and validation is not None else None
-    if budget.measured:
-        anybody = Scores(players, criterion_scores(model, players, None, "random"), "random", 0.0)
-        anyhow = make_planner(model, players, anybody, batches, worth, within=within)
-        check_attainable(model, anyhow, budget, example_inputs=example_inputs, quality=quality)
-    seconds["find_players"], start = clock() - start, clock()
 
-    calibration = None if isinstance(worth, Evaluate) else Calibration(model, batches, forward, max_memory=max_memory)
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A pruned network, before and after its recovery."""
 
-    def scored(network: nn.Module, part: Players, own: Calibration | None, evaluator: Any, round_: int) -> Scores:
-        return score(
-            network,
-            part,
-            own,
-            evaluator,
-            method,
-            max_evaluations=max_evaluations,
-            seed=seed + round_ - 1,
-            sizes=sizes,
-            forward=forward,
-            max_memory=max_memory,
-            precision=precision,
-            progress=progress,
-        )
-
-    def planner(values: Scores) -> Planner:
-        examples = batches if calibration is None else calibration
-        measured = (model, players, values, examples, worth, allocation, within)
-        refit = bool(recover) and (recover[0] == "refit" or isinstance(recover[0], Refit)) and calibration is not None
-        return make_planner(*measured, refit=refit, seed=seed, forward=forward, max_memory=max_memory)
-
-    def mend(network: nn.Module, made_by: Plan) -> nn.Module:
-        if not recover:
-            return network
-        return run_steps(network, model, made_by, batches, recover, train=train, forward=forward, seed=seed)
-
+    model: nn.Module
+    raw: nn.Module
+    plan: Plan
+    scores: Scores
     trials: tuple[Trial, ...] = ()
-    if rounds > 1:
-        assert calibration is not None
-        found = prune_in_rounds(
+
+
+@dataclass(frozen=True, eq=False)
+class _Stages:
+    """The stages of one compression, with all that they share."""
+
+    model: nn.Module
+    players: Players
+    batches: list[Any]
+    calibration: Calibration | None  # the batches, wrapped once; None where the worth looks at none
+    example_inputs: Inputs
+    worth: AnyWorth | Evaluate
+    method: str | Method
+    steps: tuple[str | RecoveryStep, ...]
+    max_evaluations: int | None
+    seed: int
+    progress: bool | None
+    options: Compression
+
+    def scored(self, model: nn.Module, players: Players, data: Calibration | None, worth: Any, cycle: int) -> Scores:
+        """The scores of a network, in a cycle."""
+        return score(
             model,
             players,
-            calibration,
-            worth,  # type: ignore[arg-type]  # no Evaluate, see _check_rounds
-            budget,
-            example_inputs=example_inputs,
-            score_round=scored,
-            plan_round=lambda values, step: planner(values)(step),
-            mend=mend,
-            rounds=rounds,
-            schedule=schedule,
-            forward=forward,
+            data,
+            worth,
+            self.method,
+            max_evaluations=self.max_evaluations,
+            seed=self.seed + cycle - 1,
+            progress=self.progress,
+            options=self.options.scoring,
         )
-        decided, scores, small = found.plan, found.scores, found.model
-        raw = prune(model, decided, example_inputs, hf_uniform=hf_uniform)
-        seconds["rounds"], start = clock() - start, clock()
-    else:
-        scores = scored(model, players, calibration, worth, 1)
-        seconds["score"], start = clock() - start, clock()
 
-        decision = decide(model, planner(scores), budget, example_inputs=example_inputs, quality=quality, mend=mend)
-        decided, trials = decision.plan, decision.trials
-        seconds["plan"], start = clock() - start, clock()
+    def planner(self, scores: Scores) -> Planner:
+        """What makes plans of these scores; curves are measured with refitted consumers if the refit comes first."""
+        refit = bool(self.steps) and (self.steps[0] == "refit" or isinstance(self.steps[0], Refit))
+        return make_planner(
+            self.model,
+            scores,
+            self.batches if self.calibration is None else self.calibration,
+            self.worth,
+            self.options.planning.allocation,
+            self.options.limits,
+            refit=refit and self.calibration is not None,
+            seed=self.seed,
+            forward=self.options.scoring.forward,
+            max_memory=self.options.scoring.max_memory,
+        )
 
-        raw = prune(model, decided, example_inputs, hf_uniform=hf_uniform)
-        seconds["prune"], start = clock() - start, clock()
+    def recovered(self, network: nn.Module, plan: Plan) -> nn.Module:
+        """A pruned network, recovered."""
+        if not self.steps:
+            return network
+        train, forward = self.options.train, self.options.scoring.forward
+        data = self.batches if self.calibration is None else self.calibration
+        return run_steps(network, self.model, plan, data, self.steps, train=train, forward=forward, seed=self.seed)
 
-        small = mend(raw, decided)
-        seconds["recover"], start = clock() - start, clock()
+    def at_once(self, budget: Budget, quality: Quality | None, seconds: dict[str, float]) -> _Made:
+        """Score once, and plan for the whole budget."""
+        with _timed(seconds, "score"):
+            scores = self.scored(self.model, self.players, self.calibration, self.worth, 1)
+        uniform = self.options.limits.hf_uniform
+        with _timed(seconds, "plan"):
+            planner = self.planner(scores)
+            if budget.measured:
+                found = search_plan(
+                    self.model,
+                    planner,
+                    budget,
+                    example_inputs=self.example_inputs,
+                    quality=quality,
+                    recover=self.recovered,
+                    hf_uniform=uniform,
+                )
+                return _Made(found.model, found.raw, found.plan, scores, found.trials)
+            plan = planner(budget)
+        with _timed(seconds, "prune"):
+            raw = prune(self.model, plan, self.example_inputs, hf_uniform=uniform)
+        with _timed(seconds, "recover"):
+            return _Made(self.recovered(raw, plan), raw, plan, scores)
 
-    measurements = compare({"dense": model, "raw": raw, "pruned": small}, example_inputs, tests)
-    seconds["measure"] = clock() - start
-    return Compressed(small, decided, scores, measurements, seconds, trials)
+    def in_cycles(self, budget: Budget, _: Quality | None, seconds: dict[str, float]) -> _Made:
+        """Score, prune and recover several times on the way to the budget."""
+        assert self.calibration is not None
+        with _timed(seconds, "cycles"):
+            found = prune_in_cycles(
+                self.model,
+                self.players,
+                self.calibration,
+                self.worth,  # type: ignore[arg-type]  # no Evaluate, see check_compression
+                budget,
+                example_inputs=self.example_inputs,
+                score_cycle=self.scored,
+                plan_cycle=lambda scores, due: self.planner(scores)(due),
+                recover=self.recovered,
+                planning=self.options.planning,
+                forward=self.options.scoring.forward,
+            )
+            raw = prune(self.model, found.plan, self.example_inputs, hf_uniform=self.options.limits.hf_uniform)
+        return _Made(found.model, raw, found.plan, found.scores)
 
 
-def _check_rounds(rounds: int, schedule: str, allocation: str, worth: Any) -> None:
-    """Check what can be done in rounds.
-
-    Raises:
-        InputError: less than one, an unknown schedule, or what goes with one round only.
-    """
-    check_choice("schedule", schedule, SCHEDULES)
-    if not isinstance(rounds, int) or rounds < 1:
-        raise InputError(f"rounds is {rounds!r}; it must be a whole number, 1 or above")
-    if rounds > 1 and (allocation in ("curves", "shapley-layers") or isinstance(worth, Evaluate)):
-        what = "worth=Evaluate(...)" if isinstance(worth, Evaluate) else f"allocation={allocation!r}"
-        raise InputError(f"{what} measures the dense network and does not go with rounds={rounds}; use rounds=1")
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note the wall time of a stage."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

@@ -5,26 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from shaprune.network.batches import Forward, tensor_bytes
+from shaprune.network.batches import tensor_bytes
 from shaprune.network.disk_buffer import MEMORY_PARTS
 from shaprune.network.forward.calibration import Calibration
-from shaprune.network.game.network_game import DEFAULT_MAX_MEMORY, NetworkGame
+from shaprune.network.game.network_game import NetworkGame
 from shaprune.network.game.subset_worth import Only
 from shaprune.network.game.worths import AnyWorth, Evaluate
 from shaprune.network.precision import RowPrecision
+from shaprune.options.fields import moved_keywords
+from shaprune.options.groups import Scoring
 from shaprune.players.players import Players
 from shaprune.storage.tables import Table, Tabular
-from shaprune.values.concepts import Concept
 from shaprune.values.estimate import method_of
 from shaprune.values.estimators.base import Method
 from shaprune.values.rescoring import expected_evaluations_in_rounds
 from shaprune.values.stopping import Reason, Rule
 
+RENAMED = {"sizes": "options=sp.options.Scoring(window=...)", "step": "options=sp.options.Scoring(per_round=...)"}
 PROBE_WALKS = (8, 128)  # of a probe, each on its own example: few, then as many as a chunk has
 PROBE_STEPS = 64  # players that leave in a walk of a probe
 MIN_PROBE_SECONDS = 0.05  # seconds that a probe must take to be believed
@@ -77,24 +79,18 @@ class ScoringCost(Tabular):
         return Table(columns, rows)
 
 
+@moved_keywords({"options": Scoring}, RENAMED)
 def expected_cost(
     model: nn.Module,
     players: Players,
     data: Iterable[Any] | Calibration | None,
-    worth: AnyWorth | Only | Evaluate = "accuracy",
+    worth: AnyWorth | Only | Evaluate = "fidelity",
     method: str | Method = "permutation",
     *,
-    mode: str = "one-shot",
-    step: int | float = 1,
     max_evaluations: int | None = None,
     stop: Rule | Reason | None = None,
-    concept: str | Concept = "shapley",
-    sizes: tuple[float, float] = (0.0, 1.0),
-    together: bool = False,
     workers: int = 1,
-    forward: Forward | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    precision: RowPrecision | Literal["auto"] = "float32",
+    options: Scoring | None = None,
 ) -> ScoringCost:
     """Estimate what `score` with these arguments will cost; nothing is scored.
 
@@ -105,21 +101,20 @@ def expected_cost(
     Raises:
         InputError, GameError: as `score`.
     """
-    started = time.perf_counter()
+    started, how = time.perf_counter(), options or Scoring()
+    forward, max_memory = how.forward, how.max_memory
     if data is None or isinstance(data, Calibration) or isinstance(worth, Evaluate):
         calibration = data
     else:
         calibration = Calibration(model, data, forward, max_memory=max_memory)
-    rows_in: RowPrecision = "float32" if precision == "auto" else precision
-    groups: dict[str, str | None] = {"all groups": None} if together else {g.name: g.name for g in players.groups}
+    rows_in: RowPrecision = "float32" if how.precision == "auto" else how.precision
+    groups: dict[str, str | None] = {"all groups": None} if how.together else {g.name: g.name for g in players.groups}
     found: dict[str, GameCost] = {}
     for name, group in groups.items():
         game = NetworkGame(
             model, players, calibration, worth, group, forward=forward, max_memory=max_memory, precision=rows_in
         )
-        rows = expected_evaluations_in_rounds(
-            game, mode, method, max_evaluations, stop, step=step, concept=concept, sizes=sizes
-        )
+        rows = expected_evaluations_in_rounds(game, how.mode, method, max_evaluations, stop, **how.price(method))
         once, each = _time_game(game, method_of(method).differentiates)
         seconds = None if rows is None else once + rows * each
         found[name] = GameCost(game.n_players, rows, seconds, _activations(game, max_memory))

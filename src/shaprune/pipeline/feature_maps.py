@@ -78,7 +78,7 @@ class AttentionMap:
 
 @dataclass(frozen=True, eq=False)
 class FeatureMaps:
-    """What `look` saw.
+    """What `feature_maps` found.
 
     Attributes:
         images: (images, C, H, W) as they were given.
@@ -97,7 +97,7 @@ class FeatureMaps:
     classes: tuple[str, ...] = ()
 
 
-def look(
+def feature_maps(
     model: nn.Module,
     players: Players,
     scores: Mapping[str, Values],

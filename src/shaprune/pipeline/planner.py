@@ -17,17 +17,15 @@ from shaprune.planning.frontier import Planner
 from shaprune.planning.limits import Limits
 from shaprune.planning.plan import plan
 from shaprune.planning.scores import Scores
-from shaprune.players.players import Players
 
 
 def make_planner(
     model: nn.Module,
-    players: Players,
     scores: Scores,
     data: Iterable[Any] | Calibration,
     worth: AnyWorth | Evaluate,
     allocation: str = "global",
-    within: Limits | None = None,
+    limits: Limits | None = None,
     *,
     refit: bool = False,
     seed: int = 0,
@@ -37,34 +35,19 @@ def make_planner(
     """A function from budgets to plans; curves, or values of layers, are measured here where the allocation needs them.
 
     Args:
-        model, players, scores: the dense network.
+        model, scores: the dense network.
         data, worth, forward, max_memory: what to measure on, see `sensitivity`.
-        allocation: see `plan`.
-        within: limits of every plan.
+        allocation, limits: of every plan, see `plan`.
         refit: measure curves with refitted consumers, see `sensitivity`.
         seed: of the game of layers.
 
     Raises:
         InputError, GameError: as `sensitivity`, `layer_values`, and (when called) `plan`.
     """
-    within = within or Limits()
-    measured = (model, players, scores, data, worth)
+    measured = (model, scores.players, scores, data, worth)
     curves = layers = None
     if allocation == "curves":
         curves = sensitivity(*measured, refit=refit, forward=forward, max_memory=max_memory)
     if allocation == "shapley-layers":
         layers = layer_values(*measured, seed=seed, forward=forward, max_memory=max_memory)
-    return partial(
-        plan,
-        players,
-        scores,
-        allocation=allocation,
-        curves=curves,
-        layers=layers,
-        min_players=within.min_players,
-        min_width=within.min_width,
-        round_to=within.round_to,
-        max_removed=within.max_removed,
-        exclude=within.exclude,
-        hf_uniform=within.hf_uniform,
-    )
+    return partial(plan, scores, allocation=allocation, curves=curves, layers=layers, limits=limits)

@@ -96,6 +96,6 @@ def _config_can_express(model: nn.Module, plan: Plan, required: bool) -> bool:
     if why is not None and required:
         raise InputError(
             f"hf_uniform=True: config.json cannot say what this plan leaves: {why}; make it by "
-            "sp.plan(..., hf_uniform=True), or leave it out and keep the pruned network by sp.save"
+            "sp.plan(..., limits=sp.options.Limits(hf_uniform=True)), or leave it out and keep the network by sp.save"
         )
     return why is None

@@ -1,31 +1,40 @@
 """The config of a whole run of `compress`: a YAML file that says everything, and comes back as it was written.
 
-The keys are the keywords of `compress` (a test compares them), and in front of them what a file must name that a call
-hands over: the network, the data and the folder to write.
+Its keys are the options of `RunConfig`, flat: those of `Compression` with all groups in it, and what a file must name
+that a call is given: the network, the data and the folder to write.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shaprune.errors import InputError, check_choice, nearest
-from shaprune.planning.budget import Budget
-from shaprune.planning.plan import ALLOCATIONS
+from shaprune.options.fields import Leaf, gathered, leaves, option, spread
+from shaprune.options.groups import BUDGET_HELP, CRITERIA, METHODS, STEPS, WORTHS, Compression
+from shaprune.planning.budget import BUDGET_NAMES, Budget
 from shaprune.storage.atomic_files import read_file
 
 Options = dict[str, Any]
 MOST_BYTES, MOST_ENTRIES, DEEPEST = 1 << 15, 10_000, 50  # of a config file
 OBJECT_OPTIONS = ("optimizer",)  # options of a recovery step that are objects of a running program
 FUNCTION_OPTIONS = ("augment",)  # options that are functions; a file names them, package.module:function
+RENAMED = {"sizes": "window", "rounds": "cycles"}  # keys that have another name now
 
 
-class RunConfig(BaseModel):
+def steps_of(text: str) -> list[str]:
+    """``"refit,finetune"`` -> ["refit", "finetune"]; ``"none"`` -> []."""
+    return [] if text.strip() == "none" else [step.strip() for step in text.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
     """Everything that a run of ``shaprune compress`` depends on.
 
     Attributes:
@@ -37,82 +46,53 @@ class RunConfig(BaseModel):
         batch_size: examples per forward pass when latency is measured.
         out: the folder to write.
         device: where the network runs; None = cuda where there is one, else cpu.
+        seed: of everything random.
         budget: what may stay, by name, see `Budget`.
+        worth, method, max_evaluations: see `score`.
         recover: steps in order: a name, ``{name: options}`` (``{finetune: {epochs: 5, augment: my.module:shift}}``), or
             a function of your own, ``package.module:finetune``, see `recover`.
-
-    The others are those of `compress`.
+        options: the rest, see `Compression`; its batches are not of a file.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    weights: str | None = None
-    data: str
-    cache: str | None = None
-    examples: int = Field(1_000, ge=1)
-    batch_size: int = Field(128, ge=1)
-    out: str = "compressed"
-    device: str | None = None
-    seed: int = Field(0, ge=0)
-
-    budget: dict[str, int | float | str]
-    worth: str = "fidelity"
-    method: str = "permutation"
-    recover: tuple[str | dict[str, Options | None], ...] = ("refit",)
-    unit: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] = "channel"
-    include: str | tuple[str, ...] | None = None
-    exclude: str | tuple[str, ...] | None = None
-    allocation: str = "global"
-    min_players: int = 1
-    min_width: int = 1
-    round_to: int = 1
-    max_removed: float | dict[str, float] = 1.0
-    hf_uniform: bool = False
-    rounds: int = 1
-    schedule: str = "geometric"
-    metric: str = "accuracy"
-    sizes: tuple[float, float] = (0.5, 1.0)
-    max_evaluations: int | None = None
-    max_memory: ByteSize = ByteSize(1 << 30)
-    precision: Literal["auto", "float32", "bfloat16", "bfloat16-channels-last"] = "float32"
-
-    @field_validator("budget")
-    @classmethod
-    def _check_budget(cls, limits: dict[str, int | float | str]) -> dict[str, int | float | str]:
-        for name in limits:
-            check_choice("budget", name, [field.name for field in dataclasses.fields(Budget)])
-        Budget(**limits)  # type: ignore[arg-type]  # it says what is wrong with a value
-        return limits
-
-    @field_validator("worth", "metric")
-    @classmethod
-    def _check_worth(cls, name: str) -> str:
-        from shaprune.network.game.worths import WORTHS
-
-        check_choice("worth", name, WORTHS)
-        return name
-
-    @field_validator("schedule")
-    @classmethod
-    def _check_schedule(cls, name: str) -> str:
-        from shaprune.pipeline.rounds import SCHEDULES
-
-        check_choice("schedule", name, SCHEDULES)
-        return name
-
-    @field_validator("allocation")
-    @classmethod
-    def _check_allocation(cls, name: str) -> str:
-        check_choice("allocation", name, ALLOCATIONS)
-        return name
-
-    @field_validator("recover", mode="before")
-    @classmethod
-    def _check_recover(cls, steps: Any) -> Any:
-        if not isinstance(steps, Sequence) or isinstance(steps, str):
-            raise InputError(f"it is {steps!r}; give a list of steps, such as [refit, {{finetune: {{epochs: 5}}}}]")
-        return tuple(_checked_step(step) for step in steps)
+    model: str = option(
+        ...,
+        "A network: package.module:factory (called without arguments), or a built-in name such as lenet5.",
+        metavar="FACTORY",
+    )
+    weights: str | None = option(
+        None, "Its weights: .safetensors, or .pt (a state dict, read without running code).", metavar="FILE"
+    )
+    data: str = option(
+        ...,
+        "digits, mnist:DIR, cifar10:DIR, folder:DIR (train/CLASS/, test/CLASS/) or package.module:factory.",
+        metavar="DATA",
+    )
+    cache: str | None = option(None, "Keep decoded images here for the next run.", metavar="DIR")
+    examples: int = option(1_000, "Examples to score and refit on, from the held-out part of the data.", least=1)
+    batch_size: int = option(128, "Images per forward pass when latency is measured.", least=1)
+    out: str = option("compressed", "Folder to write; it must be new or empty.", metavar="DIR")
+    device: str | None = option(
+        None, "Where the network runs: cpu, cuda, cuda:1.", shown="cuda where there is one, else cpu"
+    )
+    seed: int = option(0, "Seed of everything random.", least=0)
+    budget: dict[str, Any] = option(..., BUDGET_HELP, metavar="NAME=NUMBER", repeated=True)
+    worth: str = option("fidelity", f"What a coalition is judged by: {', '.join(WORTHS)}.", names=WORTHS)
+    method: str = option(
+        "permutation",
+        f"The estimator: {', '.join(METHODS)}; or a criterion to compare with: {', '.join(CRITERIA)}.",
+        names=(*METHODS, *CRITERIA),
+    )
+    recover: tuple[str | dict[str, Options | None], ...] = option(
+        ("refit",),
+        f"Steps after surgery, in order: {', '.join(STEPS)}, or package.module:function of your own; or none.",
+        metavar="STEPS",
+        read=steps_of,
+        shown="refit",
+    )
+    max_evaluations: int | None = option(
+        None, "Budget per game, in (coalition, example) rows.", least=1, shown="one sweep"
+    )
+    options: Compression = field(default_factory=Compression)
 
     @staticmethod
     def of(keys: Mapping[str, Any], where: str = "the config") -> RunConfig:
@@ -121,35 +101,98 @@ class RunConfig(BaseModel):
         Raises:
             InputError: an unknown key (with the nearest name), a missing one, or a value that cannot be used.
         """
+        known = {leaf.name: leaf for leaf in leaves(RunConfig) if leaf.about is not None}
+        for key in keys:
+            if key not in known:
+                new = f"; it is {RENAMED[key]!r} now" if key in RENAMED else nearest(key, known)
+                raise InputError(f"{where}: unknown key {key!r}{new}")
+        for name, leaf in known.items():
+            if leaf.field.default is dataclasses.MISSING and name not in keys:
+                raise InputError(f"{where}: {name!r} is missing; every run needs model, data and budget")
+        found = {}
+        for key, value in keys.items():
+            try:
+                found[key] = _checked(known[key], value)
+            except InputError as error:
+                raise InputError(f"{where}: {key}: {error} (given: {value!r})") from error
         try:
-            return RunConfig.model_validate(dict(keys))
-        except ValidationError as error:
-            raise InputError(f"{where}: {_first_error(error)}") from error
+            return gathered(RunConfig, found)
+        except InputError as error:  # of a group, which names the option
+            raise InputError(f"{where}: {error}") from error
 
     def to_yaml(self) -> str:
         """The config as YAML, every key written out; `of` and `read_keys` bring the same config back."""
-        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        return str(yaml.safe_dump(_plain(spread(self)), sort_keys=False, allow_unicode=True))
 
     def budget_limits(self) -> Budget:
         """The budget."""
-        return Budget(**self.budget)  # type: ignore[arg-type]
+        return Budget(**self.budget)
 
     def steps(self, named: Callable[[str], Any]) -> tuple[Any, ...]:
         """The recovery steps; ``named("package.module:function")`` finds functions of the user's own."""
-        from shaprune.recovery.steps import STEPS
+        from shaprune.recovery.steps import STEPS as KNOWN
 
         made: list[Any] = []
         for step in self.recover:
             if isinstance(step, str):
-                made.append(step if step in STEPS else named(step))
+                made.append(step if step in KNOWN else named(step))
             else:
                 for name, options in step.items():
                     found = {
                         key: named(value) if key in FUNCTION_OPTIONS else value
                         for key, value in (options or {}).items()
                     }
-                    made.append(STEPS[name](**found))
+                    made.append(KNOWN[name](**found))
         return tuple(made)
+
+
+def _checked(leaf: Leaf, value: Any) -> Any:
+    """The value of a key, of the type that its option has.
+
+    Raises:
+        InputError: why it cannot be used.
+    """
+    about, special = leaf.about, _SPECIAL.get(leaf.name)
+    assert about is not None
+    if special is not None:
+        return special(value)
+    if about.names and isinstance(value, str):
+        check_choice(leaf.name, value, about.names)
+    if about.read is not None and not about.repeated and isinstance(value, str):
+        return about.read(value)
+    hint = about.plain or leaf.hint
+    try:
+        found = TypeAdapter(hint).validate_python(value)
+        if about.least is not None and found is not None:
+            TypeAdapter(Annotated[float, Field(ge=about.least)]).validate_python(found)
+    except ValidationError as error:
+        raise InputError(str(error.errors()[0]["msg"])) from error
+    return found
+
+
+def _budget(limits: Any) -> dict[str, Any]:
+    if not isinstance(limits, Mapping):
+        raise InputError("it is no mapping; write {macs: 0.5}")
+    for name in limits:
+        check_choice("budget", name, BUDGET_NAMES)
+    Budget(**limits)  # it says what is wrong with a value
+    return dict(limits)
+
+
+def _recover(steps: Any) -> tuple[Any, ...]:
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise InputError(f"it is {steps!r}; give a list of steps, such as [refit, {{finetune: {{epochs: 5}}}}]")
+    return tuple(_checked_step(step) for step in steps)
+
+
+_SPECIAL: dict[str, Callable[[Any], Any]] = {"budget": _budget, "recover": _recover}
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML writes it: sequences are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_keys(path: str | Path) -> dict[str, Any]:
@@ -217,19 +260,19 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml carries no annotat
 
 def _checked_step(step: Any) -> Any:
     """A step whose name and options are known, its options converted."""
-    from shaprune.recovery.steps import STEPS
+    from shaprune.recovery.steps import STEPS as KNOWN
 
     if isinstance(step, str):
         if ":" not in step:
-            check_choice("recovery step", step, STEPS)
+            check_choice("recovery step", step, KNOWN)
         return step
     if not isinstance(step, Mapping) or len(step) != 1:
         raise InputError(f"{step!r} is no step; give a name, {{name: options}} or package.module:function")
     ((name, options),) = step.items()
-    check_choice("recovery step", name, STEPS)
+    check_choice("recovery step", name, KNOWN)
     if options is not None and not isinstance(options, Mapping):
         raise InputError(f"the options of {name} are {options!r}; give names and values, such as {{epochs: 5}}")
-    kind: Any = STEPS[name]
+    kind: Any = KNOWN[name]
     hints = {key: hint for key, hint in get_type_hints(kind).items() if key not in OBJECT_OPTIONS}
     checked = {}
     for key, value in (options or {}).items():
@@ -247,14 +290,3 @@ def _checked_step(step: Any) -> Any:
         **{key: value for key, value in checked.items() if key not in FUNCTION_OPTIONS}
     )  # it says what is wrong with a value
     return {name: checked}
-
-
-def _first_error(error: ValidationError) -> str:
-    """The first thing that is wrong, and the next step."""
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # often why another is missing
-    key = ".".join(str(part) for part in first["loc"][:1])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(key, RunConfig.model_fields)}"
-    if first["type"] == "missing":
-        return f"{key!r} is missing; every run needs model, data and budget"
-    return f"{key}: {str(first['msg']).removeprefix('Value error, ')} (given: {first['input']!r})"

@@ -28,14 +28,12 @@ def running_notes(
     for together in dict.fromkeys(game.inseparable_because for game in games.values()):
         if together is not None:
             notes.append(f"{together}: one order of leaving for all examples, not one for each")
-    if run_options.run is not None and isinstance(stop, Rule) and "seconds" in stop.kinds:
+    if run_options.path is not None and isinstance(stop, Rule) and "seconds" in stop.kinds:
         notes.append(
             "the stopping rule looks at the clock: a run that is resumed may end elsewhere than one that is not"
         )
     if run_options.shard is not None:
-        notes.append(
-            f"shard {run_options.shard.index}/{run_options.shard.of}: merge the shards, then score without a shard"
-        )
+        notes.append(f"shard {run_options.shard}: merge the shards, then score without a shard")
     return tuple(notes)
 
 

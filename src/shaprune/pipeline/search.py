@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import isfinite
-from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from shaprune.deploy.measure import latency
 from shaprune.errors import BudgetError, GameError, InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, main_output
-from shaprune.network.borrow import borrowed
-from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
-from shaprune.network.game.worths import (
-    AnyWorth,
-    Evaluate,
-    SetWorth,
-    apply_row_worth,
-    apply_set_worth,
-    reference_for,
-    resolve_worth,
-)
+from shaprune.network.batches import Inputs
+from shaprune.options.fields import moved_keywords
 from shaprune.pipeline.prune import prune
+from shaprune.pipeline.quality import Quality
 from shaprune.planning.budget import Budget
 from shaprune.planning.frontier import Planner, smallest_plan, with_limit
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, dense_costs
 from shaprune.storage.tables import Table, Tabular
 
-Quality = Callable[[nn.Module], float]
 RecoverPlan = Callable[[nn.Module, Plan], nn.Module]
 TOLERANCE = 0.01
-MAX_BISECTIONS = 15
+TIMINGS = 15  # per network whose latency is asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +50,20 @@ class Trial:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Decision(Tabular):
-    """What `decide` found.
+    """What `search_plan` found.
 
     Attributes:
         plan: the plan to use.
+        raw: the network that the plan leaves, as cut.
+        model: the same, recovered; with a floor, the very network whose quality was measured.
         by: the resource that was searched over.
         dense_quality: the dense network's measured quality; None where no floor asked for it.
         trials: everything that was measured, in that order.
     """
 
     plan: Plan
+    raw: nn.Module
+    model: nn.Module
     by: str
     dense_quality: float | None = None
     trials: tuple[Trial, ...] = ()
@@ -87,17 +81,19 @@ class Decision(Tabular):
         return Table({self.by: ".2%", "quality": ".4g", "ms": ".4g", "dense ms": ".4g", "in budget": ""}, rows)
 
 
-def decide(
+@moved_keywords({}, {"mend": "recover=...", "rounds": "timings=..."})
+def search_plan(
     model: nn.Module,
     planner: Planner,
     budget: Budget,
     *,
     example_inputs: Inputs,
     quality: Quality | None = None,
-    mend: RecoverPlan | None = None,
+    recover: RecoverPlan | None = None,
     by: str | None = None,
     tolerance: float = TOLERANCE,
-    rounds: int = MAX_BISECTIONS,
+    timings: int = TIMINGS,
+    hf_uniform: bool = False,
 ) -> Decision:
     """Find the plan of a budget, with measurements where it asks for them.
 
@@ -106,7 +102,7 @@ def decide(
     granted that a smaller network is no slower and no better; what is returned was itself measured and is within the
     budget, but a smaller (larger) one may be, too, where that is not so.
 
-    Example: ``sp.decide(model, functools.partial(sp.plan, players, scores), sp.Budget(drop=0.01), example_inputs=x,
+    Example: ``sp.search_plan(model, functools.partial(sp.plan, scores), sp.Budget(drop=0.01), example_inputs=x,
     quality=sp.metrics.quality_on(model, validation))``.
 
     Args:
@@ -115,10 +111,14 @@ def decide(
         budget: what may stay.
         example_inputs: inputs of one forward pass, batch first; latency is that of this batch.
         quality: measures a network, higher is better; needed for a floor. Never on the test set.
-        mend: recovers a pruned network before its quality is measured; None = measured as cut.
+        recover: recovers a pruned network before its quality is measured; None = measured as cut.
         by: the resource to search over; None = the first that the budget limits, else multiply-adds.
         tolerance: the share of it up to which the search goes.
-        rounds: timings per network.
+        timings: per network whose latency is asked for.
+        hf_uniform: see `prune`.
+
+    Returns:
+        The plan, with the network it leaves and everything that was measured on the way.
 
     Returns:
         `Decision`: the plan, and all networks that were measured on the way.
@@ -134,16 +134,17 @@ def decide(
     by = by or next(iter(budget.limits), "macs")
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance!r}; it is a share of the {by}, strictly between 0 and 1")
-    floored = budget.floor is not None or budget.drop is not None
-    if floored and quality is None:
+    if budget.floored and quality is None:
         raise InputError(
             "a floor needs quality=...: a function from a network to a number, such as sp.metrics.quality_on(...)"
         )
     largest = planner(replace(budget, latency=None, floor=None, drop=None)) if budget.limits else None
+    make = partial(_make, model, example_inputs, recover, hf_uniform)
     if not budget.measured:
         assert largest is not None
-        return Decision(largest, by)
-    return _Bisection(model, planner, budget, example_inputs, quality, mend, by, tolerance, rounds, largest).run()
+        made = make(largest)
+        return Decision(largest, made.raw, made.recovered, by)
+    return _Bisection(model, planner, budget, example_inputs, quality, make, by, tolerance, timings, largest).run()
 
 
 def check_attainable(
@@ -152,15 +153,38 @@ def check_attainable(
     """Refuse a measured budget that no values can meet, before there are any.
 
     Args:
-        planner: of any scores; see `decide` for the others.
+        planner: of any scores; see `search_plan` for the others.
 
     Raises:
         BudgetError: a floor above the dense network's quality, or a latency below the smallest network's.
     """
     by = next(iter(budget.limits), "macs")
-    search = _Bisection(model, planner, budget, example_inputs, quality, None, by, TOLERANCE, MAX_BISECTIONS, None)
+    make = partial(_make, model, example_inputs, None, False)
+    search = _Bisection(model, planner, budget, example_inputs, quality, make, by, TOLERANCE, TIMINGS, None)
     if budget.latency is not None:
         search.check_latency()
+
+
+class _Networks:
+    """What a plan leaves, made when it is first asked for."""
+
+    def __init__(self, raw: nn.Module, recover: Callable[[], nn.Module] | None) -> None:
+        self.raw, self._recover = raw, recover
+
+    @cached_property
+    def recovered(self) -> nn.Module:
+        """The network, recovered once."""
+        return self._recover() if self._recover else self.raw
+
+
+_Make = Callable[[Plan], _Networks]
+
+
+def _make(
+    model: nn.Module, example_inputs: Inputs, recover: RecoverPlan | None, hf_uniform: bool, plan: Plan
+) -> _Networks:
+    raw = prune(model, plan, example_inputs, hf_uniform=hf_uniform)
+    return _Networks(raw, partial(recover, raw, plan) if recover else None)
 
 
 class _Bisection:
@@ -173,16 +197,17 @@ class _Bisection:
         budget: Budget,
         example_inputs: Inputs,
         quality: Quality | None,
-        mend: RecoverPlan | None,
+        make: _Make,
         by: str,
         tolerance: float,
-        rounds: int,
+        timings: int,
         largest: Plan | None,
     ) -> None:
         self.model, self.budget, self.inputs = model, budget, example_inputs
         self.planner: Planner = lambda asked: planner(budget.like(asked.limits))
-        self.quality, self.mend, self.by = quality, mend, by
-        self.tolerance, self.rounds, self.largest = tolerance, rounds, largest
+        self.quality, self.make, self.by = quality, make, by
+        self.tolerance, self.timings, self.largest = tolerance, timings, largest
+        self.latest: tuple[Plan, _Networks] | None = None  # that was measured and good: in the end, the one to return
         self.smallest = self._smallest()
         dense = dense_costs(self.smallest.players)
         self.dense = dense[by]
@@ -198,7 +223,7 @@ class _Bisection:
     def _floor(self) -> tuple[float | None, float | None]:
         """The least quality that is good enough, and the dense network's."""
         budget = self.budget
-        if budget.floor is None and budget.drop is None:
+        if not budget.floored:
             return None, None
         dense = self._quality(self.model)
         floor = dense - budget.drop if budget.drop is not None else budget.floor
@@ -227,7 +252,9 @@ class _Bisection:
         if self.budget.latency is not None:
             self.check_latency()
         found = self._fastest_enough() if self.floor is None else self._least_good()
-        return Decision(found, self.by, self.dense_quality, tuple(self.trials.values()))
+        known = self.latest is not None and np.array_equal(self.latest[0].kept, found.kept)
+        made = self.latest[1] if self.latest is not None and known else self.make(found)
+        return Decision(found, made.raw, made.recovered, self.by, self.dense_quality, tuple(self.trials.values()))
 
     def check_latency(self) -> None:
         """Refuse a latency below the smallest network's."""
@@ -308,15 +335,17 @@ class _Bisection:
         needs_quality = self.floor is not None and not latency_only
         if old is not None and (old.quality is not None or not needs_quality):
             return old
-        small = prune(self.model, plan, self.inputs)
+        made = self.make(plan)
         trial = old or Trial(plan, self.share(plan), None, None, None, good=True)
         if self.budget.latency is not None and old is None:
-            times = latency({"dense": self.model, "pruned": small}, self.inputs, rounds=self.rounds)
+            times = latency({"dense": self.model, "pruned": made.raw}, self.inputs, timings=self.timings)
             trial = replace(trial, milliseconds=times["pruned"].median_ms, dense_milliseconds=times["dense"].median_ms)
         if needs_quality:
-            trial = replace(trial, quality=self._quality(self.mend(small, plan) if self.mend else small))
-        self.trials[key] = replace(trial, good=self._in_time(trial) and self._holds(trial))
-        return self.trials[key]
+            trial = replace(trial, quality=self._quality(made.recovered))
+        trial = self.trials[key] = replace(trial, good=self._in_time(trial) and self._holds(trial))
+        if trial.good and not latency_only:
+            self.latest = plan, made
+        return trial
 
     def _in_time(self, trial: Trial) -> bool:
         if trial.milliseconds is None or trial.dense_milliseconds is None:
@@ -329,42 +358,6 @@ class _Bisection:
 
     def _holds(self, trial: Trial) -> bool:
         return self.floor is None or trial.quality is None or trial.quality >= self.floor
-
-
-def quality_on(
-    model: nn.Module,
-    data: Iterable[Any] | Calibration,
-    worth: AnyWorth | Evaluate = "accuracy",
-    *,
-    forward: Forward | None = None,
-) -> Quality:
-    """A function that measures the worth of any network on the same examples.
-
-    Args:
-        model: the dense network, which ``fidelity`` and ``kl`` compare with.
-        data: batches ``(inputs, targets)``, read once; a validation split, never the test set.
-        worth: see `NetworkGame`.
-        forward: see `NetworkGame`.
-
-    Raises:
-        InputError: unusable data, targets or worth.
-    """
-    if isinstance(worth, Evaluate):
-        return worth.function
-    calibration = data if isinstance(data, Calibration) else Calibration(model, data, forward)
-    evaluator = resolve_worth(worth)
-    reference, factor = reference_for(evaluator, calibration.targets, calibration.outputs)
-
-    def quality(network: nn.Module) -> float:
-        with borrowed(network), torch.no_grad():
-            parts = torch.arange(calibration.n_examples).split(FORWARD_BATCH)
-            outputs = torch.cat([main_output(calibration.forward(network, calibration.rows(rows))) for rows in parts])
-            if isinstance(evaluator, SetWorth):
-                kept = outputs if evaluator.keep is None else evaluator.keep(outputs, reference)
-                return apply_set_worth(evaluator, kept, reference)
-            return factor * float(apply_row_worth(evaluator, outputs, reference).double().mean())
-
-    return quality
 
 
 def _time(trial: Trial) -> str:

@@ -101,6 +101,11 @@ class Budget:
         return {name: limit for name in MEASURED_RESOURCES if (limit := getattr(self, name)) is not None}
 
     @property
+    def floored(self) -> bool:
+        """Whether there is a least quality, given as a floor or a drop."""
+        return self.floor is not None or self.drop is not None
+
+    @property
     def milliseconds(self) -> float | None:
         """An absolute latency; None where there is none, or where it is a fraction."""
         if self.latency is None:

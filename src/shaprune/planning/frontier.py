@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shaprune.errors import BudgetError, InputError, check_choice
+from shaprune.options.fields import moved_keywords
 from shaprune.planning.budget import Budget
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, dense_costs
@@ -16,7 +17,7 @@ from shaprune.storage.tables import Table, Tabular
 
 Planner = Callable[[Budget], Plan]
 SCHEMA = 1
-DEFAULT_SIZES = tuple(round(0.05 * k, 2) for k in range(19, 0, -1))  # 0.95, 0.9, ..., 0.05
+DEFAULT_SHARES = tuple(round(0.05 * k, 2) for k in range(19, 0, -1))  # 0.95, 0.9, ..., 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,31 +95,32 @@ class Frontier(Tabular):
         ]
 
 
+@moved_keywords({}, {"sizes": "shares=..."})
 def frontier(
     planner: Planner,
     by: str = "macs",
-    sizes: Sequence[float] = DEFAULT_SIZES,
+    shares: Sequence[float] = DEFAULT_SHARES,
     *,
     quality: Callable[[Plan], float] | None = None,
 ) -> Frontier:
     """Decide for many sizes; nothing is scored again.
 
-    Example: ``sp.metrics.frontier(functools.partial(sp.plan, players, scores, allocation="uniform"), "macs")``.
+    Example: ``sp.metrics.frontier(functools.partial(sp.plan, scores, allocation="uniform"), "macs")``.
 
     Args:
         planner: makes the plan of a budget.
         by: the resource whose share is swept, by its name in a `Budget`.
-        sizes: shares of it that may stay, strictly between 0 and 1.
+        shares: of it that may stay, strictly between 0 and 1.
         quality: measures a plan (cut, recover, evaluate); None = nothing is measured.
 
     Raises:
         InputError: an unknown resource, no size, or one out of range; and as the planner.
     """
     check_choice("resource", by, RESOURCES)
-    if not sizes or not all(0 < size < 1 for size in sizes):
-        raise InputError(f"sizes are {list(sizes)}; give at least one share, strictly between 0 and 1")
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise InputError(f"shares are {list(shares)}; give at least one share, strictly between 0 and 1")
     points: list[FrontierPoint] = []
-    for size in sorted(set(sizes), reverse=True):
+    for size in sorted(set(shares), reverse=True):
         try:
             decided = planner(with_limit(by, size))
         except BudgetError as error:

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from shaprune.errors import InputError
+from shaprune.options.fields import as_list, option
 from shaprune.players.hf_fields import HfFields
 from shaprune.players.players import Group, Member, Players
+
+
+def shares_of(texts: Sequence[str]) -> dict[str, float]:
+    """``["0.5", "layer1*=0.25"]`` -> the largest share that leaves, per glob.
+
+    Raises:
+        InputError: a glob twice, or a share that is no number.
+    """
+    shares: dict[str, float] = {}
+    for text in texts:
+        glob, _, number = text.rpartition("=")
+        if (glob or "*") in shares:
+            raise InputError(f"{glob or 'a share for all groups'} is given twice")
+        try:
+            shares[glob or "*"] = float(number)
+        except ValueError:
+            raise InputError(f"{number!r} in {text!r} is no share, such as 0.5 or 'layer1*=0.25'") from None
+    return shares
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,7 @@ class Limits:
             out of reach), the group stays whole.
         max_removed: the largest share of a group's players, and of their channels in each such layer, that leaves; or
             one per glob over group names, of which the smallest holds.
-        exclude: globs over the names of groups whose players all stay.
+        keep: globs over the names of groups whose players all stay.
         hf_uniform: only what the config.json of a Hugging Face model can say is left: the same number of players in all
             groups that one of its fields counts, and all players of groups that none counts.
 
@@ -33,12 +52,25 @@ class Limits:
         InputError: a number out of range.
     """
 
-    min_players: int = 1
-    min_width: int = 1
-    round_to: int = 1
-    max_removed: float | Mapping[str, float] = 1.0
-    exclude: str | Sequence[str] = field(default=())
-    hf_uniform: bool = False
+    min_players: int = option(1, "Players that stay in every group.", least=0)
+    min_width: int = option(1, "Channels that stay in every layer that loses some.", least=1)
+    round_to: int = option(1, "Layers that lose channels are left with a multiple of so many, such as 8.", least=1)
+    max_removed: float | Mapping[str, float] = option(
+        1.0,
+        "The largest share of a group that leaves: 0.5, or 'layer1*=0.25' for some groups. Repeatable.",
+        metavar="[GLOB=]SHARE",
+        read=shares_of,
+        repeated=True,
+        plain=float | dict[str, float],
+        shown="1",
+    )
+    keep: str | Sequence[str] = option(
+        (), "Groups whose players all stay. Repeatable.", metavar="GLOB", repeated=True, plain=str | tuple[str, ...]
+    )
+    hf_uniform: bool = option(
+        False,
+        "Only what the config.json of a transformers model can say: as many heads or neurons from every layer.",
+    )
 
     def __post_init__(self) -> None:
         for name, number, least in (
@@ -58,22 +90,22 @@ class Limits:
         return dict(self.max_removed) if isinstance(self.max_removed, Mapping) else {"*": self.max_removed}
 
     @property
-    def excluded(self) -> tuple[str, ...]:
-        """The globs of `exclude`."""
-        return (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
+    def spared(self) -> tuple[str, ...]:
+        """The globs of `keep`."""
+        return tuple(as_list(self.keep))
 
     def __str__(self) -> str:
         """The limits that hold, as options: what can be loosened where a budget cannot be met."""
         given = [f"min_players={self.min_players}", f"min_width={self.min_width}"]
         given += [f"round_to={self.round_to}"] if self.round_to > 1 else []
         given += [f"max_removed={self.max_removed}"] if min(self.shares.values(), default=1) < 1 else []
-        given += [f"exclude={self.exclude!r}"] if self.excluded else []
+        given += [f"keep={self.keep!r}"] if self.spared else []
         given += ["hf_uniform=True"] if self.hf_uniform else []
         return ", ".join(given)
 
     def share(self, group: Group) -> float:
         """The largest share of a group that may leave."""
-        if any(fnmatchcase(group.name, glob) for glob in self.excluded):
+        if any(fnmatchcase(group.name, glob) for glob in self.spared):
             return 0.0
         return min([share for glob, share in self.shares.items() if fnmatchcase(group.name, glob)], default=1.0)
 

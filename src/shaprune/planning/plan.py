@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from shaprune.errors import BudgetError, InputError, check_choice
+from shaprune.options.fields import moved_keywords
 from shaprune.planning.allocation import RemovalPath as Way
 from shaprune.planning.allocation import by_layer, by_value, smallest_coalition, uniform, value_density
 from shaprune.planning.budget import Budget
@@ -24,6 +25,7 @@ from shaprune.planning.curve_allocation import allocate_by_curves
 from shaprune.planning.limits import Limits
 from shaprune.planning.removal_sequences import RemovalStep, removal_sequences
 from shaprune.planning.resources import RESOURCES, costs, dense_costs, meets_limits
+from shaprune.planning.scores import Scores
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.players.players import Players
 from shaprune.players.subset import Kept
@@ -159,31 +161,27 @@ class Plan(Tabular):
         return Plan.from_json(read_json(path))
 
 
+@moved_keywords({"limits": Limits}, {"exclude": "limits=sp.options.Limits(keep=...)", "players": "in the scores"})
 def plan(
-    players: Players,
-    scores: Mapping[str, Values],
+    scores: Scores,
     budget: Budget,
     allocation: str = "global",
     *,
     curves: Sensitivity | None = None,
     layers: Values | None = None,
-    min_players: int = 1,
-    min_width: int = 1,
-    round_to: int = 1,
-    max_removed: float | Mapping[str, float] = 1.0,
-    exclude: str | Sequence[str] = (),
-    hf_uniform: bool = False,
+    limits: Limits | None = None,
 ) -> Plan:
     """Choose who leaves: the least valuable players, as few as the budget allows.
 
     Players leave one by one, or as many of a group together as its limits ask for; such players are ranked by their
     mean. A limit is never passed to meet a budget.
 
+    Example: ``sp.plan(scores, sp.Budget(macs=0.5), limits=sp.options.Limits(round_to=8))``.
+
     Args:
-        players: the players of the dense network.
-        scores: values per group name, one per player of the group.
+        scores: the values, which carry the players of the dense network; ``Scores(players, by_group)`` of your own.
         budget: what may stay, of resources that are predicted; latency and a floor are measured, see
-            `shaprune.pipeline.search.decide`.
+            `shaprune.pipeline.search.search_plan`.
         allocation: how removals are shared out between groups. ``"global"``: one ranking over all groups, by value per
             unit of what the budget limits (the greedy rule for knapsacks; for a budget of players that is the value
             itself); ``"value"``: one ranking by the value alone; ``"uniform"``: the same share of every group, or what
@@ -192,49 +190,51 @@ def plan(
         curves: for ``"curves"``, from `shaprune.pipeline.sensitivity.sensitivity` with these scores.
         layers: for ``"shapley-layers"``, one value per group, from `shaprune.pipeline.sensitivity.layer_values`; None =
             the sum of the values of its players.
-        min_players: players that stay in every group.
-        min_width: channels that stay in every layer whose filters are players; a narrower layer stays whole.
-        round_to: such a layer is left whole or with a multiple of so many channels (8, say). Of heads and of slots of
-            a grouped convolution, which own several channels each, only so many leave together that every width fits;
-            where no number does, the group stays whole.
-        max_removed: the largest share of each group's players, and of their channels in each such layer, that leaves;
-            or one per glob over group names (``{"layer1*": 0.25}``), of which the smallest holds.
-        exclude: globs over the names of groups whose players all stay.
-        hf_uniform: leave only what the config.json of a Hugging Face model can say, so that ``save_pretrained`` and
-            ``from_pretrained`` bring the pruned model back: the same number of players leaves every group that one of
-            its fields counts, and what no field counts stays (``players.config`` says what, and why).
+        limits: what must stay in every group, whatever the budget; None = one player.
+
+    Returns:
+        The plan, which `prune` applies.
 
     Returns:
         `Plan`: which players stay, and the predicted costs.
 
     Raises:
-        InputError: values or curves that do not fit the players, a limit out of range, a glob that matches no group, a
-            budget that must be measured, that is already met, or that cannot be met (with the nearest that can).
+        InputError: scores without players, values or curves that do not fit the players, a limit out of range, a glob
+            that matches no group, a budget that must be measured, that is already met, or that cannot be met (with the
+            nearest that can).
     """
+    _check_scores(scores)
     check_allocation(allocation, curves, layers)
     if budget.measured:
         raise InputError(
-            f"{' and '.join(budget.measured)} must be measured on the network; use sp.decide or sp.compress, or leave "
-            "it out"
+            f"{' and '.join(budget.measured)} must be measured on the network; use sp.search_plan or sp.compress, or "
+            "leave it out"
         )
-    within = Limits(min_players, min_width, round_to, max_removed, exclude, hf_uniform)
-    players = budget.weigh(players)
+    players, within = budget.weigh(scores.players), limits or Limits()
     value = player_values(players, scores)
-    limits = budget.absolute(players)
-    ranked = value_density(players, value, list(limits))  # also refuses a resource that no player costs
+    most = budget.absolute(players)
+    ranked = value_density(players, value, list(most))  # also refuses a resource that no player costs
     check_reachable(players, budget, within, ranked if allocation == "global" else value)
     ranked = ranked if allocation == "global" else value
     found = removal_sequences(players, ranked, within)
     if allocation == "curves":
         assert curves is not None
         curves.check_of(scores)
-        return Plan(players, allocate_by_curves(players, found, curves, limits), allocation, limits)
+        return Plan(players, allocate_by_curves(players, found, curves, most), allocation, most)
     path = _path(players, value, ranked, found, allocation, layers)
     low, high = 0, players.n  # low misses the budget, high meets it: cost falls as more leave
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if meets_limits(players, path(middle), limits) else (middle, high)
-    return Plan(players, path(high), allocation, limits)
+        low, high = (low, middle) if meets_limits(players, path(middle), most) else (middle, high)
+    return Plan(players, path(high), allocation, most)
+
+
+def _check_scores(scores: object) -> None:
+    if isinstance(scores, Players):
+        raise InputError("scores is a Players; scores carry their players: plan(scores, budget)")
+    if not isinstance(scores, Scores):
+        what = "give the Scores of sp.score, or Scores(players, values_by_group) of your own"
+        raise InputError(f"scores is a {type(scores).__name__}; {what}")
 
 
 def removal_path(

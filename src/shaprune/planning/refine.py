@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError
+from shaprune.options.fields import moved_keywords
 from shaprune.planning.curve_allocation import GroupOptions
 from shaprune.planning.limits import Limits
 from shaprune.planning.plan import Plan, player_values
@@ -36,6 +37,7 @@ class Refined:
     n_measured: int
 
 
+@moved_keywords({}, {"rounds": "exchanges=..."})
 def refine(
     plan: Plan,
     scores: Mapping[str, Values],
@@ -44,12 +46,12 @@ def refine(
     curves: Sensitivity | None = None,
     limits: Limits | None = None,
     tries: int = 32,
-    rounds: int = 8,
+    exchanges: int = 8,
 ) -> Refined:
     """Exchange players between two groups as long as the measured worth of the plan rises.
 
-    In a round one group gets back its last 1, 2 or 4 steps and another gives as many as the budget then asks for. The
-    most promising ``tries`` such exchanges are measured, and the best of them is taken if it is better than the plan.
+    In an exchange one group gets back its last 1, 2 or 4 steps and another gives as many as the budget then asks. The
+    most promising ``tries`` are measured, and the best of them is taken if it is better than the plan.
 
     Args:
         plan: from `shaprune.planning.plan.plan`; it follows the ranking of ``scores``.
@@ -57,8 +59,8 @@ def refine(
         game: over all players of all groups; a `NetworkGame` with ``group=None``, say.
         curves: predict what is promising; None = the sum of the values that leave.
         limits: what the plan was made with beside its budget; None = the defaults.
-        tries: exchanges measured per round.
-        rounds: exchanges taken at most.
+        tries: measured before the best of them is taken.
+        exchanges: taken at most.
 
     Raises:
         InputError: a game over other players, a plan that does not follow these values and limits, no try.
@@ -67,8 +69,8 @@ def refine(
     players = plan.players
     if game.n_players != players.n:
         raise InputError(f"the game has {game.n_players} players and the plan {players.n}; give one over all groups")
-    if tries < 1 or rounds < 0:
-        raise InputError(f"tries is {tries} and rounds is {rounds}; at least 1 try and 0 rounds are needed")
+    if tries < 1 or exchanges < 0:
+        raise InputError(f"tries is {tries} and exchanges is {exchanges}; at least 1 try and 0 exchanges are needed")
     value = player_values(players, scores)
     budget = plan.budget or {name: cost for name, cost in plan.cost.items() if RESOURCES[name].layer}
     options = GroupOptions(players, removal_sequences(players, value, limits or Limits()), list(budget))
@@ -80,7 +82,7 @@ def refine(
     now = _options(options, plan)
     most = np.array(list(budget.values()))
     worths, measured, seen = [float(game(options.kept(now)[None])[0])], 1, {tuple(now)}
-    for _ in range(rounds):
+    for _ in range(exchanges):
         moves = [move for move in _exchanges(options, losses, now, most) if tuple(move) not in seen][:tries]
         if not moves:
             break

@@ -36,7 +36,7 @@ def removal_sequences(players: Players, value: NDArray[np.float64], limits: Limi
         InputError: a glob that matches no group; ``hf_uniform`` where no group can leave that way.
     """
     names = [group.name for group in players.groups]
-    for option, globs in (("exclude", limits.excluded), ("max_removed", limits.shares)):
+    for option, globs in (("keep", limits.spared), ("max_removed", limits.shares)):
         for glob in globs:
             if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
                 raise InputError(f"{option}={glob!r} matches no group of players{nearest(glob, names)}")

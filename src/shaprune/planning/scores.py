@@ -36,13 +36,13 @@ class Scores(Tabular, Mapping[str, Values]):
     Attributes:
         players: the players that were scored.
         by_group: values of each group, in player order.
-        worth: name of the worth.
+        worth: name of the worth; ``"given"`` for values of your own.
         seconds: wall time of the whole scoring.
     """
 
     players: Players
     by_group: dict[str, Values]
-    worth: str
+    worth: str = "given"
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
 

@@ -2,6 +2,6 @@
 
 from shaprune.recovery.finetune import Finetune
 from shaprune.recovery.steps import Batchnorm, Refit
-from shaprune.recovery.training import fit
+from shaprune.recovery.training import Training, fit
 
-__all__ = ["Batchnorm", "Finetune", "Refit", "fit"]
+__all__ = ["Batchnorm", "Finetune", "Refit", "Training", "fit"]

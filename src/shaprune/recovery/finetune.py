@@ -20,7 +20,7 @@ from shaprune.network.state_dicts import tensors_of
 from shaprune.planning.plan import Plan
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.optimizer_state import carry_over_optimizer, check_optimizer
-from shaprune.recovery.training import check_length, fit
+from shaprune.recovery.training import Training, check_length, fit
 from shaprune.recovery.training_data import Augment
 
 LEARNING_RATE = 1e-3
@@ -108,6 +108,7 @@ def finetune(
     if step.optimizer is not None:
         check_optimizer(step.optimizer, teacher)
     train, watched = _split(length(inputs), step.validation, seed)
+    optimizer = None if step.optimizer is None else carry_over_optimizer(step.optimizer, teacher, model, plan)
     trained = fit(
         model,
         [_rows(inputs, targets, train)],
@@ -119,10 +120,8 @@ def finetune(
         seed=seed,
         validation=[_rows(inputs, targets, watched)],
         patience=step.patience,
-        optimizer=None if step.optimizer is None else carry_over_optimizer(step.optimizer, teacher, model, plan),
-        augment=step.augment,
         forward=forward,
-        precision=step.precision,
+        options=Training(optimizer=optimizer, augment=step.augment, precision=step.precision),
     )
     _tell(trained)
     return trained

@@ -15,6 +15,7 @@ from shaprune.network.batches import Forward, length, run, split_batch, transfor
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
 from shaprune.network.collect_batches import check_data, collect_batches
+from shaprune.network.forward.calibration import Calibration
 from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.model_turns import turn
 from shaprune.network.precision import check_precision
@@ -45,8 +46,8 @@ def recover(
     small: nn.Module,
     teacher: nn.Module,
     plan: Plan,
-    data: Iterable[Any],
-    steps: Sequence[str | RecoveryStep] = ("refit", "batchnorm"),
+    data: Iterable[Any] | Calibration,
+    steps: Sequence[str | RecoveryStep] = ("refit",),
     *,
     train: Iterable[Any] | None = None,
     forward: Forward | None = None,
@@ -59,7 +60,8 @@ def recover(
         small: the pruned network.
         teacher: the dense network it came from.
         plan: the plan that made ``small``.
-        data: batches ``(inputs, targets)``; targets only matter to fine-tuning on labels. Never the test set.
+        data: batches ``(inputs, targets)``, or a `Calibration` of these; targets only matter to fine-tuning on labels.
+            Never the test set.
         steps: names (``"refit"``, ``"batchnorm"``, ``"finetune"``), configured steps (``Finetune(epochs=5)``), or
             functions of your own: ``finetune(model)`` gets a copy in eval mode, trains it in place or returns
             another network of the same shapes.
@@ -79,7 +81,7 @@ def recover(
     chosen, teacher = check_steps(steps, small), with_open_attention(teacher)
     if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
         _check_stays_gone(plan)
-    inputs, targets = collect_batches(data)
+    inputs, targets = (data.inputs, data.targets) if isinstance(data, Calibration) else collect_batches(data)
     device = device_of(small)
     inputs = transform(inputs, lambda t: t.to(device))
     learnt = (inputs, targets) if train is None else collect_batches(train)

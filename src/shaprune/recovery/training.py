@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -18,6 +19,7 @@ from shaprune.errors import InputError, check_choice
 from shaprune.network.batches import Forward, call, copied_inputs, length, main_output
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.precision import Precision, check_precision, in_precision
+from shaprune.options.fields import moved_keywords
 from shaprune.recovery.lightning_trainer import TrainingResult, train
 from shaprune.recovery.training_data import (
     LOSSES,
@@ -30,6 +32,26 @@ from shaprune.recovery.training_data import (
 )
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is seldom said of a training.
+
+    Attributes:
+        weight_decay: AdamW's.
+        device: where to train; None for where the model is. The model ends where it was.
+        optimizer: in place of AdamW, over the model's parameters; its own rates and weight decay hold.
+        augment: makes each training batch's inputs anew; validation sees them as they are.
+        precision: of the forward passes, the teacher's too; weights, optimizer and losses stay in float32.
+    """
+
+    weight_decay: float = 0.0
+    device: str | torch.device | None = None
+    optimizer: Optimizer | None = None
+    augment: Augment | None = None
+    precision: Precision = "float32"
+
+
+@moved_keywords({"options": Training})
 def fit(
     model: nn.Module,
     batches: Iterable[Any],
@@ -38,16 +60,12 @@ def fit(
     lr: float,
     loss: Loss = "cross_entropy",
     teacher: nn.Module | None = None,
-    weight_decay: float = 0.0,
     batch_size: int = 128,
     seed: int = 0,
-    device: str | torch.device | None = None,
     validation: Iterable[Any] | None = None,
     patience: int | None = None,
-    optimizer: Optimizer | None = None,
-    augment: Augment | None = None,
     forward: Forward | None = None,
-    precision: Precision = "float32",
+    options: Training | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place. Training flags and random states come back; on any failure the weights do too.
 
@@ -58,17 +76,13 @@ def fit(
         loss: ``cross_entropy`` (class indices), ``mse`` (numbers), or ``distill`` (KL to the ``teacher``'s outputs;
             squared error where these are no class scores: float targets, or a single output).
         teacher: the network to follow, for ``distill`` only.
-        weight_decay: AdamW's.
         batch_size: rows per step.
         seed: of the order of rows and of dropout.
-        device: where to train; None for where the model is. The model ends where it was.
         validation: batches; where given, the weights of the epoch with the lowest loss on them are kept.
         patience: stop after so many epochs without a lower one, and keep the best instead of raising where the loss is
             not finite; see `train`. Needs ``validation``.
-        optimizer: in place of AdamW, over the model's parameters; its own rates and weight decay hold.
-        augment: makes each training batch's inputs anew; validation sees them as they are.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
-        precision: of the forward passes, the teacher's too; weights, optimizer and losses stay in float32.
+        options: weight decay, device, optimizer, augmentation, precision, see `Training`.
 
     Returns:
         How it went.
@@ -77,19 +91,20 @@ def fit(
         InputError: an option out of range, no batch, nothing to train, targets that do not fit the loss or the outputs,
             or a loss that is NaN or infinite.
     """
+    how = options or Training()
     check_choice("loss", loss, LOSSES)
-    _check_options(model, epochs=epochs, lr=lr, weight_decay=weight_decay, batch_size=batch_size)
+    _check_options(model, epochs=epochs, lr=lr, weight_decay=how.weight_decay, batch_size=batch_size)
     if (teacher is None) == (loss == "distill"):
         raise InputError("loss='distill' needs teacher=..., and only it does")
     if patience is not None and (patience < 1 or validation is None):
         raise InputError(f"patience is {patience}; it must be at least 1, and it needs validation=...")
-    check_choice("precision", precision, get_args(Precision))
-    check_precision(model, precision)
-    home, where = device_of(model), _device(device, device_of(model))
-    run = in_precision(forward or call, where, precision)
+    check_choice("precision", how.precision, get_args(Precision))
+    check_precision(model, how.precision)
+    home, where = device_of(model), _device(how.device, device_of(model))
+    run = in_precision(forward or call, where, how.precision)
     rows, kind = training_rows(model, batches, loss, teacher, batch_size, run)
     checks = training_rows(model, validation, loss, teacher, batch_size, run)[0] if validation is not None else None
-    shuffled = ShuffledRows(rows, seed, None if augment is None else augment_batches(augment, teacher, run))
+    shuffled = ShuffledRows(rows, seed, None if how.augment is None else augment_batches(how.augment, teacher, run))
     before = copy.deepcopy(model.state_dict())
 
     def objective(batch: Any) -> Tensor:
@@ -112,11 +127,11 @@ def fit(
                 n_batches=len(shuffled),
                 epochs=epochs,
                 lr=lr,
-                weight_decay=weight_decay,
+                weight_decay=how.weight_decay,
                 device=where,
                 after_epoch=validate if checks is not None else None,
                 patience=patience,
-                optimizer=optimizer,
+                optimizer=how.optimizer,
             )
         except BaseException:
             model.load_state_dict(before)

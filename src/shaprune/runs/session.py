@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from shaprune.errors import InputError
+from shaprune.options.fields import option
 from shaprune.runs.executed_games import ComputedElsewhere, ExecutedGame, GameInPieces, Shard, ShardedGame
 from shaprune.runs.executor import Executor, InProcess, Journaled
 from shaprune.runs.journal import JOURNAL_FILE, Journal
@@ -32,31 +33,63 @@ class RunOptions:
     """How a run is computed.
 
     Attributes:
-        run: folder of the journal, or None.
-        workers: how many; 1 = this process, unless ``ray_address`` is given.
-        ray_address: of a Ray cluster, or None.
-        shard: part of the work, or None for all of it.
+        folder: with the journal of the run: every answer of the network is committed there before it counts; the same
+            call goes on where an earlier one ended, however it ended, and gives the same bits. Before any known answer
+            is used, a few worths of every game are asked anew and compared with what they were; where the network or
+            the worth has changed the call is refused. ``values.json`` is written at the end. None = no journal.
+        workers: processes of this machine, or actors where ``ray_address`` is given; 1 = this process. Any number gives
+            the same bits (float32 on CPU). In a script, call below ``if __name__ == "__main__":``.
+        ray_address: of a Ray cluster (``"auto"``, ``"local"``, ``"host:port"``), or None.
+        shard: ``"i/n"``: compute the i-th of n parts into ``folder`` and return no values; once all parts have
+            finished, `shaprune.runs.merge_shards.merge` joins them, and the call without a shard gives the values.
+        build: makes the network (its weights are loaded into it) where it cannot be pickled to workers.
+
+    Raises:
+        InputError: no whole number of workers; a shard without a folder; a folder that is a file.
     """
 
-    run: Path | None = None
-    workers: int = 1
-    ray_address: str | None = None
-    shard: Shard | None = None
+    folder: str | Path | None = option(
+        None,
+        "Keep every answer of the network in DIR; the same command, or `shaprune resume DIR`, goes on after a crash. "
+        "Writes DIR/values.json.",
+        flag="--run",
+        metavar="DIR",
+        plain=Path | None,
+    )
+    workers: int = option(
+        1, "Processes of this machine, or actors with --ray-address; any number, the same bits.", least=1
+    )
+    ray_address: str | None = option(
+        None, "Workers are actors of this Ray cluster: auto, local, host:port.", metavar="ADDRESS"
+    )
+    shard: str | None = option(
+        None, "Compute one of N parts of the run, then `shaprune merge DIR` (batch schedulers).", metavar="I/N"
+    )
+    build: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_whole_number("workers", self.workers, 1)
+        if self.part is not None and self.folder is None:
+            raise InputError(
+                "a shard leaves its answers in a journal; give the folder of the run, the same for all shards"
+            )
+        if self.path is not None and self.path.exists() and not self.path.is_dir():
+            raise InputError(f"the run {str(self.folder)!r} is a file; name a folder")
 
     @staticmethod
-    def of(run: str | Path | None, workers: int, ray_address: str | None, shard: str | None) -> RunOptions:
-        """What a user asked for.
+    def of(run: str | Path | RunOptions | None) -> RunOptions:
+        """What `shaprune.score` was given: a folder, or all of it."""
+        return run if isinstance(run, RunOptions) else RunOptions(run)
 
-        Raises:
-            InputError: no whole number of workers; a shard without a run; a run that is a file.
-        """
-        part = None if shard is None else Shard.parse(shard)
-        if part is not None and run is None:
-            raise InputError("a shard leaves its answers in a journal; give run=, the same folder for all shards")
-        folder = None if run is None else Path(run)
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise InputError(f"run={str(run)!r} is a file; name a folder")
-        return RunOptions(folder, check_whole_number("workers", workers, 1), ray_address, part)
+    @property
+    def path(self) -> Path | None:
+        """The folder."""
+        return None if self.folder is None else Path(self.folder)
+
+    @property
+    def part(self) -> Shard | None:
+        """The shard, read."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
     def check(self, *, layers: str, mode: str, stop: object, log: object, precision: str) -> None:
         """Check that options of `shaprune.score` go with it.
@@ -88,7 +121,7 @@ class RunOptions:
     @property
     def plain(self) -> bool:
         """Whether there is nothing to it: no journal and no workers."""
-        return self.alone and self.run is None
+        return self.alone and self.folder is None
 
 
 def journal_file(folder: Path, shard: Shard | None = None) -> Path:
@@ -128,8 +161,8 @@ class OpenRun:
             self._here[name] = game
         else:
             self._check(name)
-        if self.run_options.shard is not None:
-            return GameInPieces(ShardedGame(game, name, self.executor, self.run_options.shard))
+        if (part := self.run_options.part) is not None:
+            return GameInPieces(ShardedGame(game, name, self.executor, part))
         return GameInPieces(ExecutedGame(game, name, self.executor))
 
     def all(self, games: dict[str, G], values_of: Callable[[G, str], Values]) -> dict[str, Values]:
@@ -183,11 +216,11 @@ def open_run(
     """
     with ExitStack() as stack:
         journal = None
-        if run_options.run is not None:
-            shard = run_options.shard
-            check_replaceable(run_options.run / VALUES)  # it is written at the end
-            stack.enter_context(hold_run(run_options.run, "driver" if shard is None else f"driver-{shard.name}"))
-            journal = Journal.open(journal_file(run_options.run, shard), about)
+        if run_options.path is not None:
+            folder, shard = run_options.path, run_options.part
+            check_replaceable(folder / VALUES)  # it is written at the end
+            stack.enter_context(hold_run(folder, "driver" if shard is None else f"driver-{shard.name}"))
+            journal = Journal.open(journal_file(folder, shard), about)
             stack.callback(journal.close)
         witnesses = {} if run_options.plain else {name: witness(name) for name in n_examples}
         if journal is not None:

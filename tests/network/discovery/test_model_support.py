@@ -498,10 +498,10 @@ def test_a_plan_that_empties_a_layer_is_refused_by_name() -> None:
 def test_no_plan_that_is_made_empties_a_layer() -> None:
     model, players = found()
     scores = sp.score(model, players, [(images(), torch.tensor([0, 1]))], "cross_entropy", progress=False)
-    smallest = sp.plan(players, scores, sp.Budget(players=2), min_players=0)
+    smallest = sp.plan(scores, sp.Budget(players=2), limits=sp.options.Limits(min_players=0))
     sp.prune(model, smallest, images())
     with pytest.raises(sp.InputError, match=r"cannot be met: players <= 2 .*min_players=2"):
-        sp.plan(players, scores, sp.Budget(players=2), min_players=2)
+        sp.plan(scores, sp.Budget(players=2), limits=sp.options.Limits(min_players=2))
 
 
 def test_a_layer_that_another_model_uses_stays_as_it_is_there() -> None:

@@ -179,7 +179,8 @@ def loader():
 
 now = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
 resource.setrlimit(resource.RLIMIT_DATA, (now + 100 * MiB,) * 2)
-scores = sp.score(model, players, loader(), "fidelity", max_memory=32 * MiB, max_evaluations=20_000, progress=False)
+scores = sp.score(model, players, loader(), "fidelity", max_evaluations=20_000, progress=False,
+                  options=sp.options.Scoring(max_memory=32 * MiB, window=(0, 1)))
 print(sum(len(v.value) for v in scores.values()), "players")
 try:
     torch.cat(list(loader()))

@@ -195,7 +195,13 @@ def test_a_lower_precision_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(rows_module, "in_precision", wrong)
     scores = sp.score(
-        model, players, [(x, None)], "fidelity", precision="bfloat16", progress=False, max_evaluations=600
+        model,
+        players,
+        [(x, None)],
+        "fidelity",
+        progress=False,
+        max_evaluations=600,
+        options=sp.options.Scoring(precision="bfloat16"),
     )
     said = [note for note in scores.notes if "precision 'bfloat16' is not used, rows are run in float32" in note]
     assert len(said) == 1

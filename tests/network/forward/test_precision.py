@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from testkit.networks import NETWORKS, labelled
+from testkit.options import scoring
 from torch import Tensor, nn
 
 import shaprune as sp
@@ -41,7 +42,7 @@ def games(model: nn.Module, worth: Any = "fidelity", data: Data | None = None, *
 
 def score(model: nn.Module, **options: Any) -> sp.Scores:
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
-    return sp.score(model, players, batches(), "fidelity", progress=False, **options)
+    return sp.score(model, players, batches(), "fidelity", progress=False, **scoring(**options))
 
 
 class Norms(nn.Module):
@@ -304,7 +305,9 @@ def test_scoring_by_evaluate_has_no_precision_of_its_own(model: nn.Module, preci
 
     def asked() -> sp.Scores:
         how: dict[str, Any] = {"max_evaluations": 40, "precision": precision, "progress": False}
-        return sp.score(model, players, None, sp.Evaluate(lambda m: float(m(EXAMPLE()).detach().sum())), **how)
+        return sp.score(
+            model, players, None, sp.Evaluate(lambda m: float(m(EXAMPLE()).detach().sum())), **scoring(**how)
+        )
 
     if precision == "auto":
         assert any("rows were run in float32" in note for note in asked().notes)

@@ -336,7 +336,9 @@ def test_derivatives_are_those_of_the_whole_model(deep: Any) -> None:
     options: dict[str, Any] = {"worth": "cross_entropy", "method": "taylor"}
     ours = sp.score(deep, players, [(x, targets)], **options)["blocks.2.up"]
     with pytest.warns(ShapruneWarning):
-        theirs = sp.score(deep, players, [(x, targets)], forward=partial(whole), **options)["blocks.2.up"]
+        theirs = sp.score(deep, players, [(x, targets)], options=sp.options.Scoring(forward=partial(whole)), **options)[
+            "blocks.2.up"
+        ]
     assert np.abs(theirs.value).max() > 1e-6
     np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-4, atol=1e-7)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from testkit.networks import NETWORKS, labelled
+from testkit.options import scoring
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -109,7 +110,15 @@ def test_scores_agree_with_those_of_walks_within_their_doubt() -> None:
     players = sp.find_players(model, EXAMPLE(), include="conv[12]")
     data = [labelled(EXAMPLE(), 200)]
     plain, ours = (
-        sp.score(model, players, data, "fidelity", method, max_evaluations=budget, progress=False)
+        sp.score(
+            model,
+            players,
+            data,
+            "fidelity",
+            method,
+            max_evaluations=budget,
+            options=sp.options.Scoring(window=(0.0, 1.0)),
+        )
         for method, budget in (("permutation", 200 * 13 * 20), ("control-variate", 6_000))
     )
     for group in plain:
@@ -124,7 +133,7 @@ def test_the_same_bits_with_a_journal_when_resumed_and_with_workers(tmp_path: Pa
     data = [labelled(EXAMPLE(), N)]
 
     def bits(**options: Any) -> list[bytes]:
-        scores = sp.score(model, players, data, "fidelity", "control-variate", progress=False, **options)
+        scores = sp.score(model, players, data, "fidelity", "control-variate", progress=False, **scoring(**options))
         return [values.value.tobytes() + values.stderr.tobytes() for values in scores.by_group.values()]
 
     plain = bits()
@@ -141,7 +150,15 @@ def test_shards_share_the_work_and_merge_to_the_same_bits(tmp_path: Path) -> Non
     options: dict[str, Any] = {"max_evaluations": 5_000, "progress": False}
     plain = sp.score(model, players, data, "fidelity", "control-variate", **options)
     for shard in ("1/2", "2/2"):
-        sp.score(model, players, data, "fidelity", "control-variate", run=tmp_path / "run", shard=shard, **options)
+        sp.score(
+            model,
+            players,
+            data,
+            "fidelity",
+            "control-variate",
+            run=sp.options.RunOptions(tmp_path / "run", shard=shard),
+            **options,
+        )
     merged = sp.score(model, players, data, "fidelity", "control-variate", run=tmp_path / "run", **options)
     assert merged["conv2"].value.tobytes() == plain["conv2"].value.tobytes()
 

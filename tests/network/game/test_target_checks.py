@@ -69,8 +69,9 @@ def test_what_is_ignored_does_not_count_and_costs_no_efficiency() -> None:
     assert margin == pytest.approx(worth(model, x[counted], y[counted], "margin"), rel=1e-5)
     assert perplexity == pytest.approx(-float(F.cross_entropy(model(x).detach(), some).exp()), rel=1e-5)
     players = sp.find_players(model, x[:2])
-    values = sp.score(model, players, [(x, some)], "cross_entropy", progress=False)["0"]
-    only = sp.score(model, players, [(x[counted], y[counted])], "cross_entropy", method="exact", progress=False)["0"]
+    every = sp.options.Scoring(window=(0.0, 1.0))
+    values = sp.score(model, players, [(x, some)], "cross_entropy", options=every)["0"]
+    only = sp.score(model, players, [(x[counted], y[counted])], "cross_entropy", method="exact", options=every)["0"]
     assert values.efficiency_gap == pytest.approx(0, abs=1e-6)
     assert values.worth_all == pytest.approx(only.worth_all, rel=1e-5)
 

@@ -166,7 +166,7 @@ def test_players_of_some_layers_only_are_fixed() -> None:
     assert players.config.fields == ()
     assert players.config.fixed[name].startswith("intermediate_size counts more than these players: ")
     with pytest.raises(InputError, match=r"cannot say that any of these players is gone; .*sp\.save\n  bert.encoder"):
-        sp.plan(players, drawn(players), sp.Budget(macs=0.9), hf_uniform=True)
+        sp.plan(sp.Scores(players, drawn(players)), sp.Budget(macs=0.9), limits=sp.options.Limits(hf_uniform=True))
 
 
 @pytest.mark.parametrize(
@@ -209,13 +209,19 @@ def test_other_networks_have_no_configuration() -> None:
     players = sp.find_players(model, torch.randn(2, 1, 8, 8))
     assert players.config is None
     with pytest.raises(InputError, match=r"hf_uniform=True is for models of transformers .* keep .* by sp\.save"):
-        sp.plan(players, drawn(players), sp.Budget(macs=0.5), hf_uniform=True)
+        sp.plan(sp.Scores(players, drawn(players)), sp.Budget(macs=0.5), limits=sp.options.Limits(hf_uniform=True))
     kept = np.ones(players.n, dtype=bool)
     kept[0] = False
     with pytest.raises(InputError, match="hf_uniform=True is for models of transformers"):
         sp.prune(model, sp.Plan.from_coalition(players, kept), torch.randn(2, 1, 8, 8), hf_uniform=True)
     with pytest.raises(InputError, match="hf_uniform=True is for models of transformers"):
-        sp.compress(model, [], sp.Budget(macs=0.5), example_inputs=torch.randn(2, 1, 8, 8), hf_uniform=True)
+        sp.compress(
+            model,
+            [],
+            sp.Budget(macs=0.5),
+            example_inputs=torch.randn(2, 1, 8, 8),
+            options=sp.options.Compression(limits=sp.options.Limits(hf_uniform=True)),
+        )
 
 
 # --- plan, prune, save_pretrained, from_pretrained ---
@@ -225,7 +231,12 @@ def test_other_networks_have_no_configuration() -> None:
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 def test_a_pruned_model_comes_back(name: str, allocation: str, tmp_path: Path) -> None:
     model, inputs, players = made(name), MODELS[name][1], found(name)
-    plan = sp.plan(players, drawn(players), sp.Budget(params=0.85), allocation, hf_uniform=True)
+    plan = sp.plan(
+        sp.Scores(players, drawn(players)),
+        sp.Budget(params=0.85),
+        allocation,
+        limits=sp.options.Limits(hf_uniform=True),
+    )
     before = model.config.to_dict()
     small = sp.prune(model, plan, inputs(2), hf_uniform=True)
     assert model.config.to_dict() == before
@@ -240,8 +251,8 @@ def test_a_pruned_model_comes_back(name: str, allocation: str, tmp_path: Path) -
 @each_model
 def test_a_plan_takes_the_least_valuable_of_every_layer(name: str) -> None:
     players = found(name)
-    scores = drawn(players)
-    plan = sp.plan(players, scores, sp.Budget(params=0.85), hf_uniform=True)
+    scores = sp.Scores(players, drawn(players))
+    plan = sp.plan(scores, sp.Budget(params=0.85), limits=sp.options.Limits(hf_uniform=True))
     stay = left(plan)
     assert players.config is not None
     for field in players.config.fields:
@@ -263,7 +274,7 @@ def test_an_uneven_plan_is_refused_or_made_without(name: str, tmp_path: Path) ->
     expected = f"{field} is one number for 2 groups, and {n - 1} players stay in '{first}', {n} in '{second}'"
     with pytest.raises(InputError) as refused:
         sp.prune(model, plan, inputs, hf_uniform=True)
-    assert f"{expected}; make it by sp.plan(..., hf_uniform=True)" in str(refused.value)
+    assert f"{expected}; make it by sp.plan(..., limits=sp.options.Limits(hf_uniform=True))" in str(refused.value)
     small = sp.prune(model, plan, inputs)
     assert small.config.to_dict() == model.config.to_dict()  # which cannot say it, so our own files do
     sp.save(small, plan, tmp_path / "small")
@@ -295,13 +306,13 @@ def test_a_number_of_heads_that_the_class_does_not_accept_is_refused_before_prun
     with pytest.raises(InputError, match=r"num_attention_heads cannot say that 4 players stay in .*, only 3, 6"):
         sp.prune(made("vit"), sp.Plan.from_coalition(strict, kept), pixels(2), hf_uniform=True)
     scores = drawn(strict)
-    plan = sp.plan(strict, scores, sp.Budget(params=0.8), hf_uniform=True)
+    plan = sp.plan(sp.Scores(strict, dict(scores)), sp.Budget(params=0.8), limits=sp.options.Limits(hf_uniform=True))
     assert {left(plan)[name] for name in heads.groups} <= {3, 6}
 
 
 def test_a_plan_that_fits_is_written_down_without_being_asked() -> None:
     model, players = made("llama"), found("llama")
-    plan = sp.plan(players, drawn(players), sp.Budget(params=0.8), hf_uniform=True)
+    plan = sp.plan(sp.Scores(players, drawn(players)), sp.Budget(params=0.8), limits=sp.options.Limits(hf_uniform=True))
     stay = left(plan)
     small = sp.prune(model, plan, words(2))
     assert small.config.intermediate_size == stay["model.layers.0.mlp.gate_proj"]
@@ -315,7 +326,9 @@ def test_copies_of_the_configuration_are_told_too() -> None:
     """The encoder of T5 keeps a configuration of its own."""
     model, players = made("t5"), found("t5")
     model.encoder.config = copy.deepcopy(model.config)
-    plan = sp.plan(players, drawn(players), sp.Budget(players=0.7), "uniform", hf_uniform=True)
+    plan = sp.plan(
+        sp.Scores(players, drawn(players)), sp.Budget(players=0.7), "uniform", limits=sp.options.Limits(hf_uniform=True)
+    )
     small = sp.prune(model, plan, words(2))
     ff = left(plan)["encoder.block.0.layer.1.DenseReluDense.wi"]
     assert small.config.d_ff == small.encoder.config.d_ff == ff < 20
@@ -341,7 +354,7 @@ def test_a_model_inside_another_one() -> None:
     assert players.config is not None
     assert [f.model for f in players.config.fields] == ["encoder"]
     assert players.config.fixed["hidden"] == "they stand in no model of transformers"
-    plan = sp.plan(players, drawn(players), sp.Budget(params=0.8), hf_uniform=True)
+    plan = sp.plan(sp.Scores(players, drawn(players)), sp.Budget(params=0.8), limits=sp.options.Limits(hf_uniform=True))
     small = sp.prune(model, plan, words(2), hf_uniform=True)
     assert small.encoder.config.intermediate_size == left(plan)["encoder.encoder.layer.0.intermediate.dense"] < 20
     assert model.encoder.config.intermediate_size == 20
@@ -360,7 +373,13 @@ def test_compress_makes_a_model_that_comes_back(tmp_path: Path) -> None:
     model = made("bert")
     data = [(words(16), torch.zeros(16, dtype=torch.int64))]
     made_small = sp.compress(
-        model, data, sp.Budget(macs=0.8), example_inputs=words(2), max_evaluations=64, recover=(), hf_uniform=True
+        model,
+        data,
+        sp.Budget(macs=0.8),
+        example_inputs=words(2),
+        max_evaluations=64,
+        recover=(),
+        options=sp.options.Compression(limits=sp.options.Limits(hf_uniform=True)),
     )
     made_small.model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
@@ -413,7 +432,7 @@ VALUE = np.array([4.0, 1.0, 3.0, 2.0, 5.0, 8.0, 7.0, 6.0])
         ((1, 3, 4), {}, [[1, 4], [3, 2, 7, 6]]),
         (None, {"round_to": 2}, [[1, 3, 4, 7]]),
         (None, {"max_removed": {"b": 0.25}}, [[1, 4]]),
-        (None, {"exclude": "b"}, []),
+        (None, {"keep": "b"}, []),
         ((4,), {}, []),
     ],
 )

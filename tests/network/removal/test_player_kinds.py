@@ -93,7 +93,7 @@ def test_a_new_kind_is_found_masked_removed_and_costed_by_its_row(gains: None) -
         assert torch.equal(model(x), small(x))
     dense = sp.Plan.from_coalition(players, np.ones(4, dtype=bool)).cost
     assert plan.cost == {**dense, "players": 2}
-    decided = sp.plan(players, made_up(players), sp.Budget(players=0.5))
+    decided = sp.plan(sp.Scores(players, made_up(players)), sp.Budget(players=0.5))
     assert decided.kept.sum() == 2
     with pytest.raises(sp.InputError, match="needs channels, and the players of group '1' are gains"):
         sp.recover(small, model, plan, [x], ["refit"])

@@ -295,7 +295,7 @@ def test_plans_of_these_players_prune_and_come_back_from_files(name: str, tmp_pa
     assert again.to_json() == players.to_json()
     assert again.names == players.names
     scores = sp.score(model, again, [inputs[:2]], "fidelity")
-    plan = sp.plan(again, scores, sp.Budget(players=max(2, round(0.7 * players.n))))
+    plan = sp.plan(scores, sp.Budget(players=max(2, round(0.7 * players.n))))
     with untouched(model):
         small = sp.prune(model, plan, inputs)
     assert small.training == model.training
@@ -350,7 +350,7 @@ def test_recovery_refuses_what_it_cannot_do() -> None:
 def test_scoring_backwards_refuses_players_that_are_no_channels() -> None:
     model, inputs, players = made("experts-all")
     with pytest.raises(sp.InputError, match="output-to-input' needs channels"):
-        sp.score(model, players, [inputs], "fidelity", layers="output-to-input")
+        sp.score(model, players, [inputs], "fidelity", options=sp.options.Scoring(layers="output-to-input"))
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_all_coalitions_of_six_blocks_are_one_exact_game() -> None:
                 code = sum(1 << i for i in np.flatnonzero(row)) | 1 << player
                 gains[row.sum()].append(worths[code] - worth)
         assert values.value[player] == pytest.approx(np.mean([np.mean(g) for g in gains]), abs=1e-6)
-    plan = sp.plan(players, {"blocks": values}, sp.Budget(params=0.5))
+    plan = sp.plan(sp.Scores(players, {"blocks": values}), sp.Budget(params=0.5))
     small = sp.prune(model, plan, inputs)
     assert [n for n, m in small.named_modules() if isinstance(m, PassThrough)] == list(plan.removed)
     assert set(small.state_dict()) == {
@@ -613,7 +613,7 @@ def test_experts_leave_their_list_and_the_router(name: str, n_left: int) -> None
     assert torch.equal(small.first.experts[0][0].weight, model.first.experts[1][0].weight)
     assert torch.equal(small.second.gate.weight, model.second.gate.weight[[0, 1, 3, 4]])
     values = {g.name: sp.estimate(sp.NetworkGame(model, players, [inputs], "fidelity", g.name)) for g in players.groups}
-    few = sp.plan(players, values, sp.Budget(players=2 * n_left), min_players=0)
+    few = sp.plan(sp.Scores(players, values), sp.Budget(players=2 * n_left), limits=sp.options.Limits(min_players=0))
     assert [int(few.kept[g.indices].sum()) for g in players.groups] == [n_left, n_left]
     kept[:] = np.arange(9) >= 5 - n_left  # one less than there must be
     with pytest.raises(sp.SurgeryError, match=rf"'first.experts' would be left with {n_left - 1} experts"):
@@ -721,7 +721,7 @@ def test_weights_become_zeros_and_cost_nothing() -> None:
     games = {g.name: sp.NetworkGame(model, players, [inputs], "fidelity", g.name) for g in players.groups}
     values = {name: sp.estimate(game, max_evaluations=999) for name, game in games.items()}
     with pytest.raises(sp.InputError, match=r"no player costs any macs here.*Budget\(players"):
-        sp.plan(players, values, sp.Budget(macs=0.5))
+        sp.plan(sp.Scores(players, values), sp.Budget(macs=0.5))
 
 
 def test_many_weights_are_refused_unless_layers_are_named() -> None:

@@ -268,7 +268,10 @@ def _score(
 ) -> sp.Scores:
     model, inputs, targets = _network(factor)
     players = sp.find_players(model, inputs[:2], include=["conv1"])
-    return sp.score(model, players, [(inputs + shift, targets)], worth, method, log=folder, progress=False)
+    every = sp.options.Scoring(window=(0.0, 1.0))
+    return sp.score(
+        model, players, [(inputs + shift, targets)], worth, method, log=folder, progress=False, options=every
+    )
 
 
 def test_scores_with_a_folder_of_logs_are_not_paid_again(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from shaprune.cli.command import Outcome, as_usage_error, command, say
 from shaprune.cli.commands.bench_curves import curves
-from shaprune.cli.options.shared import Debug, DemoData, Device, Json, Out, Overwrite, Seed, choice
+from shaprune.cli.options.choices import choice
+from shaprune.cli.options.shared import DemoData, Device, Out, Overwrite, Seed
 from shaprune.cli.outputs import check_out
 from shaprune.experiments.oracle import COLUMNS, QUESTIONS
 
@@ -48,11 +49,9 @@ def oracle(
     examples: WorthExamples = None,
     repeats: Repeats = 3,
     out: Out = Path("oracle"),
-    as_json: Json = False,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """How well rankings agree with the best subsets of 1 to 5 channels, found by enumeration.
 

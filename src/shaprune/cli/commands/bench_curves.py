@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shaprune.builtin.demo_recipes import choose_architecture
-from shaprune.cli.command import Outcome, as_usage_error, command, say
-from shaprune.cli.options.shared import Architecture, Debug, DemoData, Device, Json, Out, Overwrite, Seed, Worth
+from shaprune.cli.command import Outcome, as_usage_error, renaming, say
+from shaprune.cli.options.groups import Machine
+from shaprune.cli.options.shared import Architecture, DemoData, Out, Overwrite, Worth
 from shaprune.cli.outputs import check_out
 
 FILES = ("curves.json", "curves.svg")
@@ -24,8 +25,8 @@ Layer = Annotated[
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Networks to train; bands are over them.")]
 HeldOut = Annotated[int, typer.Option("--examples", min=1, help="Held-out examples to score on.")]
 TestExamples = Annotated[int, typer.Option(min=1, help="Test examples to measure the curves on.")]
-Rounds = Annotated[
-    float, typer.Option("--step", help="Players per round of a mode, or a fraction below 1; it sets everybody's price.")
+PerRound = Annotated[
+    float, typer.Option(help="Players per round of a mode, or a fraction below 1; it sets everybody's price.")
 ]
 Only = Annotated[
     list[str] | None,
@@ -33,23 +34,20 @@ Only = Annotated[
 ]
 
 
-@command
+@renaming({"step": "per-round"})
 def curves(
+    machine: Machine,
     data: DemoData = "digits",
     architecture: Architecture = None,
     layer: Layer = None,
     networks: Seeds = 3,
     examples: HeldOut = 64,
     test_examples: TestExamples = 200,
-    step: Rounds = 0.25,
+    per_round: PerRound = 0.25,
     worth: Worth = "cross_entropy",
     only: Only = None,
     out: Out = Path("curves"),
-    as_json: Json = False,
-    seed: Seed = 0,
-    device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Accuracy and loss as players leave: every concept, estimator, mode and rival, at equal evaluations.
 
@@ -59,7 +57,7 @@ def curves(
 
     The defaults are small, so that digits take less than a minute; quote numbers of larger runs.
 
-    Example: shaprune bench curves --layer conv3 --step 1 --examples 300 --only mode --only rival --out curves
+    Example: shaprune bench curves --layer conv3 --per-round 1 --examples 300 --only mode --only rival --out curves
     """
     with as_usage_error("--data"):
         choose_architecture(data, None)
@@ -76,7 +74,7 @@ def curves(
 
     with as_usage_error("--only"):
         contenders = choose(only or None)
-    where = device_of(device)
+    where = device_of(machine.device)
     study = curves_study(
         read_data(data),
         chosen,
@@ -85,9 +83,9 @@ def curves(
         networks=networks,
         examples=examples,
         test_examples=test_examples,
-        step=step,
+        step=per_round,
         worth=worth,
-        seed=seed,
+        seed=machine.seed,
         device=where,
         say=say,
     )

@@ -7,19 +7,17 @@ from pathlib import Path
 from shaprune.builtin.demo_recipes import choose_architecture
 from shaprune.cli.command import Outcome, as_usage_error, command, say
 from shaprune.cli.options.parse import budget_of
-from shaprune.cli.options.shared import Architecture, Debug, DemoData, Device, Json, Limits, Out, Seed
+from shaprune.cli.options.shared import Architecture, Budgets, DemoData, Device, Out, Seed
 
 
 @command
 def demo(
     data: DemoData = "digits",
     architecture: Architecture = None,
-    limits: Limits = ["macs=0.5"],  # noqa: B006  # typer copies it
+    budget: Budgets = ["macs=0.5"],  # noqa: B006  # typer copies it
     out: Out = Path("demo"),
-    as_json: Json = False,
     seed: Seed = 0,
     device: Device = None,
-    debug: Debug = False,
 ) -> Outcome:
     """Train a small CNN on handwritten digits, prune half of it, and show what was gained and lost.
 
@@ -28,7 +26,7 @@ def demo(
 
     Example: shaprune demo --data mnist:data/mnist --arch lenet5 --out demo-mnist
     """
-    budget = budget_of(limits)
+    wanted = budget_of(budget)
     with as_usage_error("--data"):
         choose_architecture(data, None)
     with as_usage_error("--arch"):
@@ -40,7 +38,7 @@ def demo(
 
     with as_usage_error("--out"):
         check_replaceable(out)
-    done = run_demo(data, architecture, out, budget=budget, seed=seed, device=device_of(device), say=say)
+    done = run_demo(data, architecture, out, budget=wanted, seed=seed, device=device_of(device), say=say)
     shown = {name: done.measurements[name] for name in ("dense", "pruned")}
     raw = done.measurements["raw"].accuracy
     return Outcome(

@@ -9,7 +9,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from shaprune.cli.command import Outcome, command, say
-from shaprune.cli.options.shared import Debug, Json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @command
-def doctor(as_json: Json = False, debug: Debug = False) -> Outcome:
+def doctor() -> Outcome:
     """Look at the environment: versions, extras, threads, GPUs; what is wrong, and the next step.
 
     Exit code 1 where something is wrong. Extras that are absent are listed, not wrong.

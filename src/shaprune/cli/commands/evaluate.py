@@ -10,9 +10,7 @@ from shaprune.cli.options.shared import (
     Cache,
     Compiled,
     Data,
-    Debug,
     Device,
-    Json,
     Model,
     OptionalOut,
     Overwrite,
@@ -37,11 +35,9 @@ def evaluate(
     compiled: Compiled = None,
     cache: Cache = None,
     out: OptionalOut = None,
-    as_json: Json = False,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Measure a network, and a pruned one beside it, on the test part of the data; --out keeps evaluation.json.
 

@@ -7,11 +7,9 @@ import typer
 from shaprune.cli.command import Outcome, as_usage_error, command
 from shaprune.cli.options.parse import shape_of
 from shaprune.cli.options.shared import (
-    Debug,
     Device,
     ExportOut,
     FixedBatch,
-    Json,
     Model,
     OptionalData,
     Overwrite,
@@ -33,11 +31,9 @@ def export(
     data: OptionalData = None,
     shape: Shape = None,
     fixed_batch: FixedBatch = False,
-    as_json: Json = False,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Write a pruned network (--pruned), or a dense one (--weights), as ONNX or for torch.export.
 

@@ -8,36 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from shaprune.cli.command import Outcome, command
-from shaprune.cli.options.parse import budget_of, shares_of, steps_of
-from shaprune.cli.options.shared import (
-    Allocation,
-    BatchSize,
-    Cache,
-    CurvesFile,
-    Debug,
-    Device,
-    HfUniform,
-    Json,
-    MaxRemoved,
-    MinPlayers,
-    MinWidth,
-    OptionalData,
-    OptionalLimits,
-    OptionalModel,
-    Out,
-    Overwrite,
-    Recover,
-    RecoverExamples,
-    RoundTo,
-    Seed,
-    Spared,
-    Sweep,
-    ValuesFile,
-    Weights,
-)
+from shaprune.cli.command import Outcome, renaming
+from shaprune.cli.options.groups import Measured
+from shaprune.cli.options.parse import budget_of, steps_of
+from shaprune.cli.options.shared import Allocation, CurvesFile, OptionalBudgets, Out, Overwrite, Sweep, ValuesFile
 from shaprune.cli.outputs import check_out
 from shaprune.cli.tables import plan_rows
+from shaprune.planning.limits import Limits
 
 if TYPE_CHECKING:
     from shaprune.cli.plan_measurement import PlanMeasurement
@@ -47,32 +24,17 @@ if TYPE_CHECKING:
 PLAN, SWEEP = ("plan.json",), ("frontier.json", "frontier.svg")
 
 
-@command
+@renaming({"exclude": "keep"})
 def plan(
     values: ValuesFile,
     out: Out,
-    limits: OptionalLimits = None,
+    limits: Limits,
+    network: Measured,
+    budget: OptionalBudgets = None,
     sweep: Sweep = None,
     allocation: Allocation = "global",
     curves: CurvesFile = None,
-    min_players: MinPlayers = 1,
-    min_width: MinWidth = 1,
-    round_to: RoundTo = 1,
-    max_removed: MaxRemoved = None,
-    exclude: Spared = None,
-    hf_uniform: HfUniform = False,
-    model: OptionalModel = None,
-    weights: Weights = None,
-    data: OptionalData = None,
-    recover: Recover = "refit",
-    examples: RecoverExamples = 1_000,
-    batch_size: BatchSize = 128,
-    cache: Cache = None,
-    as_json: Json = False,
-    seed: Seed = 0,
-    device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Decide from saved values who leaves so that a budget is met; writes plan.json into --out.
 
@@ -82,15 +44,15 @@ def plan(
 
     Example: shaprune plan scores/values.json --budget macs=0.5 --budget bytes=2MB --round-to 8 --out plan
     """
-    if bool(limits) == (sweep is not None):
+    if bool(budget) == (sweep is not None):
         raise typer.BadParameter("give --budget, or else --sweep", param_hint="--budget")
-    budget = budget_of(limits) if limits else None
-    if budget is not None and budget.measured and (model is None or data is None):
-        names = " and ".join(budget.measured)
+    wanted = budget_of(budget) if budget else None
+    if wanted is not None and wanted.measured and (network.model is None or network.data is None):
+        names = " and ".join(wanted.measured)
         raise typer.BadParameter(f"{names} must be measured; add --model and --data", param_hint="--budget")
-    if (model is None) != (data is None):
+    if (network.model is None) != (network.data is None):
         raise typer.BadParameter("to measure, give both --model and --data", param_hint="--data")
-    shares, steps = shares_of(max_removed or []), steps_of(recover)
+    steps_of(network.recover)
     check_out(out, PLAN if sweep is None else SWEEP, overwrite=overwrite)
 
     from shaprune.planning import plan as plan_module
@@ -98,39 +60,17 @@ def plan(
     from shaprune.planning.sensitivity_curves import Sensitivity
 
     scores = Scores.load(values)
-    planner = partial(
-        plan_module.plan,
-        scores.players,
-        scores,
-        allocation=allocation,
-        curves=None if curves is None else Sensitivity.load(curves),
-        min_players=min_players,
-        min_width=min_width,
-        round_to=round_to,
-        max_removed=shares,
-        exclude=exclude or (),
-        hf_uniform=hf_uniform,
-    )
+    along = None if curves is None else Sensitivity.load(curves)
+    planner = partial(plan_module.plan, scores, allocation=allocation, curves=along, limits=limits)
     measured = None
-    if model is not None and data is not None and (budget is None or budget.measured):
+    if network.model is not None and (wanted is None or wanted.measured):
         from shaprune.cli.plan_measurement import PlanMeasurement
 
-        measured = PlanMeasurement(
-            scores,
-            model,
-            weights,
-            data,
-            cache=cache,
-            device=device,
-            steps=steps,
-            examples=examples,
-            batch_size=batch_size,
-            seed=seed,
-        )
-    if budget is None:
+        measured = PlanMeasurement(scores, network)
+    if wanted is None:
         assert sweep is not None
         return _swept(planner, sweep, measured, out, overwrite)
-    return _planned(planner, budget, measured, out, overwrite)
+    return _planned(planner, wanted, measured, out, overwrite)
 
 
 def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None, out: Path, overwrite: bool) -> Outcome:
@@ -138,7 +78,7 @@ def _planned(planner: Planner, budget: Budget, measured: PlanMeasurement | None,
     from shaprune.planning.resources import dense_costs
     from shaprune.storage.atomic_files import replacing_directory
 
-    found = None if measured is None else measured.decide(planner, budget)
+    found = None if measured is None else measured.search(planner, budget)
     decided = planner(budget) if found is None else found.plan
     with replacing_directory(out, files=PLAN, overwrite=overwrite) as folder:
         decided.save(folder / "plan.json")

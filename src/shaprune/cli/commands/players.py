@@ -8,26 +8,21 @@ import time
 import typer
 
 from shaprune.cli.command import Outcome, command, say
-from shaprune.cli.options.parse import bytes_of, shape_of, unit_of
+from shaprune.cli.options.groups import Machine
+from shaprune.cli.options.parse import shape_of, size_of
 from shaprune.cli.options.shared import (
     Cache,
-    Debug,
-    Device,
-    Exclude,
-    Include,
-    Json,
     MaxMemory,
     MaxSeconds,
     Model,
     OptionalData,
     Overwrite,
     PlayersOut,
-    Seed,
     Shape,
-    Unit,
     Weights,
 )
 from shaprune.cli.outputs import check_out, check_out_file
+from shaprune.options.groups import Units
 from shaprune.storage.atomic_files import replacing_directory, write_text
 from shaprune.storage.schema import head
 
@@ -37,21 +32,16 @@ FILES = ("players.json",)
 @command
 def players(
     model: Model,
+    units: Units,
+    machine: Machine,
     weights: Weights = None,
     data: OptionalData = None,
     shape: Shape = None,
-    unit: Unit = None,
-    include: Include = None,
-    exclude: Exclude = None,
     max_seconds: MaxSeconds = 60,
     max_memory: MaxMemory = "2GiB",
     out: PlayersOut = None,
     cache: Cache = None,
-    as_json: Json = False,
-    seed: Seed = 0,
-    device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Say what can leave a network, what leaves with it, what it costs, and what must stay and why.
 
@@ -61,8 +51,7 @@ def players(
     """
     if bool(data) == bool(shape):
         raise typer.BadParameter("give the data, or else the shape of one example", param_hint="--data or --shape")
-    units = unit_of(unit)
-    memory = bytes_of(max_memory)
+    memory = size_of(max_memory)
     for text in shape or []:
         shape_of(text)
     if out is not None and out.suffix == ".json":
@@ -74,21 +63,13 @@ def players(
     from shaprune.cli.inputs import device_of, drawn_inputs, read_data, read_model
     from shaprune.cli.tables import group_rows, skipped_rows
 
-    where = device_of(device)
-    network = read_model(model, weights, where, seed, untrained=True)
-    drawn = drawn_inputs(shape or [], where, seed)
+    where = device_of(machine.device)
+    network = read_model(model, weights, where, machine.seed, untrained=True)
+    drawn = drawn_inputs(shape or [], where, machine.seed)
     inputs = drawn if data is None else (read_data(data, cache).held_out.inputs[:2].to(where),)
     say("following every channel through the network ...")
     start = time.perf_counter()
-    found = sp.find_players(
-        network,
-        inputs,
-        units,
-        include=include or None,
-        exclude=exclude or None,
-        max_seconds=max_seconds,
-        max_memory=memory,
-    )
+    found = sp.find_players(network, inputs, **vars(units), max_seconds=max_seconds, max_memory=memory)
     seconds = time.perf_counter() - start
     summary = {
         **head("players"),

@@ -10,9 +10,7 @@ from shaprune.cli.options.shared import (
     BatchSize,
     Cache,
     Data,
-    Debug,
     Device,
-    Json,
     Model,
     Out,
     Overwrite,
@@ -36,13 +34,13 @@ def prune(
     examples: RecoverExamples = 1_000,
     batch_size: BatchSize = 128,
     cache: Cache = None,
-    as_json: Json = False,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
-    """Cut a network by a plan, win accuracy back on training data, and save it into --out (safetensors and JSON).
+    """Cut a network by a plan, win accuracy back, and save it into --out (safetensors and JSON).
+
+    The refit takes held-out data, as `shaprune score` does, fine-tuning the training part.
 
     Example: shaprune prune --model digits --weights demo/dense.safetensors --plan plan/plan.json --data digits
     --recover refit,finetune --out small
@@ -51,7 +49,7 @@ def prune(
     check_out(out, MODEL_FILES, overwrite=overwrite)
 
     import shaprune as sp
-    from shaprune.cli.inputs import device_of, read_data, read_model, setting_of
+    from shaprune.cli.inputs import device_of, parts_of, read_data, read_model, setting_of
     from shaprune.cli.tables import comparison_table
     from shaprune.deploy.measure import compare
     from shaprune.report.comparison import to_json
@@ -65,11 +63,12 @@ def prune(
     start = time.perf_counter()
     raw = small = sp.prune(dense, decided, inputs)
     seconds["prune"] = time.perf_counter() - start
+    part, _ = parts_of(dataset.held_out, examples, floored=False)
     for step in steps:
-        part = dataset.train if step == "finetune" else dataset.train.take(examples)
-        say(f"recovering: {step} on {len(part):,} training examples ...")
+        say(f"recovering: {step} on {len(dataset.train if step == 'finetune' else part):,} examples ...")
         start = time.perf_counter()
-        small = sp.recover(small, dense, decided, part.batches(), (step,), seed=seed)
+        train = dataset.train.batches()
+        small = sp.recover(small, dense, decided, part.batches(), (step,), train=train, seed=seed)
         seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
     say(f"measuring on {len(dataset.test):,} test examples ...")
     networks = {"dense": dense, "raw": raw, "pruned": small} if steps else {"dense": dense, "pruned": small}

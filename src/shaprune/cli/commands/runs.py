@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from shaprune.cli.command import Outcome, as_usage_error, command, say
+from shaprune.cli.command import Outcome, as_usage_error, command, repeated, say
 from shaprune.cli.commands.score import COMMAND, score
 from shaprune.cli.options.runs import RayAddress, RunFolder, RunsFolder, ValuesOut, WorkersOrOwn
-from shaprune.cli.options.shared import Debug, Json, Overwrite
+from shaprune.cli.options.shared import Overwrite
 from shaprune.cli.outputs import check_out_file
 from shaprune.cli.tables import text_table
 from shaprune.errors import InputError
@@ -23,18 +22,16 @@ def resume(
     folder: RunFolder,
     workers: WorkersOrOwn = None,
     ray_address: RayAddress = None,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Go on with a run where it ended, however it ended; the values have the same bits.
 
     Example: shaprune resume runs/digits --workers 2
     """
-    return _resumed(folder, workers, ray_address, as_json=as_json, debug=debug)
+    return _resumed(folder, workers, ray_address)
 
 
 @command
-def merge(folder: RunFolder, as_json: Json = False, debug: Debug = False) -> Outcome:
+def merge(folder: RunFolder) -> Outcome:
     """Join the shards of a run that `shaprune score --run DIR --shard I/N` computed, and write DIR/values.json.
 
     Example: shaprune merge runs/digits
@@ -42,11 +39,11 @@ def merge(folder: RunFolder, as_json: Json = False, debug: Debug = False) -> Out
     from shaprune.runs.merge_shards import merge as merged
 
     say(f"{merged(folder):,} answers in {folder}")
-    return _resumed(folder, None, None, as_json=as_json, debug=debug)
+    return _resumed(folder, None, None)
 
 
 @command
-def runs(folder: RunsFolder = Path("runs"), as_json: Json = False, debug: Debug = False) -> Outcome:
+def runs(folder: RunsFolder = Path("runs")) -> Outcome:
     """List runs and how far they are; nothing is changed, also while they go on.
 
     Example: shaprune runs
@@ -71,9 +68,7 @@ def runs(folder: RunsFolder = Path("runs"), as_json: Json = False, debug: Debug 
 
 
 @command
-def export_values(
-    folder: RunFolder, out: ValuesOut, as_json: Json = False, overwrite: Overwrite = False, debug: Debug = False
-) -> Outcome:
+def export_values(folder: RunFolder, out: ValuesOut, overwrite: Overwrite = False) -> Outcome:
     """Write the values of a finished run as JSON (what plan reads) or CSV.
 
     Example: shaprune export-values runs/digits --out digits.csv
@@ -97,7 +92,7 @@ def export_values(
     return Outcome({"players": scores.players.n, "artifacts": {"values": str(out)}}, (f"values -> {out}",))
 
 
-def _resumed(folder: Path, workers: int | None, ray_address: str | None, *, as_json: bool, debug: bool) -> Outcome:
+def _resumed(folder: Path, workers: int | None, ray_address: str | None) -> Outcome:
     """Score again with the options that the run began with."""
     if not (folder / COMMAND).exists():
         raise InputError(
@@ -106,13 +101,12 @@ def _resumed(folder: Path, workers: int | None, ray_address: str | None, *, as_j
     options: dict[str, Any] = read_json(folder / COMMAND)
     for name in options["paths"]:
         options["options"][name] = Path(options["options"][name])
-    chosen = options["options"] | {"as_json": as_json, "debug": debug, "run": folder, "overwrite": True}
+    chosen = options["options"] | {"folder": folder, "overwrite": True}
     if workers is not None:
         chosen["workers"] = workers
     if ray_address is not None:
         chosen["ray_address"] = ray_address
-    outcome: Outcome = inspect.unwrap(score)(**chosen)
-    return outcome
+    return repeated(score, chosen)
 
 
 def _shown(rows: list[dict[str, Any]]) -> Table:

@@ -4,260 +4,160 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from shaprune.cli.command import Outcome, as_usage_error, command, say
+from shaprune.cli.command import Outcome, as_usage_error, renaming, say
 from shaprune.cli.interruption import keeping
-from shaprune.cli.options.parse import (
-    aggregate_of,
-    bytes_of,
-    concept_of,
-    default_sizes,
-    method_of,
-    rule_of,
-    sizes_of,
-    unit_of,
-)
-from shaprune.cli.options.runs import DryRun, Log, RayAddress, Run, ShardOf, Workers
-from shaprune.cli.options.shared import (
-    CRITERIA,
-    FOLDERS,
-    Aggregate,
-    Antithetic,
-    Cache,
-    Concept,
-    Data,
-    Debug,
-    Device,
-    Exclude,
-    Include,
-    Json,
-    Layers,
-    MaxEvaluations,
-    MaxMemory,
-    Method,
-    Mode,
-    Model,
-    NegativeFirst,
-    OptionalOut,
-    Overwrite,
-    Precision,
-    ScoreExamples,
-    Seed,
-    Sizes,
-    Step,
-    Stop,
-    Together,
-    Unit,
-    Weights,
-    Worth,
-    WorthLog,
-)
+from shaprune.cli.options.groups import Source, Written
+from shaprune.cli.options.parse import method_of, rule_of
+from shaprune.cli.options.shared import FOLDERS, Antithetic, MaxEvaluations, Method, Stop, Worth
 from shaprune.cli.outputs import check_out
 from shaprune.cli.progress import observed_progress
 from shaprune.logs.sinks import check_sink
+from shaprune.options.fields import changed
+from shaprune.options.groups import CRITERIA, NO_GAME, Scoring, Units
+from shaprune.runs.session import RunOptions
 from shaprune.storage.atomic_files import check_replaceable, write_text
 from shaprune.storage.schema import head
+from shaprune.values.concepts import concept_of
 
 if TYPE_CHECKING:
     from shaprune.pipeline.cost_estimate import ScoringCost
+    from shaprune.planning.scores import Scores
 
-OPTIONS_WITHOUT_GAME = {  # options of games, as they are where they are not given
-    "concept": "shapley",
-    "mode": "one-shot",
-    "layers": "independent",
-    "max_evaluations": None,
-    "stop": None,
-    "sizes": None,
-    "aggregate": "mean",
-    "together": False,
-    "precision": "float32",
-    "worth_log": None,
-    "log": None,
-    "run": None,
-    "workers": 1,
-    "ray_address": None,
-    "shard": None,
-    "dry_run": False,
-}
 COMMAND = "command.json"  # in the folder of a run: what `shaprune resume` repeats
+NOT_REPEATED = ("folder", "shard", "dry_run", "overwrite", "out")  # options of one call only
 FILES = ("values.json",)
 
 
-@command
+@renaming({"sizes": "window", "step": "per-round"})
 def score(
-    model: Model,
-    data: Data,
-    out: OptionalOut = None,
-    weights: Weights = None,
+    *,
+    source: Source,
+    written: Written,
     worth: Worth = "fidelity",
     method: Method = "permutation",
-    concept: Concept = "shapley",
-    mode: Mode = "one-shot",
-    step: Step = 1,
-    negative_first: NegativeFirst = False,
-    layers: Layers = "independent",
     max_evaluations: MaxEvaluations = None,
     stop: Stop = None,
-    sizes: Sizes = None,
-    aggregate: Aggregate = "mean",
     antithetic: Antithetic = False,
-    together: Together = False,
-    precision: Precision = "float32",
-    max_memory: MaxMemory = "1GiB",
-    worth_log: WorthLog = None,
-    log: Log = None,
-    run: Run = None,
-    workers: Workers = 1,
-    ray_address: RayAddress = None,
-    shard: ShardOf = None,
-    dry_run: DryRun = False,
-    examples: ScoreExamples = 1_000,
-    unit: Unit = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    cache: Cache = None,
-    as_json: Json = False,
-    seed: Seed = 0,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    debug: Debug = False,
+    scoring: Scoring,
+    run: RunOptions,
+    units: Units,
+    given: dict[str, Any],
 ) -> Outcome:
     """Score every channel, neuron or other unit of a trained network; writes values.json into --out or --run.
 
-    Without --sizes, Shapley values look at coalitions that keep at least half of a group.
+    Without --window, Shapley values look at coalitions that keep at least half of a group.
 
     Example: shaprune score --model digits --weights demo/dense.safetensors --data digits --out scores
     """
-    given = dict(locals())
-    if out is None and run is None and not dry_run:
-        raise typer.BadParameter("name a folder for the values", param_hint="--out or --run")
-    if method in CRITERIA:
-        _check_game_options(method, given)
-    if shard is not None:
-        from shaprune.runs.executed_games import Shard
-
-        with as_usage_error("--shard"):
-            Shard.parse(shard)
-        if run is None:
-            raise typer.BadParameter("a shard leaves its answers in a run; name its folder", param_hint="--run")
-    if run is not None or workers > 1 or ray_address is not None:
-        from shaprune.runs.session import RunOptions
-
-        with as_usage_error("--run, --shard or --workers"):
-            run_options = RunOptions.of(run, workers, ray_address, shard)
-            run_options.check(layers=layers, mode=mode, stop=stop, log=worth_log, precision=precision)
-    estimator = method_of(method, antithetic=antithetic)
-    value = concept_of(concept)
-    window = sizes_of(sizes or default_sizes(method, concept, mode))
-    units = unit_of(unit)
-    how_over_examples = aggregate_of(aggregate)
+    _check(written, scoring, run, method, {"--max-evaluations": max_evaluations, "--stop": stop})
     rule = rule_of(stop)
-    memory = bytes_of(max_memory)
-    with as_usage_error("--log"):
-        for place in log or []:
-            check_sink(place)
-    if out is not None:
-        check_out(out, FILES, overwrite=overwrite)
+    with as_usage_error("--run, --shard or --workers"):
+        run.check(
+            layers=scoring.layers, mode=scoring.mode, stop=rule, log=written.worth_log, precision=scoring.precision
+        )
+    estimator = method_of(method, antithetic=antithetic)
+    if written.out is not None:
+        check_out(written.out, FILES, overwrite=written.overwrite)
 
     import shaprune as sp
     from shaprune.cli.inputs import device_of, read_data, read_model
-    from shaprune.cli.tables import rich_table, score_rows, skipped_rows, skipped_text
     from shaprune.storage.atomic_files import replacing_directory
 
-    where = device_of(device)
-    network = read_model(model, weights, where, seed)
-    part = read_data(data, cache).held_out.take(examples)
-    players = sp.find_players(network, part.inputs[:2].to(where), units, include or None, exclude or None)
-    if dry_run or run is not None:
-        played: dict[str, Any] = {"mode": mode, "step": step, "max_evaluations": max_evaluations, "stop": rule}
-        played |= {"concept": value, "sizes": window, "together": together, "workers": workers}
-        played |= {"precision": precision, "max_memory": memory}
-        priced = _cost_outcome(
-            sp.metrics.expected_cost(network, players, part.batches(), worth, estimator, **played), workers
-        )
-        if dry_run:
+    where = device_of(source.device)
+    network = read_model(source.model, source.weights, where, source.seed)
+    part = read_data(source.data, source.cache).held_out.take(source.examples)
+    players = sp.find_players(network, part.inputs[:2].to(where), **vars(units))
+    asked: tuple[Any, ...] = (network, players, part.batches(), worth, estimator)
+    until: dict[str, Any] = {"max_evaluations": max_evaluations, "stop": rule}
+    if written.dry_run or run.path is not None:
+        cost = sp.metrics.expected_cost(*asked, **until, workers=run.workers, options=scoring)
+        priced = _cost_outcome(cost, run.workers)
+        if written.dry_run:
             return priced
         say(f"expected: {priced.shown[-1]}")
-    if run is not None:
-        _note(run, given)
+    if run.path is not None:
+        _note(run.path, given)
     say(f"scoring {players.n:,} players in {len(players.groups)} groups on {len(part):,} held-out examples ...")
-    follow = value.label == "shapley" and mode == "one-shot" and method == "permutation"
-    looking = (
-        nullcontext(None) if method in CRITERIA else observed_progress(log or [], None if shard else run, follow=follow)
-    )
-    with keeping(run, shard, None if worth_log is None else Path(worth_log)), looking as board:
+    with keeping(run.path, run.shard, written.worth_log), _watching(written, run, scoring, method) as board:
         scores = sp.score(
-            network,
-            players,
-            part.batches(),
-            worth,
-            estimator,
-            mode=mode,
-            step=step,
-            negative_first=negative_first,
-            layers=layers,
-            max_evaluations=max_evaluations,
-            stop=rule,
-            seed=seed,
-            concept=value,
-            sizes=window,
-            aggregate=how_over_examples,
-            together=together,
-            max_memory=memory,
-            precision=cast(Any, precision),
-            log=worth_log,
+            *asked,
+            **until,
+            seed=source.seed,
             run=run,
-            workers=workers,
-            ray_address=ray_address,
-            shard=shard,
+            log=written.worth_log,
             progress=None if board is None else False,
-            watch=board,
+            options=replace(scoring, watch=board),
         )
-    if shard is not None:
-        told = f"shard {shard} of {run} is done; once all are, `shaprune merge {run}` writes the values"
-        return Outcome({"shard": shard, "run": str(run)}, (told,))
-    if out is not None:
-        with replacing_directory(out, files=FILES, overwrite=overwrite) as folder:
+    if run.shard is not None:
+        told = (
+            f"shard {run.shard} of {run.folder} is done; once all are, `shaprune merge {run.folder}` writes the values"
+        )
+        return Outcome({"shard": run.shard, "run": str(run.folder)}, (told,))
+    if written.out is not None:
+        with replacing_directory(written.out, files=FILES, overwrite=written.overwrite) as folder:
             scores.save(folder / "values.json")
-    where_to = out if out is not None else run
-    assert where_to is not None
-    written = where_to / "values.json"
+    place = written.out or run.path
+    assert place is not None
+    return _scored(scores, {"method": method, "mode": scoring.mode, "examples": len(part)}, place / "values.json")
+
+
+def _check(written: Written, scoring: Scoring, run: RunOptions, method: str, plain: dict[str, Any]) -> None:
+    """Refuse what cannot be used, before any work."""
+    if written.out is None and run.path is None and not written.dry_run:
+        raise typer.BadParameter("name a folder for the values", param_hint="--out or --run")
+    if method in CRITERIA:
+        idle = [leaf.flag for leaf in changed(scoring, run, but=NO_GAME)]
+        watched = {"--worth-log": written.worth_log, "--log": written.log, "--dry-run": written.dry_run or None}
+        idle += [flag for flag, value in {**plain, **watched}.items() if value is not None and value != []]
+        if idle:
+            raise typer.BadParameter(f"{method} plays no game; drop {', '.join(idle)}", param_hint=idle[0])
+    with as_usage_error("--log"):
+        for place in written.places:
+            check_sink(place)
+
+
+def _watching(written: Written, run: RunOptions, scoring: Scoring, method: str) -> Any:
+    """Who looks on while values are computed; None for a criterion, which is done at once."""
+    if method in CRITERIA:
+        return nullcontext(None)
+    walked = method == "permutation" and scoring.mode == "one-shot"
+    follow = walked and concept_of(scoring.concept).label == "shapley"
+    return observed_progress(written.places, None if run.shard else run.path, follow=follow)
+
+
+def _scored(scores: Scores, about: dict[str, Any], written: Path) -> Outcome:
+    """What has been found."""
+    from shaprune.cli.tables import rich_table, score_rows, skipped_rows, skipped_text
+
     summary = {
         "worth": scores.worth,
-        "method": method,
+        **about,
         "concept": next(iter(scores.values())).concept,
-        "mode": mode,
-        "examples": len(part),
-        "players": players.n,
+        "players": scores.players.n,
         "n_evaluations": scores.n_evaluations,
         "seconds": scores.seconds,
         "groups": score_rows(scores),
-        "skipped": skipped_rows(players),
+        "skipped": skipped_rows(scores.players),
         "notes": list(scores.notes),
         "artifacts": {"values": str(written)},
     }
-    told = f"{scores.n_evaluations:,} evaluations in {scores.seconds:.1f} s on {len(part):,} examples -> {written}"
-    return Outcome(summary, (rich_table(scores.table()), skipped_text(players), *scores.notes, told))
-
-
-def _check_game_options(criterion: str, given: dict[str, Any]) -> None:
-    """Refuse options of games for a criterion, before any work."""
-    for name, idle in OPTIONS_WITHOUT_GAME.items():
-        if given[name] not in (idle, []):
-            option = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"{criterion} plays no game; drop {option}", param_hint=option)
+    told = (
+        f"{scores.n_evaluations:,} evaluations in {scores.seconds:.1f} s on {about['examples']:,} examples -> {written}"
+    )
+    return Outcome(summary, (rich_table(scores.table()), skipped_text(scores.players), *scores.notes, told))
 
 
 def _note(run: Path, given: dict[str, Any]) -> None:
     """Note the command of a run, unless its journal has begun: then it is the first command that counts."""
     if any(run.glob("journal*.sqlite")):
         return
-    names = set(given) - {"run", "shard", "dry_run", "as_json", "debug", "overwrite", "out"}
-    options = {name: given[name] for name in sorted(names)}
+    options = {name: given[name] for name in sorted(given.keys() - NOT_REPEATED) if given[name] is not None}
     kind, _, rest = str(options["data"]).partition(":")
     if kind in FOLDERS and rest:
         options["data"] = f"{kind}:{Path(rest).expanduser().absolute()}"

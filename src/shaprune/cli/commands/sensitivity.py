@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 from shaprune.cli.command import Outcome, command, say
-from shaprune.cli.options.shared import (
-    Cache,
-    Data,
-    Debug,
-    Device,
-    Json,
-    Model,
-    Out,
-    Overwrite,
-    Points,
-    Refitted,
-    ScoreExamples,
-    Seed,
-    ValuesFile,
-    Weights,
-    Worth,
-)
+from shaprune.cli.options.groups import Source
+from shaprune.cli.options.shared import Out, Overwrite, Points, Refitted, ValuesFile, Worth
 from shaprune.cli.outputs import check_out
 
 FILES = ("curves.json", "curves.svg")
@@ -28,20 +13,12 @@ FILES = ("curves.json", "curves.svg")
 @command
 def sensitivity(
     values: ValuesFile,
-    model: Model,
-    data: Data,
+    source: Source,
     out: Out,
-    weights: Weights = None,
     worth: Worth = "fidelity",
     points: Points = 16,
     refit: Refitted = False,
-    examples: ScoreExamples = 1_000,
-    cache: Cache = None,
-    as_json: Json = False,
-    seed: Seed = 0,
-    device: Device = None,
     overwrite: Overwrite = False,
-    debug: Debug = False,
 ) -> Outcome:
     """Measure what each group loses as its players leave, the least valuable first; writes curves.json into --out.
 
@@ -57,10 +34,10 @@ def sensitivity(
     from shaprune.report.figures.sweep import sensitivity_figure
     from shaprune.storage.atomic_files import replacing_directory, write_text
 
-    where = device_of(device)
+    where = device_of(source.device)
     scores = sp.Scores.load(values)
-    network = read_model(model, weights, where, seed)
-    part = read_data(data, cache).held_out.take(examples)
+    network = read_model(source.model, source.weights, where, source.seed)
+    part = read_data(source.data, source.cache).held_out.take(source.examples)
     say(f"measuring {len(scores.players.groups)} groups on {len(part):,} held-out examples ...")
     found = sp.sensitivity(network, scores.players, scores, part.batches(), worth, points=points, refit=refit)
     with replacing_directory(out, files=FILES, overwrite=overwrite) as folder:

@@ -134,8 +134,8 @@ class Calibration:
     def received(model: nn.Module, state: dict[str, Any]) -> Calibration:
         """The calibration of an equal model elsewhere, with this `state`; the dense outputs are not computed again."""
         calibration = Calibration.__new__(Calibration)
-        calibration.source, calibration.model = model, with_open_attention(model)
         vars(calibration).update(state)
+        calibration.source, calibration.model = model, with_open_attention(model)
         calibration._parts = WeakValueDictionary()
         calibration.trace, calibration.known, calibration._tried, calibration._said = None, None, None, set()
         if calibration.untraced_because is None:
