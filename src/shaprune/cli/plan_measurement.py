@@ -9,6 +9,7 @@ from torch import nn
 
 from shaprune.cli.command import say
 from shaprune.cli.inputs import device_of, read_data, read_model
+from shaprune.cli.options.shared import TRAINED_STEPS
 from shaprune.errors import InputError
 from shaprune.network.removal.surgery import check_fits
 from shaprune.pipeline.prune import prune
@@ -30,7 +31,7 @@ class PlanMeasurement:
         scores: what the plans come from; the network must fit its players.
         model, weights, data, cache, device, seed: options of the command line.
         steps: of recovery.
-        examples: training examples for all steps but finetune.
+        examples: training examples for the steps that train nothing.
         batch_size: examples per forward pass that is timed.
 
     Raises:
@@ -65,7 +66,7 @@ class PlanMeasurement:
     def mend(self, small: nn.Module, plan: Plan) -> nn.Module:
         """Recover a pruned network."""
         for step in self.steps:
-            part = self.dataset.train if step == "finetune" else self.dataset.train.take(self.examples)
+            part = self.dataset.train if step in TRAINED_STEPS else self.dataset.train.take(self.examples)
             small = recover(small, self.model, plan, part.batches(), (step,), seed=self.seed)
         return small
 

@@ -7,6 +7,7 @@ import time
 from shaprune.cli.command import Outcome, command, say
 from shaprune.cli.options.parse import steps_of
 from shaprune.cli.options.shared import (
+    TRAINED_STEPS,
     BatchSize,
     Cache,
     Data,
@@ -66,7 +67,7 @@ def prune(
     raw = small = sp.prune(dense, decided, inputs)
     seconds["prune"] = time.perf_counter() - start
     for step in steps:
-        part = dataset.train if step == "finetune" else dataset.train.take(examples)
+        part = dataset.train if step in TRAINED_STEPS else dataset.train.take(examples)
         say(f"recovering: {step} on {len(part):,} training examples ...")
         start = time.perf_counter()
         small = sp.recover(small, dense, decided, part.batches(), (step,), seed=seed)

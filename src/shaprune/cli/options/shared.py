@@ -49,7 +49,8 @@ AGGREGATES = ("mean", "mean+2std", "quantile:0.9", "worst-group")
 SCHEDULES = ("geometric", "linear")
 ALLOCATIONS = ("global", "value", "uniform", "shapley-layers", "curves")
 RESOURCES = ("macs", "params", "players", "bytes", "activations")
-STEPS = ("refit", "batchnorm", "finetune")
+STEPS = ("refit", "batchnorm", "distill", "finetune")
+TRAINED_STEPS = ("distill", "finetune")  # which take all training examples
 FOLDERS = ("mnist", "cifar10", "folder")  # kinds of data that live in a folder
 UNSET: Any = None  # the default of an option of `compress`: the config file's value, or else the config's own default
 
@@ -163,7 +164,8 @@ CurveExamples = Annotated[
     int, typer.Option("--examples", min=1, help="Test examples to measure the removal curves on.")
 ]
 RecoverExamples = Annotated[
-    int, typer.Option("--examples", min=1, help="Training examples for refit and batchnorm; finetune takes all.")
+    int,
+    typer.Option("--examples", min=1, help="Training examples for refit and batchnorm; the other steps take all."),
 ]
 Worth = Annotated[
     str,
