@@ -107,7 +107,7 @@ def finetune(
         raise InputError("fine-tuning with cross_entropy needs targets and the data has none; use loss='distill'")
     if step.optimizer is not None:
         check_optimizer(step.optimizer, teacher)
-    train, watched = _split(length(inputs), step.validation, seed)
+    train, watched = split_rows(length(inputs), step.validation, seed)
     optimizer = None if step.optimizer is None else carry_over_optimizer(step.optimizer, teacher, model, plan)
     trained = fit(
         model,
@@ -123,7 +123,7 @@ def finetune(
         forward=forward,
         options=Training(optimizer=optimizer, augment=step.augment, precision=step.precision),
     )
-    _tell(trained)
+    warn_of_failure(trained, "fine-tuning", "epoch")
     return trained
 
 
@@ -158,8 +158,8 @@ def own_finetune(model: nn.Module, function: OwnFinetune) -> nn.Module:
     return result.to(device_of(model))
 
 
-def _split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on, and rows to watch."""
+def split_rows(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return rows to train on, and rows to watch the loss on: the same where there are few."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     aside = math.ceil(share * n) if n >= MIN_EXAMPLES_TO_HOLD_OUT else 0
     if not aside:
@@ -178,17 +178,17 @@ def _rate(optimizer: Optimizer | None) -> float:
     return LEARNING_RATE if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def _tell(trained: TrainingResult) -> None:
-    """Warn where the training diverged or did not help."""
+def warn_of_failure(trained: TrainingResult, what: str, unit: str, each: int = 1) -> None:
+    """Warn where a training diverged or did not help; the loss was watched after ``each`` units."""
     assert trained.kept is not None
     start, best = trained.losses[0], trained.losses[trained.kept]
     if trained.diverged is not None:
-        kept = f"the weights after epoch {trained.kept}" if trained.kept else "the weights before it"
-        text = f"fine-tuning diverged: {trained.diverged}; {kept} are kept (loss on the examples watched: {best:.4g})"
+        kept = f"the weights after {unit} {each * trained.kept}" if trained.kept else "the weights before it"
+        text = f"{what} diverged: {trained.diverged}; {kept} are kept (loss on the examples watched: {best:.4g})"
     elif not trained.kept:
-        lowest = min(trained.losses[1:])
+        lowest = min(trained.losses[1:], default=start)
         text = (
-            f"no epoch of the fine-tuning lowered the loss on the examples watched ({start:.4g} before, {lowest:.4g} "
+            f"no {unit} of the {what} lowered the loss on the examples watched ({start:.4g} before, {lowest:.4g} "
             "at best); the weights before it are kept, lower lr or give more data"
         )
     else:

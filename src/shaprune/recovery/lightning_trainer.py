@@ -34,11 +34,13 @@ class TrainingResult:
             before it.
         kept: the epoch whose weights were kept, 0 = those before the training; None where the last were.
         diverged: why the training was given up, or None.
+        steps: of the optimizer, where steps are counted; a "look" then stands in for an epoch.
     """
 
     losses: tuple[float, ...] = ()
     kept: int | None = None
     diverged: str | None = None
+    steps: int | None = None
 
 
 def train(

@@ -21,6 +21,7 @@ from shaprune.network.model_turns import turn
 from shaprune.network.precision import check_precision
 from shaprune.planning.plan import Plan
 from shaprune.recovery.batchnorm import recalibrate
+from shaprune.recovery.distillation import Distill, distill
 from shaprune.recovery.finetune import Finetune, OwnFinetune, finetune, own_finetune
 from shaprune.recovery.refit import refit
 
@@ -37,9 +38,15 @@ class Batchnorm:
     """Batch-norm recalibration; needs no labels."""
 
 
-RecoveryStep = Refit | Batchnorm | Finetune | OwnFinetune
+_Configured = Refit | Batchnorm | Distill | Finetune
+RecoveryStep = _Configured | OwnFinetune
 _NORMS = (nn.modules.batchnorm._BatchNorm,)  # refits and recalibration write to their statistics
-STEPS: dict[str, Callable[[], RecoveryStep]] = {"refit": Refit, "batchnorm": Batchnorm, "finetune": Finetune}
+STEPS: dict[str, Callable[[], RecoveryStep]] = {
+    "refit": Refit,
+    "batchnorm": Batchnorm,
+    "distill": Distill,
+    "finetune": Finetune,
+}
 
 
 def recover(
@@ -62,11 +69,11 @@ def recover(
         plan: the plan that made ``small``.
         data: batches ``(inputs, targets)``, or a `Calibration` of these; targets only matter to fine-tuning on labels.
             Never the test set.
-        steps: names (``"refit"``, ``"batchnorm"``, ``"finetune"``), configured steps (``Finetune(epochs=5)``), or
-            functions of your own: ``finetune(model)`` gets a copy in eval mode, trains it in place or returns
-            another network of the same shapes.
-        train: batches for the fine-tuning in place of ``data``, which is often small; its validation split is taken
-            from them.
+        steps: names (``"refit"``, ``"batchnorm"``, ``"distill"``, ``"finetune"``), configured steps
+            (``Distill(steps=1000)``), or functions of your own: ``finetune(model)`` gets a copy in eval mode, trains it
+            in place or returns another network of the same shapes.
+        train: batches for distillation and fine-tuning in place of ``data``, which is often small; their validation
+            splits are taken from them.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
         batch_size: examples per forward pass.
         seed: seed of the fine-tuning.
@@ -100,6 +107,8 @@ def recover(
                     refit(result, teacher, plan, batches, ridge=step.ridge, forward=forward)
                 elif isinstance(step, Batchnorm):
                     recalibrate(result, batches, forward=forward)
+                elif isinstance(step, Distill):
+                    distill(result, teacher, *learnt, step, forward=forward, seed=seed)
                 elif isinstance(step, Finetune):
                     finetune(result, teacher, plan, *learnt, step, forward=forward, batch_size=batch_size, seed=seed)
                 else:
@@ -121,10 +130,10 @@ def check_steps(steps: Sequence[str | RecoveryStep], model: nn.Module) -> list[R
     for step in steps:
         if isinstance(step, str):
             check_choice("recovery step", step, STEPS)
-        elif not isinstance(step, (Refit, Batchnorm, Finetune)) and (not callable(step) or isinstance(step, type)):
+        elif not isinstance(step, _Configured) and (not callable(step) or isinstance(step, type)):
             raise InputError(
                 f"a recovery step is the {type(step).__name__} {step!r}; give a name, Refit(), Batchnorm(), "
-                "Finetune(), or a function that trains a network"
+                "Distill(), Finetune(), or a function that trains a network"
             )
     chosen = [STEPS[s]() if isinstance(s, str) else s for s in steps]
     for step in chosen:

@@ -21,6 +21,7 @@ from shaprune.cli.options.shared import (
     Weights,
 )
 from shaprune.cli.outputs import MODEL_FILES, check_out
+from shaprune.options.groups import TRAINED_STEPS
 
 
 @command
@@ -65,7 +66,7 @@ def prune(
     seconds["prune"] = time.perf_counter() - start
     part, _ = parts_of(dataset.held_out, examples, floored=False)
     for step in steps:
-        say(f"recovering: {step} on {len(dataset.train if step == 'finetune' else part):,} examples ...")
+        say(f"recovering: {step} on {len(dataset.train if step in TRAINED_STEPS else part):,} examples ...")
         start = time.perf_counter()
         train = dataset.train.batches()
         small = sp.recover(small, dense, decided, part.batches(), (step,), train=train, seed=seed)

@@ -75,7 +75,7 @@ CurveExamples = Annotated[
 RecoverExamples = Annotated[
     int,
     typer.Option(
-        "--examples", min=1, help="Held-out examples for refit and batchnorm; finetune takes the training part."
+        "--examples", min=1, help="Held-out examples for refit and batchnorm; the others take the training part."
     ),
 ]
 Worth = Annotated[

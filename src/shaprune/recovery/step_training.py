@@ -1,0 +1,225 @@
+"""A training of so many steps, or seconds, that never ends worse than it began and goes on after an interruption.
+
+Adam with 5 % of warm-up and a cosine down to zero. Every fifty steps the loss on rows set aside is measured, and the
+weights with the lowest are what is left at the end; those before the first step count. Rows are drawn from the seed and
+the number of the step alone, so that a training that goes on from a checkpoint takes the steps it would have taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shaprune.errors import InputError
+from shaprune.recovery.lightning_trainer import TrainingResult
+from shaprune.storage.atomic_files import replacing_file
+
+_BETAS = (0.9, 0.99)
+_WARM_UP = 0.05  # share of the steps
+EVERY = 50  # steps between two measurements of the loss on the rows set aside
+_TRIED = 3  # steps that are timed, and taken back, where seconds are limited
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """How long, how fast, and where to go on from.
+
+    Attributes:
+        steps: of the optimizer, at most.
+        lr: the highest learning rate.
+        batch_size: rows per step.
+        seed: of the order of rows.
+        max_seconds: fewer steps are taken where these would not suffice; None = no limit.
+        checkpoint: a file written at every measurement, from which the same training goes on; None = none.
+        key: what makes it the same training; compared with the file's.
+    """
+
+    steps: int
+    lr: float
+    batch_size: int
+    seed: int
+    max_seconds: float | None = None
+    checkpoint: Path | None = None
+    key: str = ""
+
+
+def train_steps(
+    parameters: Mapping[str, nn.Parameter],
+    loss_of: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    watch: Callable[[], float],
+    schedule: StepSchedule,
+) -> TrainingResult:
+    """Minimise a mean loss over rows, in place.
+
+    Args:
+        parameters: what is trained, by name.
+        loss_of: the mean loss of some rows, with its graph.
+        rows: (n,) the numbers of those to train on.
+        watch: the loss on the rows set aside.
+        schedule: how long and how fast.
+
+    Returns:
+        The losses watched, from before the first step on, the measurement that was kept, and why it ended early, if so.
+
+    Raises:
+        InputError: a time limit below one step, a loss that is not finite before the training, or a checkpoint of
+            another training.
+    """
+    started = time.perf_counter()
+    running = _Running(dict(parameters), schedule)
+    if not running.resume():
+        first = watch()
+        if not math.isfinite(first):
+            raise InputError(f"the loss is {first} before the first step; look for NaN in the data and the weights")
+        look = time.perf_counter() - started
+        running.total = _affordable(running, loss_of, rows, look, started)
+        running.note(first)
+    diverged = None
+    while running.step < running.total:
+        if not running.take(loss_of, _drawn(rows, schedule, running.step)):
+            diverged = f"the loss is not finite in step {running.step + 1}; lower lr (now {schedule.lr:g})"
+            break
+        if running.step % EVERY == 0 or running.step == running.total:
+            running.note(watch())
+            if schedule.max_seconds is not None and time.perf_counter() - started > schedule.max_seconds:
+                break
+    return running.ended(diverged)
+
+
+@dataclass(eq=False)
+class _Running:
+    """Where a training stands."""
+
+    parameters: dict[str, nn.Parameter]
+    schedule: StepSchedule
+    step: int = 0
+    total: int = 0
+    parts: int = 1  # in which the rows of a step are run, where all at once do not fit into memory
+    losses: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.schedule.lr, betas=_BETAS)
+
+    def gradients(self, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
+        """Put the gradients of the mean loss in place; whether it is finite."""
+        while True:
+            try:
+                self.optimizer.zero_grad()
+                losses = []
+                for part in rows.chunk(self.parts):
+                    loss = loss_of(part) * (len(part) / len(rows))
+                    loss.backward()
+                    losses.append(loss.detach())
+                return bool(torch.isfinite(torch.stack(losses)).all())
+            except torch.OutOfMemoryError:
+                if self.parts >= len(rows):
+                    raise
+                self.parts *= 2
+
+    def take(self, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
+        """Take a step; False where the loss is not finite, and no step is taken."""
+        if not self.gradients(loss_of, rows):
+            return False
+        warm_up = max(1, round(_WARM_UP * self.total))
+        behind = (self.step - warm_up) / max(1, self.total - warm_up)
+        share = (self.step + 1) / warm_up if self.step < warm_up else 0.5 * (1 + math.cos(math.pi * behind))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr * share
+        self.optimizer.step()
+        self.step += 1
+        return True
+
+    def note(self, loss: float) -> None:
+        """Keep the weights where the loss is the lowest so far; write the checkpoint."""
+        if math.isfinite(loss) and loss < min(self.losses, default=math.inf):
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.losses.append(loss if math.isfinite(loss) else math.inf)
+        if self.schedule.checkpoint is not None:
+            self._write(self.schedule.checkpoint)
+
+    def ended(self, diverged: str | None) -> TrainingResult:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.best[name])
+                parameter.grad = None
+        return TrainingResult(tuple(self.losses), self.losses.index(min(self.losses)), diverged, self.step)
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint, if there is one."""
+        path = self.schedule.checkpoint
+        if path is None or not path.exists():
+            return False
+        try:
+            with safe_open(path, "pt") as file:
+                stood = json.loads((file.metadata() or {})["shaprune"])
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            same = stood["key"] == self.schedule.key
+            self.step, self.total, self.losses = int(stood["step"]), int(stood["total"]), list(stood["losses"])
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no checkpoint of a training: {error}; give another path") from error
+        if not same:
+            raise InputError(
+                f"{path} is the checkpoint of another training (network, data, options or seed differ); delete it, or "
+                "give another path"
+            )
+        state: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for i, (name, parameter) in enumerate(self.parameters.items()):
+                parameter.copy_(found[f"now.{name}"])
+                self.best[name] = found[f"best.{name}"].to(parameter.device)
+                kept = {key: found.get(f"adam.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+                state |= {i: {key: t for key, t in kept.items() if t is not None}} if kept["step"] is not None else {}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        return True
+
+    def _write(self, path: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"now.{name}"], tensors[f"best.{name}"] = parameter.detach(), self.best[name]
+            tensors |= {f"adam.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
+        stood: dict[str, Any] = {"key": self.schedule.key, "step": self.step, "total": self.total}
+        stood["losses"] = self.losses
+        with replacing_file(path) as beside:
+            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, beside, {"shaprune": json.dumps(stood)})
+
+
+def _affordable(
+    running: _Running, loss_of: Callable[[Tensor], Tensor], rows: Tensor, look: float, started: float
+) -> int:
+    """How many steps fit into the seconds that are left, by the time that the gradients of a few take."""
+    schedule = running.schedule
+    if schedule.max_seconds is None:
+        return schedule.steps
+    clock = time.perf_counter()
+    for step in range(_TRIED):
+        running.gradients(loss_of, _drawn(rows, schedule, step))
+    running.optimizer.zero_grad()
+    now = time.perf_counter()
+    each = (now - clock) / _TRIED
+    left = schedule.max_seconds - (now - started) - look
+    if left < each:
+        raise InputError(
+            f"max_seconds={schedule.max_seconds:g} is too little for one step of {schedule.batch_size} examples "
+            f"({each:.2g} s, and {look:.2g} s to measure what it brings); give more seconds, or leave the step out"
+        )
+    return min(schedule.steps, int(left / (each + look / EVERY)))
+
+
+def _drawn(rows: Tensor, schedule: StepSchedule, step: int) -> Tensor:
+    """The rows of a step: those of the step's place in an order of all rows that is new in every pass."""
+    size = min(schedule.batch_size, len(rows))
+    passes, place = divmod(step, len(rows) // size)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(schedule.seed + 7919 * passes))
+    return rows[order[place * size : (place + 1) * size]]
