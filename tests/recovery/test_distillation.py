@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import shaprune as sp
+from shaprune.errors import ShapruneWarning
 from shaprune.recovery import step_training
 from shaprune.recovery.distillation import Distill, distill
 
@@ -42,7 +43,7 @@ def test_batch_norms_keep_their_statistics_and_dropout_stays_off() -> None:
     small, model = nn.Sequential(small, norm, nn.Dropout(0.9)), nn.Sequential(model, norm)
     step = Distill(steps=3, lr=1e-9)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)
+        warnings.simplefilter("ignore", ShapruneWarning)
         went = distill(small.eval(), model.eval(), x, None, step)
     assert torch.equal(norm.running_mean, torch.zeros(5))  # type: ignore[arg-type]
     assert went.losses[1] == pytest.approx(went.losses[0], rel=1e-3)
@@ -51,7 +52,7 @@ def test_batch_norms_keep_their_statistics_and_dropout_stays_off() -> None:
 def test_a_training_that_makes_it_worse_gives_back_the_weights_before_it() -> None:
     model, small, _, x, _ = case()
     before = weights(small)
-    with pytest.warns(sp.ShapruneWarning, match="no step of the distillation lowered the loss"):
+    with pytest.warns(ShapruneWarning, match="no step of the distillation lowered the loss"):
         went = distill(small, model, x, None, Distill(steps=2, lr=30.0))
     assert went.kept == 0
     assert same(weights(small), before)
@@ -70,7 +71,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_best_weights_until_then() ->
             return self.inner(x) * (float("nan") if self.calls > 55 else 1.0)
 
     late = Late()
-    with pytest.warns(sp.ShapruneWarning, match="diverged: the loss is not finite in step 56.* after step 50 are kept"):
+    with pytest.warns(ShapruneWarning, match="diverged: the loss is not finite in step 56.* after step 50 are kept"):
         went = distill(late, model, x, None, FAST)
     assert went.steps == 55
     assert went.kept == 1
@@ -176,7 +177,7 @@ def test_what_is_no_logits_is_followed_by_squared_distance(outputs: Any, targets
     small = nn.Linear(4, 1 if outputs == 1 else 5 if outputs == 5 else 6)
     x = torch.randn(220, 4)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)
+        warnings.simplefilter("ignore", ShapruneWarning)
         went = distill(small, teacher, x, targets, Distill(steps=1, lr=1e-9, validation=0.5))
     watched = torch.randperm(220, generator=torch.Generator().manual_seed(0))[:110]
     with torch.no_grad():
@@ -201,7 +202,7 @@ def test_images_are_mirrored_and_shifted_and_the_dense_network_answers_to_these_
         return network(inputs)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.ShapruneWarning)
+        warnings.simplefilter("ignore", ShapruneWarning)
         distill(make().eval(), model, x, None, Distill(steps=1), forward=forward)
         views = torch.cat(seen)
         assert len(views) == 128
