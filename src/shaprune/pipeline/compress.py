@@ -115,9 +115,6 @@ def compress(
     Returns:
         The network with its plan, the scores behind it, and measurements, see `Compressed`.
 
-    Returns:
-        `Compressed`: the recovered network (a plain `nn.Module`), its plan, the scores behind it, and measurements.
-
     Raises:
         InputError: a floor without ``validation``; a budget out of reach (a floor above the dense network's quality, a
             latency below the smallest network's), or ``train`` or ``test`` that do not fit: before anything is scored.

@@ -120,9 +120,6 @@ def search_plan(
     Returns:
         The plan, with the network it leaves and everything that was measured on the way.
 
-    Returns:
-        `Decision`: the plan, and all networks that were measured on the way.
-
     Raises:
         InputError: a floor without a quality, a number out of range.
         BudgetError: what cannot be met, with the nearest that can: predicted limits before anything is measured; a

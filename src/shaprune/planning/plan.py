@@ -195,9 +195,6 @@ def plan(
     Returns:
         The plan, which `prune` applies.
 
-    Returns:
-        `Plan`: which players stay, and the predicted costs.
-
     Raises:
         InputError: scores without players, values or curves that do not fit the players, a limit out of range, a glob
             that matches no group, a budget that must be measured, that is already met, or that cannot be met (with the
