@@ -20,6 +20,10 @@ _QUESTIONS = (
     "dtype",
     "device",
     "requires_grad",
+    "data_ptr",
+    "element_size",
+    "nelement",
+    "is_complex",
     "is_floating_point",
 )
 
