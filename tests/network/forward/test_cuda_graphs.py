@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import shaprune as sp
 from shaprune.network.batches import to_device
-from shaprune.network.forward import cuda_graphs, row_batches
+from shaprune.network.forward import cuda_graphs, row_batches, row_runner
 from shaprune.network.forward import rows as rows_module
 from shaprune.network.forward.cuda_graphs import USES_BEFORE_RECORDING, CudaGraphs, Recordings, recorder_for
 
@@ -79,7 +79,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
         run()
         return ours.seconds if ours.again > before else 1.0
 
-    monkeypatch.setattr(rows_module, "recorder_for", lambda device: ours)
+    monkeypatch.setattr(row_runner, "recorder_for", lambda device: ours)
     monkeypatch.setattr(cuda_graphs, "_seconds", seconds)
     return ours
 
@@ -113,7 +113,7 @@ def test_worths_have_the_same_bits_with_and_without_recordings(
 ) -> None:
     recorded = game(group=group, precision=precision)
     with monkeypatch.context() as patched:
-        patched.setattr(rows_module, "recorder_for", lambda device: None)
+        patched.setattr(row_runner, "recorder_for", lambda device: None)
         plain = game(group=group, precision=precision)
     for seed in range(USES_BEFORE_RECORDING):
         ask(which, recorded, seed)

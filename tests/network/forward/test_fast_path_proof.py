@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import shaprune as sp
 from shaprune.criteria.registry import criterion_scores
 from shaprune.errors import ShapruneWarning
-from shaprune.network.forward import rows as rows_module
+from shaprune.network.forward import row_runner
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.forward.fast_path_proof import ProofQuestion
 from shaprune.network.forward.incremental_linear import IncrementalLinear
@@ -143,8 +143,8 @@ def test_players_that_are_added_wrongly_are_recomputed(
 ) -> None:
     model, x, players = made()
     if which == "walk":
-        sums = rows_module.sums_along_walks
-        monkeypatch.setattr(rows_module, "sums_along_walks", lambda *given: sums(*given).roll(1, 0))
+        sums = row_runner.sums_along_walks
+        monkeypatch.setattr(row_runner, "sums_along_walks", lambda *given: sums(*given).roll(1, 0))
     else:
         plain = getattr(IncrementalLinear, which)
         monkeypatch.setattr(IncrementalLinear, which, lambda self, *given: 1.01 * plain(self, *given))
@@ -160,9 +160,9 @@ def test_batches_that_are_wrong_side_by_side_run_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch, noted: list[str]
 ) -> None:
     model, x, players = made()
-    beside = rows_module.run_in_threads
+    beside = row_runner.run_in_threads
     wrong = lambda run, parts, threads: beside(run, list(parts)[::-1], threads)  # noqa: E731
-    monkeypatch.setattr(rows_module, "run_in_threads", wrong)
+    monkeypatch.setattr(row_runner, "run_in_threads", wrong)
     game = sp.NetworkGame(model, players, [(x, torch.zeros(N))], score_of, "b")
     assert [what for what, _ in game.refuted] == ["batches are not run side by side"]
     assert not game.evaluator.rows.batches.divisible()
@@ -187,13 +187,13 @@ def test_a_layer_that_keeps_its_input_is_not_run_side_by_side(noted: list[str]) 
 
 def test_a_lower_precision_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, noted: list[str]) -> None:
     model, x, players = made()
-    plain = rows_module.in_precision
+    plain = row_runner.in_precision
 
     def wrong(run: Any, device: Any, precision: str) -> Any:
         run_in_precision = plain(run, device, precision)
         return run_in_precision if precision == "float32" else lambda *given: 1.2 * run_in_precision(*given)
 
-    monkeypatch.setattr(rows_module, "in_precision", wrong)
+    monkeypatch.setattr(row_runner, "in_precision", wrong)
     scores = sp.score(
         model,
         players,

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, ShapruneWarning
-from shaprune.network.batches import Forward, call, length, main_output, named_leaves, tensor_bytes, transform
+from shaprune.network.batches import Forward, call, length, main_output, named_leaves, tensor_bytes, tensors, transform
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.collect_batches import collect_batches
 from shaprune.network.disk_buffer import DEFAULT_MAX_MEMORY, MEMORY_PARTS, join_batches
 from shaprune.network.forward.batch_order import MOST_EXAMPLES, BatchOrder, batch_order
 from shaprune.network.forward.cached_state import CachedState, as_environment, gather_rows
-from shaprune.network.forward.fast_path_proof import ProofQuestion, chosen_examples, proof_question
+from shaprune.network.forward.fast_path_proof import PROOF_TOLERANCE, ProofQuestion, chosen_examples, proof_question
 from shaprune.network.forward.replay.module_calls import DivergedError
 from shaprune.network.forward.replay.replay_runner import ReplayRunner
 from shaprune.network.forward.runner import Runner
@@ -28,6 +28,7 @@ from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner, WholeR
 from shaprune.network.forward.trace import Trace, UntraceableError, trace_model
 from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite
+from shaprune.network.tolerance import relative_difference, tolerance_for
 
 FORWARD_BATCH = 256  # examples per plain forward pass
 _WHAT: dict[type, str] = {
@@ -249,9 +250,24 @@ class Calibration:
         why = asked.refuted(outputs)
         return state if why is None else f"{_WHAT[type(runner)]} does not answer as the plain masked network: {why}"
 
-    def prepared(self, runner: Runner, rows: Tensor) -> CachedState:
-        """What ``runner`` needs of some examples."""
+    def prepared(self, runner: Runner, rows: Tensor, known: CachedState | None = None) -> CachedState:
+        """What ``runner`` needs of some examples, from values at an earlier cut where they are ``known``."""
+        if known is not None and isinstance(runner, SuffixRunner):
+            return runner.prepare(self.rows(rows), gather_rows(known, rows))
         return runner.prepare(rows if isinstance(runner, ReplayRunner) else self.rows(rows))
+
+    def known_for(self, runner: Runner, some: Tensor) -> CachedState | None:
+        """Values at the cut of another game on the same examples, where they lead to the same values at this one.
+
+        They do not where an operation in place, which this game runs again, has written to them. ``some`` examples are
+        compared.
+        """
+        if self.known is None or not isinstance(runner, SuffixRunner):
+            return None
+        states = (self.prepared(runner, some, known) for known in (None, self.known))
+        pairs = zip(*(tensors([*as_environment(state).values()]) for state in states), strict=True)
+        alike = all(relative_difference(a, b) <= tolerance_for(a.dtype, PROOF_TOLERANCE) for a, b in pairs)
+        return self.known if alike else None
 
     def ready(self, runner: Runner, rows: Tensor) -> tuple[Runner, CachedState]:
         """As `prepared`, with the runner to use: the whole model where it cannot be replayed on these examples."""
