@@ -221,7 +221,7 @@ def test_the_epoch_that_validates_best_is_kept() -> None:
         ({"loss": "cross_entrpy"}, "unknown loss 'cross_entrpy'; did you mean 'cross_entropy'"),
         ({"loss": "distill"}, "needs teacher"),
         ({"teacher": nn.Identity()}, "needs teacher"),
-        ({"device": "gpu7"}, "device 'gpu7' cannot be used"),
+        ({"options": Training(device="gpu7")}, "device 'gpu7' cannot be used"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
