@@ -1,4 +1,4 @@
-"""What can be said of a run beside its network, data and budget, in groups that belong together. No torch.
+"""Groups of options of a run, beside its network, data and budget. No torch.
 
 Every option stands here once, or in `Limits` and `RunOptions`: Python, config files and the command line read the
 fields of these dataclasses.
@@ -181,7 +181,7 @@ class Scoring:
             run that goes on keeps what it began with.
         max_memory: bytes that activations and examples may take, see `NetworkGame`.
         forward: ``(model, inputs) -> outputs`` where the model is not simply called.
-        watch: told how the games go, see `shaprune.values.games.observers.GameObserver`.
+        watch: observer of the games, see `shaprune.values.games.observers.GameObserver`.
     """
 
     concept: str | Concept = option(
@@ -263,7 +263,7 @@ class Planning:
 
 @dataclass(frozen=True)
 class Compression:
-    """All that `compress` can be told beside its plain arguments.
+    """All options of `compress` beside its plain arguments.
 
     Attributes:
         units: what a player is.

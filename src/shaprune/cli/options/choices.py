@@ -11,7 +11,7 @@ from shaprune.errors import check_choice
 
 
 def one_of(what: str, names: Iterable[str]) -> Callable[[str | None], str | None]:
-    """A callback that refuses names outside a registry and tells the nearest."""
+    """A callback that refuses names outside a registry and names the nearest."""
 
     def check(value: str | None) -> str | None:
         if value is not None:
