@@ -86,7 +86,7 @@ class Leaf:
 
     @property
     def about(self) -> About | None:
-        """What `option` was given; None for a field that is for Python alone."""
+        """The settings of `option`; None for a field that is for Python alone."""
         found: About | None = self.field.metadata.get("about")
         return found
 

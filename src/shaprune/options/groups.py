@@ -1,4 +1,4 @@
-"""Options of a run beside its network, data and budget, in groups that belong together. No torch.
+"""Groups of options of a run, beside its network, data and budget. No torch.
 
 Every option stands here once, or in `Limits` and `RunOptions`: Python, config files and the command line read the
 fields of these dataclasses.

@@ -1,4 +1,4 @@
-"""The rows of a batch: do they meet, and at which modules are they not one example each, in their order.
+"""Order of a batch: whether its examples meet, and at which modules its rows are not one example each, in order.
 
 Some examples are run in one batch and again in batches of 1, 1, 2, 4, ... of them. Where an output changes, examples
 meet. Where what a module reads or gives is not the same rows in the same order (sorted by an activation and put back,
