@@ -87,7 +87,8 @@ def drive(out: str, run: str | None, workers: int) -> None:
 
         shaprune.runs.journal_database.PATIENCE = float(os.environ["FAULTS_PATIENCE"])
     data, budget = [(inputs, torch.arange(EXAMPLES) % 5)], WALKS * EXAMPLES * 9
-    how: dict[str, Any] = {} if run is None else {"run": run, "workers": workers}
+    how: dict[str, Any] = {"options": sp.options.Scoring(window=(0, 1))}
+    how |= {} if run is None else {"run": sp.options.RunOptions(run, workers=workers)}
     scores = sp.score(model, players, data, noted, max_evaluations=budget, progress=False, **how)
     scores.save(out)
 

@@ -68,7 +68,7 @@ def without_images(model: nn.Module, players: sp.Players, data: Dataset) -> dict
         ("reconstruction on noise", ours),
         ("weight norm", criterion_scores(model, players, criterion="weight_norm")),
     ):
-        plan = sp.plan(scores, sp.Budget(macs=KEPT), "uniform")
+        plan = sp.plan(sp.Scores(players, scores), sp.Budget(macs=KEPT), "uniform")
         small = sp.prune(model, plan, example)
         found[f"{name}, uniform, raw"] = accuracy_on_test(small, data, TEST)
         found[f"{name}, uniform, refitted on noise"] = accuracy_on_test(

@@ -66,7 +66,7 @@ def test_resnet50_is_planned_and_cut_at_the_sizes_of_the_paper() -> None:
     model, x = resnet50().eval(), torch.randn(1, 3, 224, 224)
     players = sp.find_players(model, x)
     assert players.model_macs == count(model, x)[1] == pytest.approx(4.09e9, rel=0.01)
-    scores = criterion_scores(model, players, criterion="weight_norm")
+    scores = sp.Scores(players, criterion_scores(model, players, criterion="weight_norm"))
     for share in SHARES:
         plan = sp.plan(scores, sp.Budget(macs=share), "uniform", limits=sp.options.Limits(round_to=8))
         small = sp.prune(model, plan, x)

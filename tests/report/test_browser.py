@@ -18,7 +18,7 @@ from testkit.reported import FRONTIER, Residual, curves_of, made_up, many, renam
 from torch import nn
 
 import shaprune as sp
-from shaprune.pipeline.feature_maps import look
+from shaprune.pipeline.feature_maps import feature_maps
 from shaprune.planning.limits import Limits
 from shaprune.report.content import Content, Evidence
 from shaprune.report.interactive import interactive
@@ -61,7 +61,7 @@ def scores(model: nn.Module) -> sp.Scores:
 @pytest.fixture(scope="module")
 def full(model: nn.Module, scores: sp.Scores) -> str:
     """A report with everything in it, pictures included."""
-    seen = look(model, scores.players, scores, torch.rand(2, 1, 8, 8), channels=2)
+    seen = feature_maps(model, scores.players, scores, torch.rand(2, 1, 8, 8), channels=2)
     return interactive(Content("all of it", scores), Evidence(curves_of(scores), {"ours": FRONTIER}, look=seen))
 
 

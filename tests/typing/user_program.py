@@ -65,7 +65,7 @@ try:
 except sp.InputError as error:
     print(error)
 
-sp.plan(sp.Scores(scores, 0.5))  # type: ignore[arg-type]
+sp.plan(sp.Scores(players, 0.5), sp.Budget(macs=0.5))  # type: ignore[arg-type]
 sp.Budget(mac=0.5)  # type: ignore[call-arg]
 sp.score(model, players, batches(), metod="exact")  # type: ignore[call-arg]
 sp.find_player(model, images)  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ def spilled(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], No
     """From its call on nothing stays in memory; batches of rows are as large as before."""
 
     def begin() -> None:
-        for module in ("calibration", "rows"):
+        for module in ("calibration", "row_runner"):
             monkeypatch.setattr(f"shaprune.network.forward.{module}.MEMORY_PARTS", 1 << 60)
 
     return begin

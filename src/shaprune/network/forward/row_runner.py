@@ -1,4 +1,4 @@
-"""What runs (coalition, example) rows of a network: found, measured, proved way by way; values at the cut are kept.
+"""Runner of (coalition, example) rows of a network: found, measured, proved way by way; values at the cut are kept.
 
 Every way but the plain one is proved once, see `shaprune.network.forward.fast_path_proof`, and not used where it
 answers otherwise.
