@@ -1,6 +1,7 @@
 """Criteria by what the consumers of a player read: its activations where the masks stand, and their gradients.
 
-All elements that a player owns count alike: its channels, their positions, and all consumers that read them.
+All elements that a player owns count alike: its channels, their positions, and all consumers that read them. Padded
+positions of sequences do not count, where the inputs are a dict with an ``attention_mask``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shaprune.criteria.gradients import differentiable_worth, differentiate_batches, over_batches
+from shaprune.criteria.gradients import differentiable_worth, differentiate_batches, over_batches, ready_apart
 from shaprune.errors import InputError
+from shaprune.network.batches import Inputs, tensors
 from shaprune.network.borrow import borrowed
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
 from shaprune.network.forward.runner import Runner
 from shaprune.network.game.worths import AnyWorth
+from shaprune.network.layers.normal_equations import unpadded_positions
 from shaprune.network.removal.masks import ConsumerInputMask, consumer_input_masks
 from shaprune.players.players import Players
 
@@ -35,7 +38,7 @@ def sensitivities(calibration: Calibration, players: Players, worth: AnyWorth) -
     input_masks = _recording_masks(players, calibration)
     read: set[str] = set()
 
-    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+    def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         reads = [
             (input_mask, x) for input_mask in input_masks for x in input_mask.seen if x.requires_grad
         ]  # not those of trial runs
@@ -47,7 +50,7 @@ def sensitivities(calibration: Calibration, players: Players, worth: AnyWorth) -
         return _mean(
             [(input_mask, g.abs()) for (input_mask, _), g in zip(reads, gradients, strict=True)],
             (len(worths), players.n),
-            worths.device,
+            calibration.rows(examples),
         )
 
     found = differentiate_batches(
@@ -95,12 +98,12 @@ def _mean_over_activations(
     read: set[str] = set()
 
     def means(runner: Runner, batch: Tensor) -> Tensor:
-        runner, state = calibration.ready(runner, batch)
+        runner, state = ready_apart(calibration, runner, batch)
         for input_mask in input_masks:
             input_mask.seen.clear()
         runner.run(state, torch.ones(len(batch), players.n, device=batch.device))
         read.update(e.module for e in input_masks if e.seen)
-        return _mean([(e, of(x)) for e in input_masks for x in e.seen], (len(batch), players.n), batch.device)
+        return _mean([(e, of(x)) for e in input_masks for x in e.seen], (len(batch), players.n), calibration.rows(batch))
 
     with borrowed(calibration.model), torch.no_grad():
         found = over_batches(calibration, input_masks, means, FORWARD_BATCH)
@@ -123,14 +126,27 @@ def _check_read(players: Players, read: Collection[str]) -> None:
             )
 
 
-def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], shape: tuple[int, int], device: torch.device) -> Tensor:
-    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player that these rows do not read."""
+def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], shape: tuple[int, int], inputs: Inputs) -> Tensor:
+    """(rows, n) mean over all elements that a player owns in all reads; 0 for a player that these rows do not read.
+
+    Args:
+        reads: an input mask, and what stands there.
+        shape: (rows, n).
+        inputs: of these rows, which may say what is padding.
+    """
     rows, n = shape
-    sums, counts = torch.zeros(rows, n + 1, device=device), torch.zeros(n + 1, device=device)
+    totals: list[Tensor] = []  # sums and counts, (2, rows, n + 1) of each read
     for input_mask, x in reads:
-        channels = x.movedim(-1 if input_mask.last else 1, -1).reshape(
-            rows, -1, len(input_mask.owners)
-        )  # (rows, places, channels)
-        sums.index_add_(1, input_mask.owners, channels.to(sums.dtype).sum(1))
-        counts.index_add_(0, input_mask.owners, counts.new_full((len(input_mask.owners),), channels.shape[1]))
-    return (sums / counts.clamp(min=1))[:, :n]  # the last column belongs to no player
+        real = unpadded_positions(inputs, x) if input_mask.last else None
+        channels = x.movedim(-1 if input_mask.last else 1, -1)
+        channels = channels.reshape(rows, -1, len(input_mask.owners)).float()  # (rows, places, channels)
+        counts = channels.new_full((rows, 1), channels.shape[1])
+        if real is not None:
+            real = real.reshape(rows, -1, 1)
+            channels, counts = channels.where(real, 0.0), real.sum(1).float()
+        sums = torch.stack([channels.sum(1), counts.expand(rows, channels.shape[2])])
+        totals.append(sums.new_zeros(2, rows, n + 1).index_add_(2, input_mask.owners, sums))
+    if not totals:
+        return torch.zeros(shape, device=tensors(inputs)[0].device)
+    given, counted = torch.stack(totals).sum(0)
+    return (given / counted.clamp(min=1))[:, :n]  # the last column belongs to no player

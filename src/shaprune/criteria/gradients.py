@@ -22,7 +22,7 @@ from shaprune.network.game.worths import AnyWorth, Worth, apply_row_worth, is_sm
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError, consumer_input_masks
 from shaprune.players.players import Players
 
-Derive = Callable[[Tensor, list[Tensor]], Tensor]
+Derive = Callable[[Tensor, list[Tensor], Tensor], Tensor]  # worths (rows,), masks, examples (rows,)
 _WITHOUT = "take a criterion that needs none, such as 'activation_mean', or method='permutation'"
 _NO_SECOND = "criterion 'second_order' needs second derivatives, which this model does not have: {}"
 
@@ -37,7 +37,7 @@ def gate_gradients(calibration: Calibration, players: Players, worth: AnyWorth) 
         InputError: the worth has no gradient, or a zero one at the dense network.
     """
 
-    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+    def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         return torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)
 
     input_masks = consumer_input_masks(players, players.groups, calibration.outputs.device)
@@ -63,7 +63,7 @@ def second_order(calibration: Calibration, players: Players, worth: AnyWorth) ->
         InputError: the worth has no gradient, or an operation of the model has no second derivative.
     """
 
-    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+    def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         first = torch.autograd.grad(worths.sum(), masks, create_graph=True, materialize_grads=True)
         _check_twice(first)
         return torch.cat([g.detach() - _hessian_row_sums(g, mask) / 2 for g, mask in zip(first, masks, strict=True)], 1)
@@ -128,7 +128,8 @@ def differentiate_batches(
         players: of all groups.
         input_masks: of all groups.
         worth: with a gradient.
-        derive: ``(worths (rows,), masks) -> (rows, n)``; the masks are all ones, (rows, players) for each group.
+        derive: ``(worths (rows,), masks, examples (rows,)) -> (rows, n)``; the masks are all ones, (rows, players) for
+            each group.
         rows: examples per batch.
 
     Raises:
@@ -142,7 +143,7 @@ def differentiate_batches(
 
     def forward(runner: Runner, batch: Tensor) -> Tensor:
         with torch.no_grad():
-            runner, state = calibration.ready(runner, batch)
+            runner, state = ready_apart(calibration, runner, batch)
         masks[:] = [torch.ones(len(batch), len(g), device=batch.device).requires_grad_() for g in players.groups]
         return apply_row_worth(worth, runner.run(state, torch.cat(masks, 1)), reference[batch])
 
@@ -152,7 +153,7 @@ def differentiate_batches(
             worths = forward(runner, batch)
             if not worths.requires_grad:
                 return torch.zeros(len(batch), players.n, dtype=torch.float64)
-            found = derive(worths, masks).detach().double().cpu()
+            found = derive(worths, masks, batch).detach().double().cpu()
         if not found_any:
             found_any = True
             _check_seen(calibration, runner, batch[:1], forward, derive, masks, worth, reference)
@@ -195,7 +196,7 @@ def _check_seen(
             return
         gradients = torch.autograd.grad(worths.sum(), masks, retain_graph=True, materialize_grads=True)
         slopes = torch.cat(gradients, 1)[0]
-        derive(worths, masks)  # which drops what it has kept of this run
+        derive(worths, masks, example)  # which drops what it has kept of this run
     masks.clear()  # from here on, masks are those that are given
     with torch.no_grad():
         runner, state = calibration.ready(runner, example)
@@ -208,6 +209,18 @@ def _check_seen(
     off = WorthDifferences(worths_of, torch.ones_like(slopes), outputs).deviation(slopes)
     if off is not None:
         raise InputError(f"{HIDDEN.format(off)}; {_WITHOUT}")
+
+
+def ready_apart(calibration: Calibration, runner: Runner, batch: Tensor) -> tuple[Runner, CachedState]:
+    """`Calibration.ready` for the examples (B,) of a batch, each of which must keep rows of its own.
+
+    Raises:
+        UnevenRowsError: what runs these examples cannot tell them apart; they must come one by one.
+    """
+    runner, state = calibration.ready(runner, batch)
+    if len(batch) > 1 and not runner.rows_apart:
+        raise UnevenRowsError("on these examples they are not where they are on others")
+    return runner, state
 
 
 def over_batches(

@@ -155,7 +155,7 @@ def _numbers(copy: nn.Module, name: str, sizes: set[int]) -> list[_Number]:
         _Number(f"{place}{key}", owner)
         for place, owner in places
         for key, value in vars(owner).items()
-        if type(value) is int and value in sizes and not key.startswith("_")
+        if type(value) is int and value in sizes and not key.startswith("__")
     ]
 
 

@@ -3,14 +3,16 @@
 torch's module reads its weights without calling its layers, and cannot hold fewer heads than it is wide. Here is the
 same function of the same weights, with a linear layer for each of queries, keys and values, so that heads are coupled
 channels like those of any other attention. A model is never changed: games and surgery see a view of it that shares its
-parameters, and a pruned network keeps the open layers. Attention with added keys or values (``bias_k``,
-``add_zero_attn``) stays as it is.
+parameters, and a pruned network keeps the open layers, with the hooks and the attributes that stood on torch's. Attention
+with added keys or values (``bias_k``, ``add_zero_attn``), with parametrized weights or a ``forward`` of its own stays as
+it is. Encoders around open attention run on padded batches, never on nested tensors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from copy import copy
 from typing import Any, TypeGuard
 
 import torch
@@ -27,19 +29,33 @@ class OpenAttention(nn.Module):
         of: whose weights are shared.
     """
 
-    _qkv_same_embed_dim = False
-    in_proj_bias = in_proj_weight = None  # by which torch.nn.TransformerEncoderLayer leaves its fused path
+    _qkv_same_embed_dim = False  # by which torch.nn.TransformerEncoderLayer leaves its fused path
+    batch_first: bool
+    head_dim: int
+    dropout: float
 
     def __init__(self, of: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.embed_dim, self.num_heads, self.head_dim = of.embed_dim, of.num_heads, of.head_dim
-        self.batch_first, self.dropout = of.batch_first, of.dropout
+        replaced = ("_parameters", "_modules", "_buffers", "_qkv_same_embed_dim")
+        self.__dict__.update({key: copy(value) for key, value in vars(of).items() if key not in replaced})
         apart = (of.q_proj_weight, of.k_proj_weight, of.v_proj_weight)
         weights = apart if of.in_proj_weight is None else _thirds(of.in_proj_weight)
         biases = (None, None, None) if of.in_proj_bias is None else _thirds(of.in_proj_bias)
         self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
         self.out_proj = _linear(of.out_proj.weight, of.out_proj.bias)
         self.train(of.training)
+
+    @property
+    def in_proj_weight(self) -> Tensor | None:
+        """Weights of queries, keys and values, one below the other, for code that reads them; None where widths differ."""
+        weights = [layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        return torch.cat(weights) if len({w.shape[1] for w in weights}) == 1 else None
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """The same of their biases; None where there are none."""
+        biases = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        return None if any(b is None for b in biases) else torch.cat(biases)
 
     def forward(
         self,
@@ -90,6 +106,9 @@ def open_attention(model: nn.Module, layers: Collection[str] | None = None) -> n
                 return OpenAttention(module)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, OpenAttention(module))
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, OpenAttention) for m in module.modules()):
+            module.use_nested_tensor = False
     return model
 
 
@@ -102,8 +121,10 @@ def with_open_attention(model: nn.Module) -> nn.Module:
 
 
 def _can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
-    added = any(getattr(module, name, None) is not None for name in ("bias_k", "bias_v"))
-    return type(module) is nn.MultiheadAttention and not added and not module.add_zero_attn
+    if type(module) is not nn.MultiheadAttention or "forward" in vars(module):
+        return False
+    added = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn
+    return not added and type(module.out_proj.weight) is nn.Parameter
 
 
 def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -123,11 +144,22 @@ def _joined(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor
     parts = []
     if attn_mask is not None:
         added = _to_add(attn_mask, q)
-        parts.append(added.unflatten(0, (len(q), -1)) if added.ndim == 3 else added)
+        parts.append(_by_head(added, q) if added.ndim == 3 else added)
     if key_padding_mask is not None:
         padding = key_padding_mask if key_padding_mask.ndim == 2 else key_padding_mask[None]
         parts.append(_to_add(padding, q)[:, None, None])
     return sum(parts[1:], parts[0]) if parts else None
+
+
+def _by_head(mask: Tensor, q: Tensor) -> Tensor:
+    """(examples, heads, queries, keys) a mask that stands head by head under the other."""
+    examples, heads = q.shape[:2]
+    if len(mask) != examples * heads:
+        raise ValueError(
+            f"attn_mask has {len(mask)} entries for {examples} examples of {heads} heads; make it of as many as num_heads "
+            "of the attention says, or one for all heads"
+        )
+    return mask.unflatten(0, (examples, heads))
 
 
 def _to_add(mask: Tensor, like: Tensor) -> Tensor:

@@ -141,12 +141,19 @@ def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.boo
         module = model.get_submodule(owner)
         for name in (*COUNTS, *WIDTHS):
             value = getattr(module, name, None)
-            if isinstance(value, int) and value * width % dense == 0 and (name in COUNTS or value in read):
+            counts = isinstance(value, int) and not _is_read_only(module, name)
+            if counts and value * width % dense == 0 and (name in COUNTS or value in read):
                 setattr(module, name, value * width // dense)
     for name, layer in players.layers.items():
         n_in, n_out = left[name]
         for path in layer.numbers or ():
             _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+
+
+def _is_read_only(module: nn.Module, name: str) -> bool:
+    """Whether a number is computed from others, which are those to change."""
+    found = getattr(type(module), name, None)
+    return isinstance(found, property) and found.fset is None
 
 
 def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
