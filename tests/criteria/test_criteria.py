@@ -406,7 +406,7 @@ def test_a_layer_that_reads_one_group_does_not_depend_on_the_masks_of_others() -
             seen.append(super().apply(x, mask))
             return seen[-1]
 
-    def derive(worths: Tensor, masks: list[Tensor]) -> Tensor:
+    def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         first = next(x for x in seen if x.requires_grad)  # the others are of a trial run
         seen.clear()
         reached = torch.autograd.grad(first.sum(), masks, retain_graph=True, allow_unused=True)
@@ -540,3 +540,37 @@ def test_criteria_that_read_weights_only_need_no_data_and_others_say_that_they_d
         sp.score(model, players, None, method="taylor")
     with pytest.raises(sp.InputError, match="data is None; give an iterable of batches"):
         sp.score(model, players, None)
+
+
+@pytest.mark.filterwarnings("ignore:the whole model is run")
+@pytest.mark.parametrize("criterion", ["activation_mean", "apoz", "sensitivity", "taylor"])
+def test_rows_that_experts_read_are_those_of_their_examples(criterion: str) -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = nn.Linear(4, 3)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            best, out = self.router(x).argmax(1), x.new_zeros(len(x), 2)
+            for i, expert in enumerate(self.experts):
+                rows = (best == i).nonzero()[:, 0]
+                if len(rows):
+                    out = out.index_add(0, rows, expert(x[rows]))
+            return out
+
+    torch.manual_seed(1)
+    model, x = Routed().eval(), torch.randn(40, 4)
+    players = sp.find_players(model, x)
+    together, alone = (
+        criterion_scores(model, players, Calibration(model, data), criterion, worth="squared_error")
+        for data in ([(x, torch.ones(40, 2))], [(x.flip(0), torch.ones(40, 2))])
+    )
+    for group in players.groups:
+        np.testing.assert_allclose(together[group.name].value, alone[group.name].value, rtol=1e-5)
+        if criterion == "activation_mean":
+            expert = model.experts[int(group.name.split(".")[1])]
+            with torch.no_grad():
+                rows = model.router(x).argmax(1) == int(group.name.split(".")[1])
+                read = torch.where(rows[:, None], torch.relu(expert[0](x)), 0.0)  # type: ignore[index]
+            np.testing.assert_allclose(together[group.name].value, read.mean(0).numpy(), rtol=1e-5)

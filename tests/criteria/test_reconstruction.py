@@ -76,7 +76,8 @@ def test_a_copied_channel_costs_nothing_and_its_twin_costs_more_afterwards() -> 
     assert value[[1, 3]].min() < 1e-2 * value[[1, 3]].max()
 
 
-def test_padding_does_not_count() -> None:
+@pytest.mark.parametrize("criterion", ["reconstruction", "activation_mean", "apoz", "sensitivity"])
+def test_padding_does_not_count(criterion: str) -> None:
     class Sequence(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -94,9 +95,14 @@ def test_padding_does_not_count() -> None:
     def values(x: Tensor) -> np.ndarray:
         inputs = {"tokens": x, "attention_mask": mask}
         players: Players = sp.find_players(model, inputs)
-        return criterion_scores(model, players, Calibration(model, [(inputs, None)]), "reconstruction")["a"].value
+        calibration = Calibration(model, [(inputs, torch.zeros(30, 2))])
+        return criterion_scores(model, players, calibration, criterion, worth="squared_error")["a"].value
 
     np.testing.assert_allclose(values(noisy), values(tokens), rtol=1e-6)
+    if criterion == "activation_mean":
+        with torch.no_grad():
+            real = torch.relu(model.a(tokens))[mask.bool()]
+        np.testing.assert_allclose(values(tokens), real.mean(0).numpy(), rtol=1e-5)
 
 
 def test_what_cannot_be_refitted_is_named() -> None:

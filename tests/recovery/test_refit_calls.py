@@ -1,5 +1,6 @@
 """The refit of layers that are called more than once, on one row, in complex numbers, or not at all: never worse."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -152,3 +153,64 @@ def test_a_layer_that_the_data_do_not_run_keeps_its_weights_and_is_named() -> No
         after = sp.recover(small, model, plan, [(x, None)], ("refit",))
     assert torch.equal(after.p.weight, small.p.weight)
     assert not torch.equal(after.o.weight, small.o.weight)
+
+
+class Routed(nn.Module):
+    """Rows go in an order that the network chooses, or to the expert that it chooses, and come back."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b, self.router = how, nn.Linear(5, 16), nn.Linear(16, 6), nn.Linear(6, 1)
+        self.expert = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 6))
+        self.head = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(torch.tanh(self.a(x)))
+        score = self.router(x)[:, 0]
+        order, first = score.argsort(), score > score.median()
+        if self.how == "sorted":
+            y = self.expert(x[order])[order.argsort()]
+        elif self.how == "gathered":
+            places = order[:, None].expand_as(x)
+            y = torch.zeros_like(x).scatter(0, places, self.expert(x.gather(0, places)))
+        else:
+            rows = first.nonzero()[:, 0]
+            y = torch.zeros_like(x).index_add(0, rows, self.expert(x[rows]))
+        return self.head(x + y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["sorted", "gathered", "experts"])
+def test_rows_that_the_pruned_network_picks_otherwise_are_not_fitted(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Routed(how).eval(), torch.randn(60, 5)
+    players = sp.find_players(model, x)
+    kept = np.ones(players.n, dtype=bool)
+    for group in players.groups:
+        kept[group.indices[len(group) // 3 :]] = False
+    plan = sp.Plan.from_coalition(players, kept)
+    small = sp.prune(model, plan, x)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        after = sp.recover(small, model, plan, [(x, None)], ("refit",))
+    named = {str(w.message).partition(" reads other rows")[0] for w in warned}
+    assert {"expert.2"} <= named <= {"expert.0", "expert.2"}
+    old, new = small.state_dict(), after.state_dict()
+    assert torch.equal(old["expert.2.weight"], new["expert.2.weight"])
+    assert not torch.equal(old["b.weight"], new["b.weight"])
+    assert not torch.equal(old["head.2.weight"], new["head.2.weight"])
+
+
+def test_rows_that_both_networks_pick_alike_are_fitted() -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 16), nn.Linear(16, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x[x[:, 0].argsort()])))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Chosen().eval(), torch.randn(60, 5)
+    small, plan = pruned(model, x)
+    after = sp.recover(small, model, plan, [(x, None)], ("refit",))
+    assert error(after, model, x) < 0.9 * error(small, model, x)

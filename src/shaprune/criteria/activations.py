@@ -103,7 +103,8 @@ def _mean_over_activations(
             input_mask.seen.clear()
         runner.run(state, torch.ones(len(batch), players.n, device=batch.device))
         read.update(e.module for e in input_masks if e.seen)
-        return _mean([(e, of(x)) for e in input_masks for x in e.seen], (len(batch), players.n), calibration.rows(batch))
+        reads = [(e, of(x)) for e in input_masks for x in e.seen]
+        return _mean(reads, (len(batch), players.n), calibration.rows(batch))
 
     with borrowed(calibration.model), torch.no_grad():
         found = over_batches(calibration, input_masks, means, FORWARD_BATCH)
@@ -135,7 +136,7 @@ def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], shape: tuple[int, i
         inputs: of these rows, which may say what is padding.
     """
     rows, n = shape
-    totals: list[Tensor] = []  # sums and counts, (2, rows, n + 1) of each read
+    totals = []  # sums and counts, (2, rows, n + 1) of each read
     for input_mask, x in reads:
         real = unpadded_positions(inputs, x) if input_mask.last else None
         channels = x.movedim(-1 if input_mask.last else 1, -1)
@@ -148,5 +149,6 @@ def _mean(reads: Sequence[tuple[ConsumerInputMask, Tensor]], shape: tuple[int, i
         totals.append(sums.new_zeros(2, rows, n + 1).index_add_(2, input_mask.owners, sums))
     if not totals:
         return torch.zeros(shape, device=tensors(inputs)[0].device)
-    given, counted = torch.stack(totals).sum(0)
-    return (given / counted.clamp(min=1))[:, :n]  # the last column belongs to no player
+    given, counted = torch.stack(totals).sum(0).unbind()
+    mean: Tensor = (given / counted.clamp(min=1))[:, :n]  # the last column belongs to no player
+    return mean

@@ -13,7 +13,7 @@ from torch import Tensor
 from shaprune.errors import GameError, InputError
 from shaprune.network.borrow import borrowed
 from shaprune.network.disk_buffer import is_out_of_memory
-from shaprune.network.forward.cached_state import gather_rows
+from shaprune.network.forward.cached_state import CachedState, gather_rows
 from shaprune.network.forward.calibration import FORWARD_BATCH, Calibration
 from shaprune.network.forward.runner import Runner
 from shaprune.network.game.fingerprint import few_digits
@@ -215,7 +215,7 @@ def ready_apart(calibration: Calibration, runner: Runner, batch: Tensor) -> tupl
     """`Calibration.ready` for the examples (B,) of a batch, each of which must keep rows of its own.
 
     Raises:
-        UnevenRowsError: what runs these examples cannot tell them apart; they must come one by one.
+        UnevenRowsError: what runs these examples cannot keep them apart; run them one by one.
     """
     runner, state = calibration.ready(runner, batch)
     if len(batch) > 1 and not runner.rows_apart:

@@ -5,7 +5,7 @@ pass each) and `stream_consumers_one_by_one` (a forward pass of both per consume
 do not fit in memory). Both yield a consumer's name and, per batch, the pairs (input in the pruned network, wanted
 output) of all its calls; the caller refits the consumer before it asks for the next. Where the output of a consumer
 that is called once is added to another branch (a residual block), the wanted output also makes up for what that branch
-has lost.
+has lost. Where the two networks choose other rows for a consumer (routing, sorting), a batch has no pairs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from shaprune.network.batches import Forward, Inputs, call, copied_inputs, lengt
 from shaprune.network.forward.trace import Env, Segment, Trace, UntraceableError, trace_model
 from shaprune.network.layers.kinds import channel_axis
 from shaprune.recovery.residual_partner import LayerCall, count_calls, record_calls
+from shaprune.recovery.selected_rows import RowSelections, picking_indices
 
 CallPairs = list[tuple[Tensor, Tensor]]  # per call of a consumer in one batch: what it reads, what it should give
-ConsumerStream = Iterator[tuple[str, Iterator[CallPairs]]]
+ConsumerStream = Iterator[tuple[str, Iterator[CallPairs | None]]]  # None: other rows than in the dense network
 KeptOutputs = Mapping[str, Tensor]  # consumer -> which of the dense layer's outputs it still has
 
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -60,21 +61,23 @@ def stream_consumers(pair: tuple[Trace, Trace], kept: KeptOutputs, batches: Sequ
 
     Where the consumer's output is added to another branch (a residual block), the wanted output also makes up for what
     that branch has lost: the *sum* is to be that of the dense network, not only this summand. A consumer that is called
-    more than once takes a forward pass of its own for the pairs of all calls.
+    more than once takes a forward pass of its own for the pairs of all calls, and so do all where rows are picked.
     """
     ours, theirs = (_whole(trace) for trace in pair)
     our_envs, their_envs = ([trace.feed(copied_inputs(b)) for b in batches] for trace in pair)
     partner = dict(zip(pair[0].nodes, pair[1].nodes, strict=True))
+    picked = False  # whether rows have been picked by indices
     calls = Counter(pair[0].modules[str(node.target)] for node in ours.nodes if node.op == "call_module")
     done: set[str] = set()
     for node in ours.nodes:
         name, other = str(node.target), partner[node]
         for env in their_envs:
             env[other] = theirs.trace.run_node(other, env)
+        picked = picked or _picks_rows(other, their_envs[0])
         if node.op == "call_module" and name in kept and name not in done:
             done.add(name)
             source = node.args[0] if node.args else None
-            if calls[pair[0].modules[name]] == 1 and isinstance(source, fx.Node):
+            if calls[pair[0].modules[name]] == 1 and isinstance(source, fx.Node) and not picked:
                 missing = _missing(pair, node, partner, kept[name])
                 yield (
                     name,
@@ -110,14 +113,25 @@ def _recorded(
     batches: Sequence[Inputs],
     forward: Forward,
     counts: Sequence[int | None],
-) -> Iterator[CallPairs]:
-    layers = small.get_submodule(name), teacher.get_submodule(name)
+) -> Iterator[CallPairs | None]:
+    layer, dense = small.get_submodule(name), teacher.get_submodule(name)
     for inputs, n_calls in zip(batches, counts, strict=True):
-        ours, theirs = (
-            record_calls(layer, partial(run, model, inputs, forward), n_calls)
-            for layer, model in zip(layers, (small, teacher), strict=True)
-        )
-        yield [(a.read, _wanted(layers[0], a, b, outputs)) for a, b in zip(ours, theirs, strict=True)]
+        selections = RowSelections()
+        theirs = record_calls(dense, partial(run, teacher, inputs, forward), n_calls, selections)
+        selections.compare()
+        ours = record_calls(layer, partial(run, small, inputs, forward), n_calls, selections)
+        if len(ours) == len(theirs) and all(map(partial(_is_pair, layer), ours, theirs)):
+            yield [(a.read, _wanted(layer, a, b, outputs)) for a, b in zip(ours, theirs, strict=True)]
+        else:
+            yield None
+
+
+def _is_pair(layer: nn.Module, ours: LayerCall, theirs: LayerCall) -> bool:
+    """Whether two calls of a layer read the same rows of both networks."""
+    shapes = [list(call.given.shape) for call in (ours, theirs)]
+    for shape in shapes:
+        del shape[channel_axis(layer, len(shape))]
+    return not ours.reordered and shapes[0] == shapes[1]
 
 
 def _wanted(layer: nn.Module, ours: LayerCall, theirs: LayerCall, outputs: Tensor) -> Tensor:
@@ -144,6 +158,13 @@ def norms_after(trace: Trace) -> dict[str, nn.modules.batchnorm._BatchNorm]:
             if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and once:
                 found[str(node.target)] = norm
     return found
+
+
+def _picks_rows(node: fx.Node, env: Env) -> bool:
+    """Whether an operation picks rows by indices that the network has computed."""
+    name = getattr(node.target, "__name__", str(node.target))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), env.get) if node.op.startswith("call_") else ((), {})
+    return bool(picking_indices(name, args, kwargs))
 
 
 def channel_dim(layer: nn.Module, output: Tensor) -> int:

@@ -80,7 +80,7 @@ def refit(
 
     Warns:
         ShapruneWarning: a layer has more than twice as many inputs as there are rows to fit it to, is of a kind that
-            is not refitted, or does not run on the data.
+            is not refitted, does not run on the data, or reads other rows than in the dense network.
     """
     if not batches:
         raise InputError("refit needs at least one batch of inputs; the data holds none")
@@ -97,10 +97,18 @@ def refit(
             source = stream_consumers_one_by_one(small, teacher, kept, batches, forward or call)
         for name, pairs in source:
             layer = small.get_submodule(name)
-            chosen, judged = _equations(layer, pairs, batches)
+            chosen, judged, apart = _equations(layer, pairs, batches)
+            if apart:
+                warnings.warn(
+                    f"{name} reads other rows in the pruned network than in the dense one (routing, sorting) in "
+                    f"{apart} of {len(batches)} batches, which are not fitted"
+                    + ("" if chosen.rows else "; it keeps its weights: fine-tune or distill it"),
+                    ShapruneWarning,
+                    stacklevel=4,
+                )
             if chosen.rows:
                 _fit(name, layer, None if has_bias(layer) else norms.get(name), chosen, judged, ridge)
-            else:
+            elif not apart:
                 warnings.warn(
                     f"{name} does not run on the calibration data, so it keeps its weights; add examples that take the "
                     "way through it",
@@ -110,18 +118,21 @@ def refit(
 
 
 def _equations(
-    layer: nn.Module, pairs: Iterable[CallPairs], batches: Sequence[Inputs]
-) -> tuple[NormalEquations, NormalEquations]:
+    layer: nn.Module, pairs: Iterable[CallPairs | None], batches: Sequence[Inputs]
+) -> tuple[NormalEquations, NormalEquations, int]:
     """Normal equations of the examples that fit, and of those held out, from all calls of a layer.
+
+    The third is how many batches have no pairs.
 
     Every fifth example is held out, in all calls that it is in. Calls with fewer rows than the batch has examples
     (chunks, a loop over rows) are taken as one after the other.
     """
     chosen, judged = NormalEquations(), NormalEquations()
-    before = 0  # examples of the batches so far
+    before = apart = 0  # examples of the batches so far, and batches without pairs
     for calls, inputs in zip(pairs, batches, strict=True):
         size, first = length(inputs), 0
-        for x, y in calls:
+        apart += calls is None
+        for x, y in calls or ():
             x, y = as_batches(layer, x, y)
             example = (first + torch.arange(len(x), device=x.device) // max(1, len(x) // size)) % size
             held_out = (before + example) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
@@ -132,7 +143,7 @@ def _equations(
                         part.add(*rows)
             first += len(x)
         before += size
-    return (chosen, judged) if chosen.rows else (judged, chosen)
+    return (chosen, judged, apart) if chosen.rows else (judged, chosen, apart)
 
 
 def _fit(

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
+from shaprune.recovery.selected_rows import RowSelections
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _PASSING = ("dropout", "dropout_", "feature_dropout")  # they do nothing in eval mode
@@ -24,12 +25,14 @@ class LayerCall:
 
     Attributes:
         read, given: what it read and gave.
+        reordered: whether it reads other rows than the dense network's call, see `RowSelections`.
         added: the other summand of the first addition of its output; None where there is none, and where the layer is
             called more than once, as the other summand may be one of its own outputs.
     """
 
     read: Tensor
     given: Tensor
+    reordered: bool = False
     added: Tensor | None = None
 
 
@@ -40,8 +43,9 @@ class _AllSeenError(BaseException):
 class _Calls(TorchFunctionMode):
     """Records the calls of a layer, and follows the output of a single one to its first addition."""
 
-    def __init__(self, n_calls: int | None) -> None:
+    def __init__(self, n_calls: int | None, selections: RowSelections | None) -> None:
         super().__init__()
+        self._selections = selections
         self.calls: list[LayerCall] = []
         self._n_calls = n_calls
         self._followed: Tensor | None = None
@@ -50,7 +54,8 @@ class _Calls(TorchFunctionMode):
         read = input_of(args, kwargs)
         if read is None:
             return
-        self.calls.append(LayerCall(read.clone(), output.clone()))
+        reordered = self._selections is not None and self._selections.is_reordered(read)
+        self.calls.append(LayerCall(read.clone(), output.clone(), reordered))
         self._followed = output if len(self.calls) == 1 else None
         if 1 < len(self.calls) == self._n_calls:
             raise _AllSeenError
@@ -65,20 +70,25 @@ class _Calls(TorchFunctionMode):
                 if self._n_calls == 1:
                     raise _AllSeenError
         output = func(*args, **(kwargs or {}))
+        if self._selections is not None:
+            self._selections.see(name, args, kwargs or {}, output)
         if mine and name in _PASSING:
             self._followed = output
         return output
 
 
-def record_calls(layer: nn.Module, run: Callable[[], Any], n_calls: int | None = None) -> list[LayerCall]:
+def record_calls(
+    layer: nn.Module, run: Callable[[], Any], n_calls: int | None = None, selections: RowSelections | None = None
+) -> list[LayerCall]:
     """Run a model until all calls of its layer are over and the output of a single one is added, or to its end.
 
     Args:
         layer: a part of the model.
         run: runs the model.
         n_calls: how often the layer is called; None = unknown, the model is run to its end.
+        selections: records, or compares, how rows are picked.
     """
-    seen = _Calls(n_calls)
+    seen = _Calls(n_calls, selections)
     with suppress(_AllSeenError), hooked([layer.register_forward_hook(seen.hook, with_kwargs=True)]), seen:
         run()
     if len(seen.calls) > 1:

@@ -235,3 +235,28 @@ def test_a_number_of_the_whole_network_that_stands_in_the_way_is_named() -> None
     for i in range(2):
         why = reasons[f"transformer.h.{i}.self_attention.query_key_value"]
         assert why.endswith("transformer.num_heads = 4 is read, too, one number for all layers")
+
+
+@pytest.mark.parametrize("counted", ["by the width", "by a private number"])
+def test_read_only_head_counts_follow_what_they_are_computed_of(counted: str) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+            self._number = 4
+
+        @property
+        def num_heads(self) -> int:
+            return self.q.out_features // 4 if counted == "by the width" else self._number
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (f(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.o(y.transpose(1, 2).flatten(2)).sum(1)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Attention()).eval(), torch.randn(3, 5, 16)
+    players = sp.find_players(model, x)
+    assert [len(group) for group in players.groups] == [4]
+    small = sp.prune(model, sp.Plan.from_coalition(players, np.array([True, False, True, False])), x)
+    assert small.get_submodule("0").num_heads == 2

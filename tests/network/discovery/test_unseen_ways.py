@@ -142,3 +142,23 @@ def test_rows_that_take_another_way_count_as_zeros(method: str) -> None:
     scores = sp.score(model, players, [((x, way), torch.arange(8) % 3)], "cross_entropy", method=method, progress=False)
     assert np.isfinite(scores["a"].value).all()
     assert (scores["a"].value > 0).any()
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_experts_that_get_no_rows_where_the_router_is_marked_are_found(sums: bool) -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.head = nn.Linear(5, 1), nn.Linear(5, 2)
+            self.expert = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = (self.router(x)[:, 0] > 0).nonzero()[:, 0]
+            y = torch.zeros_like(x)
+            if sums:
+                return self.head(x + y.index_add(0, rows, self.expert(x[rows])))  # type: ignore[no-any-return]
+            y[rows] = self.expert(x[rows])
+            return self.head(x + y)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    assert [len(group) for group in sp.find_players(Routed().eval(), torch.randn(20, 5)).groups] == [12]

@@ -185,3 +185,81 @@ def test_where_keys_are_added_the_heads_stay_and_the_reason_is_said() -> None:
     players = sp.find_players(model, EXAMPLES)
     assert [group.name for group in players.groups] == ["0"]
     assert any("nn.MultiheadAttention" in skipped.reason for skipped in players.skipped)
+
+
+class Padded(nn.Module):
+    """An encoder of padded sequences as torch builds it, on nested tensors; ``leave_out`` padding from the mean."""
+
+    def __init__(self, leave_out: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 8, batch_first=True)
+        self.leave_out, self.embed, self.encoder = leave_out, nn.Embedding(9, WIDTH), nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(WIDTH, 4)
+        self.eval()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        padding = tokens == 0
+        x = self.encoder(self.embed(tokens), src_key_padding_mask=padding)
+        x = x.masked_fill(padding[..., None], 0) if self.leave_out else x
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+TOKENS = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [3, 0, 0, 0, 0], [8, 1, 2, 4, 0]])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_encoders_that_run_on_nested_tensors_lose_heads() -> None:
+    model, data = Padded(), [(TOKENS, torch.zeros(4))]
+    assert model.encoder.use_nested_tensor
+    players = sp.find_players(model, TOKENS)
+    assert [len(g) for g in players.groups if g.producers[0].module.endswith("q_proj")] == [4]
+    game = sp.NetworkGame(model, players, data, first_output)
+    every = np.ones(players.n, dtype=bool)
+    with torch.no_grad():
+        assert game(every[None])[0] == pytest.approx(float(model(TOKENS)[:, 0].mean()), abs=1e-6)
+        every[[1, 2]] = False
+        small = sp.prune(model, sp.Plan.from_coalition(players, every), TOKENS)
+        assert game(every[None])[0] == pytest.approx(float(small(TOKENS)[:, 0].mean()), abs=1e-5)
+    assert model.encoder.use_nested_tensor
+    with pytest.warns(sp.errors.ShapruneWarning, match="padded positions"):
+        sp.find_players(Padded(leave_out=False), TOKENS)
+
+
+def test_hooks_and_attributes_of_the_attention_stay() -> None:
+    model = Pooled()
+    model.attention.register_forward_hook(lambda module, args, output: (output[0] * module.gain, output[1]))
+    model.attention.gain = 3.0
+    players = sp.find_players(model, EXAMPLES)
+    every = np.ones(players.n, dtype=bool)
+    game = sp.NetworkGame(model, players, [(EXAMPLES, torch.zeros(6))], first_output)
+    with torch.no_grad():
+        assert game(every[None])[0] == pytest.approx(float(model(EXAMPLES)[:, 0].mean()), abs=1e-6)
+    assert len(model.attention._forward_hooks) == 1
+
+
+def test_attention_whose_function_is_another_is_not_opened() -> None:
+    class Own(nn.MultiheadAttention):
+        pass
+
+    assert not isinstance(with_open_attention(Own(WIDTH, HEADS)), OpenAttention)
+    computed = nn.MultiheadAttention(WIDTH, HEADS)
+    nn.utils.parametrizations.weight_norm(computed.out_proj)
+    assert with_open_attention(computed) is computed
+    patched = nn.MultiheadAttention(WIDTH, HEADS)
+    patched.forward = lambda q, k, v: (q, None)  # type: ignore[method-assign, assignment]
+    assert with_open_attention(patched) is patched
+
+
+def test_weights_that_code_reads_are_there() -> None:
+    theirs = nn.MultiheadAttention(WIDTH, HEADS)
+    ours = OpenAttention(theirs)
+    assert torch.equal(ours.in_proj_weight, theirs.in_proj_weight)  # type: ignore[arg-type]
+    assert torch.equal(ours.in_proj_bias, theirs.in_proj_bias)  # type: ignore[arg-type]
+
+
+def test_a_mask_made_for_more_heads_is_refused_by_name() -> None:
+    x = torch.zeros(2, STEPS, WIDTH)
+    attention = OpenAttention(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True))
+    with pytest.raises(ValueError, match="attn_mask has 8 entries for 2 examples of 3 heads"):
+        attention(x, x, x, attn_mask=torch.zeros(8, STEPS, STEPS))

@@ -28,7 +28,7 @@ from shaprune.values.games.arrays import Coalitions, Examples, Worths
 _NEAR, _NEAR_LOW = 1e-3, 0.3  # how far apart derivatives may lie, relative; in lower precision
 UNREACHED = (
     "autograd does not reach what reads them (no_grad, inference_mode, .detach(), torch.utils.checkpoint with "
-    "use_reentrant=True); use method='permutation'"
+    "use_reentrant=True), or some examples take a way past it (experts); use method='permutation'"
 )
 WITHOUT_DERIVATIVES = "use a worth that has them, such as 'fidelity' or 'cross_entropy', or method='permutation'"
 

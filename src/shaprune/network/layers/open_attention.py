@@ -3,9 +3,9 @@
 torch's module reads its weights without calling its layers, and cannot hold fewer heads than it is wide. Here is the
 same function of the same weights, with a linear layer for each of queries, keys and values, so that heads are coupled
 channels like those of any other attention. A model is never changed: games and surgery see a view of it that shares its
-parameters, and a pruned network keeps the open layers, with the hooks and the attributes that stood on torch's. Attention
-with added keys or values (``bias_k``, ``add_zero_attn``), with parametrized weights or a ``forward`` of its own stays as
-it is. Encoders around open attention run on padded batches, never on nested tensors.
+parameters, and a pruned network keeps the open layers, with the hooks and the attributes that stood on torch's.
+Attention with added keys or values (``bias_k``, ``add_zero_attn``), with parametrized weights or a ``forward`` of its
+own stays as it is. Encoders around open attention run on padded batches, never on nested tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shaprune.network.borrow import copied
+from shaprune.network.batches import Inputs, run, tensors
+from shaprune.network.borrow import borrowed, copied
+from shaprune.network.tolerance import relative_difference, tolerance_for
+
+_PADDING = (
+    "padded positions of nn.TransformerEncoder reach the outputs, and it gives zeros there only while no gradients are "
+    "wanted; games and the pruned network give what it gives with gradients: leave padding out of what reads it, or "
+    "build it with enable_nested_tensor=False"
+)
+_AGREE = 1e-3  # relative difference of the same function, written otherwise
 
 
 class OpenAttention(nn.Module):
@@ -47,15 +56,16 @@ class OpenAttention(nn.Module):
 
     @property
     def in_proj_weight(self) -> Tensor | None:
-        """Weights of queries, keys and values, one below the other, for code that reads them; None where widths differ."""
-        weights = [layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        """Weights of queries, keys and values, one below the other; None if of several widths."""
+        weights: list[Tensor] = [layer.weight for layer in (self.q_proj, self.k_proj, self.v_proj)]
         return torch.cat(weights) if len({w.shape[1] for w in weights}) == 1 else None
 
     @property
     def in_proj_bias(self) -> Tensor | None:
         """The same of their biases; None where there are none."""
-        biases = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
-        return None if any(b is None for b in biases) else torch.cat(biases)
+        biases: list[Tensor | None] = [layer.bias for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        given = [b for b in biases if b is not None]
+        return torch.cat(given) if given else None
 
     def forward(
         self,
@@ -120,6 +130,19 @@ def with_open_attention(model: nn.Module) -> nn.Module:
     return open_attention(copied(model, shared))
 
 
+def padding_warning(model: nn.Module, view: nn.Module, inputs: Inputs) -> str | None:
+    """Why a model and its view with open attention give other outputs; None where they agree.
+
+    Encoders that run on nested tensors give zeros at padding while no gradients are wanted, else something else.
+    """
+    if not any(isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor for m in model.modules()):
+        return None
+    with torch.no_grad(), borrowed(model):
+        pairs = zip(tensors(run(model, inputs)), tensors(run(view, inputs)), strict=True)
+        agree = all(relative_difference(a, b) < tolerance_for(a.dtype, _AGREE) for a, b in pairs)
+    return None if agree else _PADDING
+
+
 def _can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     if type(module) is not nn.MultiheadAttention or "forward" in vars(module):
         return False
@@ -156,10 +179,10 @@ def _by_head(mask: Tensor, q: Tensor) -> Tensor:
     examples, heads = q.shape[:2]
     if len(mask) != examples * heads:
         raise ValueError(
-            f"attn_mask has {len(mask)} entries for {examples} examples of {heads} heads; make it of as many as num_heads "
-            "of the attention says, or one for all heads"
+            f"attn_mask has {len(mask)} entries for {examples} examples of {heads} heads; make it of as many "
+            "as num_heads of the attention says, or one for all heads"
         )
-    return mask.unflatten(0, (examples, heads))
+    return mask.view(examples, heads, *mask.shape[1:])
 
 
 def _to_add(mask: Tensor, like: Tensor) -> Tensor:

@@ -141,8 +141,9 @@ def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.boo
         module = model.get_submodule(owner)
         for name in (*COUNTS, *WIDTHS):
             value = getattr(module, name, None)
-            counts = isinstance(value, int) and not _is_read_only(module, name)
-            if counts and value * width % dense == 0 and (name in COUNTS or value in read):
+            if not isinstance(value, int) or _is_read_only(module, name):
+                continue
+            if value * width % dense == 0 and (name in COUNTS or value in read):
                 setattr(module, name, value * width // dense)
     for name, layer in players.layers.items():
         n_in, n_out = left[name]

@@ -261,11 +261,12 @@ class Marking:
         run = module.forward if name in self.passed else None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self._called.add(name)
+            x = input_of(args, kwargs)
+            if x is None or x.numel():  # experts without tokens carry no marks
+                self._called.add(name)
             output: Any = next(outputs, None) if run is None else run(*args, **kwargs)
             if name in self.whole:
                 return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
-            x = input_of(args, kwargs)
             if x is not None and (output is None or (x.ndim == output.ndim > 1 and len(x) != len(output))):
                 output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
             if channels is None or not channels.any():

@@ -76,8 +76,8 @@ def _uncalled(parent: nn.Module, used: bool) -> str:
     """Why a layer was not called, though its weight may be ``used``."""
     if isinstance(parent, nn.MultiheadAttention):
         return (
-            "nn.MultiheadAttention with added keys, parametrized weights, or a class or forward of its own uses its weight "
-            "without calling it"
+            "nn.MultiheadAttention with added keys, parametrized weights, or a class or forward of its own uses its "
+            "weight without calling it"
         )
     if used:
         return "its weight is used without calling it, so that no mask can stand at its input; call it in forward"
