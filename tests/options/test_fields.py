@@ -101,3 +101,21 @@ def test_signatures_say_what_is_taken_and_no_more(function: object) -> None:
 def test_other_things_than_a_group_of_options_are_refused_by_name(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(sp.InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda scores: sp.search_plan(None, scores, sp.Budget(macs=0.5), example_inputs=None),
+        lambda scores: sp.metrics.frontier(scores),
+    ],
+)
+def test_scores_in_place_of_a_planner_name_the_planner(call) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(sp.InputError, match=r"planner is a dict; give functools.partial\(sp.plan, scores\)"):
+        call({})
+
+
+@pytest.mark.parametrize("budget", [0.5, "macs=0.5", {"macs": 0.5}])
+def test_something_else_than_a_budget_is_refused(budget: object) -> None:
+    with pytest.raises(sp.InputError, match=r"budget is a .*; give sp\.Budget"):
+        sp.search_plan(None, None, budget, example_inputs=None)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from shaprune.options.fields import moved_keywords
 from shaprune.pipeline.prune import prune
 from shaprune.pipeline.quality import Quality
 from shaprune.planning.budget import Budget, check_budget
-from shaprune.planning.frontier import Planner, smallest_plan, with_limit
+from shaprune.planning.frontier import Planner, check_planner, smallest_plan, with_limit
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, dense_costs
 from shaprune.storage.tables import Table, Tabular
@@ -127,6 +127,7 @@ def search_plan(
             floor that the other limits contradict.
     """
     check_budget(budget)
+    check_planner(planner)
     if by is not None:
         check_choice("resource", by, RESOURCES)
     by = by or next(iter(budget.limits), "macs")
