@@ -83,7 +83,7 @@ def shapley(sizes: tuple[float, float] = (0.0, 1.0)) -> Concept:
         first, last = math.ceil(low * n - 1e-9), math.floor(high * n + 1e-9)
         if last <= first:
             raise InputError(
-                f"the window {sizes!r} holds no two neighbouring coalition sizes in a game of {n} players; widen the window"
+                f"the window {sizes!r} holds no two neighbouring coalition sizes in a game of {n} players; widen it"
             )
         return _alike(n, range(first, last))
 
