@@ -40,6 +40,7 @@ ALSO_CALLED = {  # what people call an option that has another name here, in low
     "shapley": "permutation",
     "monte-carlo": "permutation",
     "sampling": "permutation",
+    "shap": "permutation",
     "kernelshap": "regression",
     "kernel-shap": "regression",
     "banzhaf": "msr",

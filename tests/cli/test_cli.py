@@ -612,6 +612,63 @@ def test_budgets_that_cannot_be_met_or_are_met(demo: tuple[Path, dict[str, Any]]
     assert "already meets the budget" in failing(tmp_path, "plan", values, "--budget", "macs=100000000")
 
 
+def test_a_file_of_another_kind_is_named_with_what_it_holds(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    plan = demo[0] / "plan.json"
+    said = failing(tmp_path, "plan", plan, "--budget", "macs=0.5")
+    assert f"{plan}: this is no values written by shaprune, but plan; give what `shaprune score` writes" in said
+    for load in (Scores.load, Plan.load):
+        with pytest.raises(InputError, match=r"^nowhere.json cannot be read: No such file or directory$"):
+            load("nowhere.json")
+
+
+EXPERTS = """import torch
+from torch import nn
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.router = nn.Linear(3, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(3))
+
+    def forward(self, x):
+        chosen = x.argmax(1)
+        out = x.new_zeros(len(x), 2)
+        for i, expert in enumerate(self.experts):
+            rows = (chosen == i).nonzero()[:, 0]
+            if len(rows):
+                out = out.index_add(0, rows, expert(x[rows]))
+        return out + self.router(x)[:, :2]
+
+
+def data():
+    inputs = torch.eye(3).repeat_interleave(20, 0)[torch.randperm(60, generator=torch.Generator().manual_seed(1))]
+    inputs[:2] = torch.eye(3)[:1]
+    part = inputs, torch.zeros(60, dtype=torch.long)
+    return {"train": part, "held_out": part, "test": part}
+"""
+
+
+def test_experts_that_few_examples_choose_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "routed.py").write_text(EXPERTS)
+    monkeypatch.chdir(tmp_path)
+    source = ["--model", "routed:Experts", "--data", "routed:data"]
+    for found in (
+        loaded("players", *source),
+        loaded("players", "--model", "routed:Experts", "--shape", "3"),
+        loaded("score", *source, "--method", "weight_norm", "--out", "scores"),
+    ):
+        assert [group["name"] for group in found["groups"]] == [f"experts.{i}.0" for i in range(3)]
+
+
+@pytest.mark.slow
+def test_the_demo_holds_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = loaded("demo", "--budget", "drop=0.2")
+    assert found["pruned"]["macs"] < 0.5 * found["dense"]["macs"]
+
+
 def test_damaged_files(demo: tuple[Path, dict[str, Any]], trained: list[str], tmp_path: Path) -> None:
     half = tmp_path / "half.json"
     half.write_text((demo[0] / "values.json").read_text()[:1000])

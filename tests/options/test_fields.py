@@ -80,3 +80,42 @@ def test_players_before_the_scores_are_refused_with_the_new_form() -> None:
 def test_signatures_say_what_is_taken_and_no_more(function: object) -> None:
     kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}  # type: ignore[arg-type]
     assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sp.plan(None, None, limits={"min_players": 2}), r"limits is a dict; give limits=sp.options.Limits\("),
+        (
+            lambda: sp.compress(None, None, None, example_inputs=None, options=sp.options.Scoring()),
+            r"options is a Scoring; give options=sp.options.Compression\(",
+        ),
+        (
+            lambda: sp.compress(None, None, None, example_inputs=None, options=sp.options.Compression(limits=8)),
+            r"limits is a int; give limits=sp.options.Limits\(",
+        ),
+        (lambda: sp.score(None, None, None, options=sp.options.Scoring(max_memory="1GB")), "max_memory is '1GB'; give"),
+        (lambda: sp.score(None, None, None, options=sp.options.Scoring(per_round=True)), "per_round is True; give a"),
+    ],
+)
+def test_other_things_than_a_group_of_options_are_refused_by_name(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(sp.InputError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda scores: sp.search_plan(None, scores, sp.Budget(macs=0.5), example_inputs=None),
+        lambda scores: sp.metrics.frontier(scores),
+    ],
+)
+def test_scores_in_place_of_a_planner_name_the_planner(call) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(sp.InputError, match=r"planner is a dict; give functools.partial\(sp.plan, scores\)"):
+        call({})
+
+
+@pytest.mark.parametrize("budget", [0.5, "macs=0.5", {"macs": 0.5}])
+def test_something_else_than_a_budget_is_refused(budget: object) -> None:
+    with pytest.raises(sp.InputError, match=r"budget is a .*; give sp\.Budget"):
+        sp.search_plan(None, None, budget, example_inputs=None)  # type: ignore[arg-type]

@@ -223,6 +223,16 @@ def test_images_are_mirrored_and_shifted_and_the_dense_network_answers_to_these_
         ({"validation": 1.0}, "validation is 1.0"),
         ({"max_seconds": 0.0}, "max_seconds is 0.0"),
         ({"loss": "l1"}, "loss"),
+        ({"steps": 1.5}, "steps is 1.5; it must be a whole number"),
+        ({"steps": "many"}, "steps is 'many'"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"validation": None}, "validation is None"),
+        ({"max_seconds": "5"}, "max_seconds is '5'"),
+        ({"augment": 5}, "augment is 5; give a function"),
+        ({"checkpoint": "."}, "checkpoint is '.'; name a file"),
+        ({"checkpoint": 5}, "checkpoint is '5'; name a file"),
+        ({"checkpoint": "no/such/folder/x"}, "there is no folder 'no/such/folder'; make it first"),
     ],
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, Any], says: str) -> None:
@@ -235,6 +245,8 @@ def test_wrong_data_is_refused_and_the_weights_stay() -> None:
     before = weights(small)
     with pytest.raises(sp.InputError, match="augment returned 3 examples for 220"):
         distill(small, model, x, None, Distill(augment=lambda t: t[:3]))
+    with pytest.raises(sp.InputError, match=r"augment returned inputs of shape .*; return the same shapes"):
+        distill(small, model, x, None, Distill(augment=lambda t: t[:, :3]))
     with pytest.raises(sp.InputError, match="is nan before the first step"):
         distill(small, model, torch.full_like(x, float("nan")), None, FAST)
     with pytest.raises(sp.InputError, match="outputs have shape"):

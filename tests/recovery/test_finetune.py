@@ -400,6 +400,10 @@ def test_what_a_function_of_the_users_may_not_do() -> None:
         ({"patience": 0}, "patience is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": -1.0}, "lr is -1"),
+        ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"augment": 5}, "augment is 5; give a function"),
+        ({"loss": "l1"}, "unknown loss 'l1'"),
         ({"validation": 0.999}, r"validation=0.999 leaves 0 of 220 examples"),
     ],
 )

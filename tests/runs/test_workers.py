@@ -358,6 +358,27 @@ def test_a_future_that_was_dropped_is_settled_without_a_word(game: Game, tmp_pat
     journal.close()
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_interrupt_while_an_answer_is_committed_is_raised_also_where_no_caller_waits(
+    game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropped: bool
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    journal = Journal.open(tmp_path / "journal.sqlite", {})
+    monkeypatch.setattr(journal, "put", interrupted)
+    under_way: Future[Answer] = Future()
+    executor = Journaled(InProcess({"g": game}.__getitem__), journal, lambda name: 1)
+    monkeypatch.setattr(executor.executor, "submit", lambda name, question: under_way)
+    waiting = executor.submit("g", next(questions()))
+    assert under_way.set_running_or_notify_cancel()
+    assert not dropped or waiting.cancel()
+    with pytest.raises(KeyboardInterrupt):
+        under_way.set_result(Answer(np.zeros(1), 0.0, "driver"))
+    assert waiting.cancelled() if dropped else isinstance(waiting.exception(), KeyboardInterrupt)
+    journal.close()
+
+
 # --- Ray ---
 
 

@@ -335,7 +335,7 @@ def test_a_k_above_the_players_and_an_unknown_side_are_refused() -> None:
         ("owen:0.9,0.1", "0 <= low < high <= 1"),
         ("beta:0,1", "both must be above 0"),
         ("semivalue", "weights of a semivalue"),
-        ("shapley:0.5", "sizes is"),
+        ("shapley:0.5", "window of sizes is"),
         (0.5, "concept is a float"),
         (None, "concept is a NoneType"),
     ],

@@ -527,7 +527,7 @@ def test_what_is_no_game_is_refused_with_the_way_to_make_one() -> None:
     "sizes", [(0.5, 0.5), (0.9, 0.1), (0, 2), (-0.1, 1), "x", None, 0.5, (0.2, 0.4, 0.6), (math.nan, 1.0), ("a", "b")]
 )
 def test_sizes_that_are_no_window_are_refused(method: str, sizes: Any) -> None:
-    with pytest.raises(InputError, match="sizes is"):
+    with pytest.raises(InputError, match="window of sizes is"):
         estimate(_game(), method, sizes=sizes)
 
 

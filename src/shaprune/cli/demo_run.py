@@ -17,10 +17,12 @@ from shaprune.builtin.datasets import load_dataset
 from shaprune.builtin.demo_recipes import RECIPES, choose_architecture
 from shaprune.builtin.demo_training import train
 from shaprune.builtin.splits import Split
+from shaprune.cli.inputs import parts_of
 from shaprune.deploy.measure import Measurement
 from shaprune.deploy.save import MANIFEST, WEIGHTS, save
 from shaprune.network.borrow import preserve_globals
 from shaprune.network.forward.batch_threads import torch_threads
+from shaprune.options.groups import Compression
 from shaprune.pipeline.compress import compress
 from shaprune.pipeline.sensitivity import sensitivity
 from shaprune.planning.budget import Budget
@@ -101,7 +103,7 @@ def run_demo(
     Raises:
         InputError: unusable data, or a folder that holds something else.
     """
-    out = Path(out)
+    out, budget = Path(out), budget or Budget(macs=0.5)
     name = choose_architecture(data, architecture)
     check_replaceable(out)
     seconds: dict[str, float] = {}
@@ -112,18 +114,20 @@ def run_demo(
         with _timed(seconds, "train"):
             dense = train(name, dataset, seed=seed, device=device)
         say(f"scoring, planning, pruning and recovering ({seconds['train']:.1f} s so far for the training) ...")
+        part, checks = parts_of(dataset.held_out, SCORED, floored=budget.floored)
         result = compress(
             dense,
-            dataset.held_out.take(SCORED).batches(),
-            budget or Budget(macs=0.5),
+            part.batches(),
+            budget,
             example_inputs=dataset.held_out.inputs[:BATCH].to(device),
             test=dataset.test.batches(),
             seed=seed,
+            options=Compression(validation=None if checks is None else checks.batches()),
         )
         seconds |= result.seconds
         say("drawing the report ...")
         with _timed(seconds, "report"):
-            predicted = _predicted(dense, result.values, dataset.held_out.take(SCORED))
+            predicted = _predicted(dense, result.values, part)
             test = dataset.test.take(CURVED).batches()
             curves = removal_curves(dense, result.plan.players, result.values, test, seed=seed)
             setting = latency_setting(BATCH, str(device), torch.get_num_threads())

@@ -77,14 +77,14 @@ def builder(spec: str) -> Callable[[], nn.Module]:
     return build
 
 
-def drawn_inputs(shapes: Sequence[str], device: torch.device, seed: int) -> tuple[Tensor, ...]:
-    """Two examples per input of the network: normally distributed numbers, or zeros of a whole type."""
+def drawn_inputs(shapes: Sequence[str], device: torch.device, seed: int, examples: int = 2) -> tuple[Tensor, ...]:
+    """Examples for every input of the network: normally distributed numbers, or zeros of a whole type."""
     torch.manual_seed(seed)
     drawn = []
     for text in shapes:
         shape, name = shape_of(text)
         dtype: torch.dtype = getattr(torch, name)
-        example = torch.randn(2, *shape) if dtype.is_floating_point else torch.zeros(2, *shape)
+        example = torch.randn(examples, *shape) if dtype.is_floating_point else torch.zeros(examples, *shape)
         drawn.append(example.to(device, dtype))
     return tuple(drawn)
 
@@ -149,9 +149,10 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), "")
+        why = f" ({reason})" if " " in reason else ""  # a pickle may fail at a number
         raise InputError(
-            f"{path} cannot be read as weights ({reason}); save them with torch.save(model.state_dict(), ...)"
+            f"{path} cannot be read as weights{why}; save them with torch.save(model.state_dict(), ...)"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]

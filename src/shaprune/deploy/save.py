@@ -22,8 +22,8 @@ from shaprune.network.borrow import copied
 from shaprune.network.removal.surgery import check_fits, remove_players, width_as_is
 from shaprune.network.state_dicts import as_saved, distinct, extras_of, separate, tensors_of, versions_of
 from shaprune.planning.plan import Plan
-from shaprune.storage.atomic_files import read_json, replacing_directory
-from shaprune.storage.schema import check_schema
+from shaprune.storage.atomic_files import replacing_directory
+from shaprune.storage.schema import check_schema, read_document
 
 SCHEMA = 2
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
@@ -147,9 +147,13 @@ def _check_has_weights(model: nn.Module) -> None:
         )
 
 
-def _manifest(path: Path) -> Manifest:
-    data = read_json(path)
+def _checked_manifest(data: Any) -> Any:
     check_schema(data, "manifest", SCHEMA)
+    return data
+
+
+def _manifest(path: Path) -> Manifest:
+    data = read_document(path, _checked_manifest)
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:

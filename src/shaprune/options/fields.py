@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache, wraps
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from shaprune.errors import InputError
@@ -161,7 +162,7 @@ def changed(*groups: Any, but: Sequence[str] = ()) -> list[Leaf]:
 def moved_keywords(
     groups: Mapping[str, type], renamed: Mapping[str, str] | None = None
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Refuse keywords that a function no longer takes, and name their new place.
+    """Refuse keywords that a function no longer takes, and name their new place; check the groups it is given.
 
     Args:
         groups: keyword of the function -> the dataclass it takes; the options in that are the keywords that moved.
@@ -182,11 +183,32 @@ def moved_keywords(
             moved = [f"{name}=... is now {places()[name]}" for name in kwargs.keys() - own if name in places()]
             if moved:
                 raise MovedKeywordError(f"{function.__name__}: {'; '.join(sorted(moved))}")
+            for name, group in groups.items():
+                if kwargs.get(name) is not None and not hasattr(group, "of"):  # `of` reads other types, too
+                    check_group(name, kwargs[name], group)
             return function(*args, **kwargs)
 
         return checked
 
     return decorate
+
+
+def check_group(name: str, given: Any, group: type) -> None:
+    """Check that ``given`` is this group of options, with groups in their places and numbers where numbers belong.
+
+    Raises:
+        InputError: it is something else; ``name`` is what the caller calls it.
+    """
+    if not isinstance(given, group):
+        first = next(leaf for leaf in leaves(group) if leaf.about is not None or len(leaf.path) == 1)
+        raise InputError(f"{name} is a {type(given).__name__}; give {first.place(name)}")
+    hints = get_type_hints(group, include_extras=True)
+    for one in fields(group):
+        hint, value = hints[one.name], getattr(given, one.name)
+        if isinstance(hint, type) and is_dataclass(hint):
+            check_group(one.name, value, hint)
+        elif hint in (int, float) and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise InputError(f"{one.name} is {value!r}; give a number")
 
 
 class MovedKeywordError(InputError, TypeError):

@@ -49,9 +49,9 @@ CRITERIA = (
 STEPS = ("refit", "batchnorm", "distill", "finetune")
 TRAINED_STEPS = ("distill", "finetune")  # which take all training examples
 BUDGET_HELP = (
-    "What may stay: macs=0.5, params=100000, players=0.6, bytes=2MB, activations=0.5, energy=0.5; measured (with "
-    "--model and --data): latency=0.6 or latency=0.8ms, drop=0.01 or floor=0.9 of accuracy, as small as that allows. "
-    "Repeatable."
+    "What may stay: macs=0.5, params=100000, players=0.6, bytes=2MB, activations=0.5, energy=0.5; measured "
+    "(`plan` then needs --model and --data): latency=0.6 or latency=0.8ms, drop=0.01 or floor=0.9 of accuracy, as "
+    "small as that allows. Repeatable."
 )
 NO_GAME = ("forward", "max_memory", "remove", "watch")  # options of `Scoring` that mean something without a game
 NEAR, ANY_SIZE = (0.5, 1.0), (0.0, 1.0)  # windows: coalitions near the whole network, and all of them

@@ -123,7 +123,7 @@ def compress(
     chosen, seconds = options or Compression(), dict[str, float]()
     with _timed(seconds, "find_players"):
         given = {"data": data, "train": chosen.train, "validation": chosen.validation, "test": test}
-        check_compression(model, given, budget, worth, method, recover, max_evaluations, chosen)
+        check_compression(model, given, budget, worth, method, recover, max_evaluations, seed, chosen)
         batches, tests = list(data), None if test is None else list(test)
         players = find_players(model, example_inputs, **vars(chosen.units))
         check_players(model, players, budget, chosen, tests)

@@ -17,13 +17,13 @@ from shaprune.network.game.worths import Evaluate
 from shaprune.options.fields import changed
 from shaprune.options.groups import LAYER_ORDERS, NO_GAME, PRECISIONS, SCHEDULES, Compression, Planning, Scoring
 from shaprune.pipeline.cycles import cycle_budget
-from shaprune.planning.budget import Budget
+from shaprune.planning.budget import Budget, check_budget
 from shaprune.planning.limits import check_hf_uniform
 from shaprune.planning.plan import ALLOCATIONS, check_reachable
 from shaprune.players.players import Players
 from shaprune.recovery.steps import RecoveryStep, check_batches, check_steps
 from shaprune.runs.session import RunOptions
-from shaprune.values.estimate import METHODS
+from shaprune.values.estimate import METHODS, check_whole_number
 from shaprune.values.estimators.base import Method
 from shaprune.values.rescoring import MODES
 
@@ -81,6 +81,7 @@ def check_compression(
     method: str | Method,
     recover: Sequence[str | RecoveryStep],
     max_evaluations: int | None,
+    seed: int,
     options: Compression,
 ) -> None:
     """Check that the arguments of `compress` go together.
@@ -88,13 +89,16 @@ def check_compression(
     Raises:
         InputError: one that does not, by name; no budget; a floor without examples to measure it on.
     """
-    if not isinstance(budget, Budget):
-        raise InputError(f"budget is a {type(budget).__name__}; give sp.Budget(macs=0.5), for example")
+    check_budget(budget)
+    check_whole_number("seed", seed, 0)
     check_steps(recover, model)
     check_scoring(method, worth, options.scoring, RunOptions(), max_evaluations=max_evaluations, stop=None, log=None)
     _check_planning(options.planning, worth)
     if budget.floored and options.validation is None:
-        raise InputError("a floor needs validation=...: batches that are neither recovered on nor the test set")
+        raise InputError(
+            "a floor needs options=sp.options.Compression(validation=...): batches that are neither recovered on nor "
+            "the test set"
+        )
     for name, given in batches.items():
         check_data(given, name)
 

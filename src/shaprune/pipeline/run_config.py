@@ -70,7 +70,7 @@ class RunConfig:
     cache: str | None = option(None, "Keep decoded images here for the next run.", metavar="DIR")
     examples: int = option(1_000, "Examples to score and refit on, from the held-out part of the data.", least=1)
     batch_size: int = option(128, "Images per forward pass when latency is measured.", least=1)
-    out: str = option("compressed", "Folder to write; it must be new or empty.", metavar="DIR")
+    out: str = option("compressed", "Folder to write; new or empty, unless --overwrite.", metavar="DIR")
     device: str | None = option(
         None, "Where the network runs: cpu, cuda, cuda:1.", shown="cuda where there is one, else cpu"
     )
@@ -271,7 +271,9 @@ def _checked_step(step: Any) -> Any:
     ((name, options),) = step.items()
     check_choice("recovery step", name, KNOWN)
     if options is not None and not isinstance(options, Mapping):
-        raise InputError(f"the options of {name} are {options!r}; give names and values, such as {{epochs: 5}}")
+        raise InputError(
+            f"the options of {name} are {options!r}; give names and values, such as {name}: {{name: value}}"
+        )
     kind: Any = KNOWN[name]
     hints = {key: hint for key, hint in get_type_hints(kind).items() if key not in OBJECT_OPTIONS}
     checked = {}

@@ -16,8 +16,8 @@ from shaprune.network.batches import Inputs
 from shaprune.options.fields import moved_keywords
 from shaprune.pipeline.prune import prune
 from shaprune.pipeline.quality import Quality
-from shaprune.planning.budget import Budget
-from shaprune.planning.frontier import Planner, smallest_plan, with_limit
+from shaprune.planning.budget import Budget, check_budget
+from shaprune.planning.frontier import Planner, check_planner, smallest_plan, with_limit
 from shaprune.planning.plan import Plan
 from shaprune.planning.resources import RESOURCES, dense_costs
 from shaprune.storage.tables import Table, Tabular
@@ -126,6 +126,8 @@ def search_plan(
             floor above the dense network's quality and a latency below the smallest network's before the search; a
             floor that the other limits contradict.
     """
+    check_budget(budget)
+    check_planner(planner)
     if by is not None:
         check_choice("resource", by, RESOURCES)
     by = by or next(iter(budget.limits), "macs")

@@ -165,5 +165,15 @@ def _limit_and_weights(name: str, row: Resource, given: Any) -> tuple[Any, tuple
     return found, weights
 
 
+def check_budget(given: object) -> None:
+    """Check that a budget is one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(given, Budget):
+        raise InputError(f"budget is a {type(given).__name__}; give sp.Budget(macs=0.5), for example")
+
+
 def _number(given: object) -> bool:
     return isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)

@@ -116,6 +116,7 @@ def frontier(
     Raises:
         InputError: an unknown resource, no size, or one out of range; and as the planner.
     """
+    check_planner(planner)
     check_choice("resource", by, RESOURCES)
     if not shares or not all(0 < share < 1 for share in shares):
         raise InputError(f"shares are {list(shares)}; give at least one share, strictly between 0 and 1")
@@ -130,6 +131,16 @@ def frontier(
             break
         points.append(FrontierPoint(decided, size, None if quality is None else float(quality(decided))))
     return Frontier(by, tuple(points))
+
+
+def check_planner(given: object) -> None:
+    """Check that a planner can be called.
+
+    Raises:
+        InputError: it is something else, such as scores.
+    """
+    if not callable(given):
+        raise InputError(f"planner is a {type(given).__name__}; give functools.partial(sp.plan, scores)")
 
 
 def smallest_plan(planner: Planner, by: str, error: BudgetError) -> Plan:

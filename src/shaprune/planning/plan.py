@@ -20,7 +20,7 @@ from shaprune.errors import BudgetError, InputError, check_choice
 from shaprune.options.fields import moved_keywords
 from shaprune.planning.allocation import RemovalPath as Way
 from shaprune.planning.allocation import by_layer, by_value, smallest_coalition, uniform, value_density
-from shaprune.planning.budget import Budget
+from shaprune.planning.budget import Budget, check_budget
 from shaprune.planning.curve_allocation import allocate_by_curves
 from shaprune.planning.limits import Limits
 from shaprune.planning.removal_sequences import RemovalStep, removal_sequences
@@ -29,8 +29,8 @@ from shaprune.planning.scores import Scores
 from shaprune.planning.sensitivity_curves import Sensitivity
 from shaprune.players.players import Players
 from shaprune.players.subset import Kept
-from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
-from shaprune.storage.schema import check_schema
+from shaprune.storage.atomic_files import check_replaceable, write_text
+from shaprune.storage.schema import check_schema, read_document
 from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Document, Number, typed
 from shaprune.values.result import Values
@@ -158,7 +158,7 @@ class Plan(Tabular):
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan that `save` wrote."""
-        return Plan.from_json(read_json(path))
+        return read_document(path, Plan.from_json)
 
 
 @moved_keywords({"limits": Limits}, {"exclude": "limits=sp.options.Limits(keep=...)", "players": "in the scores"})
@@ -201,6 +201,7 @@ def plan(
             nearest that can).
     """
     _check_scores(scores)
+    check_budget(budget)
     check_allocation(allocation, curves, layers)
     if budget.measured:
         raise InputError(
@@ -315,15 +316,15 @@ def check_reachable(players: Players, budget: Budget, within: Limits, value: NDA
     ]
     if misses:
         raise BudgetError(
-            f"the budget cannot be met: {'; '.join(misses)}{_percent(limits)}; raise it, loosen the limits ({within}), "
-            "or find more players (another unit, fewer excluded layers)",
+            f"the budget cannot be met: {'; '.join(misses)}{_percent(budget.limits)}; raise it, loosen the limits "
+            f"({within}), or find more players (another unit, fewer excluded layers)",
             least,
         )
 
 
 def _percent(limits: Mapping[str, float]) -> str:
     """A hint where a limit may have been meant as a percentage."""
-    low = next((name for name, limit in limits.items() if limit <= MOST_PERCENT and name != "players"), None)
+    low = next((name for name, limit in limits.items() if 1 < limit <= MOST_PERCENT and name != "players"), None)
     return "" if low is None else f" (a share is written {low}={limits[low] / 100:g})"
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from shaprune.errors import InputError
 from shaprune.players.players import Players
-from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
-from shaprune.storage.schema import check_schema
+from shaprune.storage.atomic_files import check_replaceable, write_text
+from shaprune.storage.schema import check_schema, read_document
 from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Document, Size, typed
 from shaprune.values.result import VALUE_COLUMNS, Values
@@ -131,4 +131,4 @@ class Scores(Tabular, Mapping[str, Values]):
     @staticmethod
     def load(path: str | Path) -> Scores:
         """Read values that `save` wrote."""
-        return Scores.from_json(read_json(path))
+        return read_document(path, Scores.from_json)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, nearest
-from shaprune.storage.atomic_files import check_replaceable, read_json, write_text
-from shaprune.storage.schema import check_schema
+from shaprune.storage.atomic_files import check_replaceable, write_text
+from shaprune.storage.schema import check_schema, read_document
 from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Count, Document, Number, Size, typed
 from shaprune.values.result import Values
@@ -197,4 +197,4 @@ class Sensitivity(Tabular, Mapping[str, SensitivityCurve]):
     @staticmethod
     def load(path: str | Path) -> Sensitivity:
         """Read curves that `save` wrote."""
-        return Sensitivity.from_json(read_json(path))
+        return read_document(path, Sensitivity.from_json)

@@ -11,7 +11,6 @@ what fine-tuning on labels takes: the start is close to a minimum.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, call, concatenate, length, main_output, transform
+from shaprune.network.batches import Forward, Inputs, call, concatenate, length, main_output, tensors, transform
 from shaprune.network.borrow import device_of
 from shaprune.network.state_dicts import tensors_of
 from shaprune.recovery.finetune import split_rows, warn_of_failure
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.step_training import EVERY, StepSchedule, train_steps
+from shaprune.recovery.step_values import check_checkpoint, check_step
 from shaprune.recovery.training_data import Augment
 
 _FEW = 100  # examples, below which only scales and biases are trained
@@ -71,16 +71,13 @@ class Distill:
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a number above 0")
-        if not 0 <= self.validation < 1:
-            raise InputError(f"validation is {self.validation}; it must be a share from 0 to below 1")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise InputError(f"max_seconds is {self.max_seconds}; it must be above 0")
+        check_step(
+            self,
+            whole=("steps", "batch_size"),
+            positive=("lr", "temperature", "max_seconds"),
+            functions=("augment",),
+        )
+        check_checkpoint(self.checkpoint)
         if self.loss is not None:
             check_choice("loss", self.loss, get_args(DistillationLoss))
 
@@ -183,6 +180,9 @@ def _second_view(inputs: Inputs, augment: Augment | None, seed: int) -> Inputs |
         made = augment(transform(inputs, torch.clone))
         if length(made) != length(inputs):
             raise InputError(f"augment returned {length(made)} examples for {length(inputs)}; return one for each")
+        shapes, given = ([tuple(t.shape) for t in tensors(held)] for held in (made, inputs))
+        if shapes != given:
+            raise InputError(f"augment returned inputs of shape {shapes} for {given}; return the same shapes")
         return made
     if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.is_floating_point():
         return None

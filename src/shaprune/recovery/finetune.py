@@ -20,7 +20,8 @@ from shaprune.network.state_dicts import tensors_of
 from shaprune.planning.plan import Plan
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.optimizer_state import carry_over_optimizer, check_optimizer
-from shaprune.recovery.training import Training, check_length, fit
+from shaprune.recovery.step_values import check_step
+from shaprune.recovery.training import Training, fit
 from shaprune.recovery.training_data import Augment
 
 LEARNING_RATE = 1e-3
@@ -64,11 +65,9 @@ class Finetune:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_length(self.epochs, LEARNING_RATE if self.lr is None else self.lr)
-        if not 0 <= self.validation < 1:
-            raise InputError(f"validation is {self.validation}; it must be a share from 0 to below 1")
-        if self.patience < 1:
-            raise InputError(f"patience is {self.patience}; it must be at least 1")
+        check_step(self, whole=("epochs", "patience"), positive=("lr",), functions=("augment",))
+        if self.loss is not None:
+            check_choice("loss", self.loss, ("cross_entropy", "distill"))
         if self.optimizer is not None and self.lr is not None:
             raise InputError("give lr or optimizer, not both: an optimizer has rates of its own")
         check_choice("precision", self.precision, get_args(Precision))

@@ -24,6 +24,7 @@ from shaprune.recovery.batchnorm import recalibrate
 from shaprune.recovery.distillation import Distill, distill
 from shaprune.recovery.finetune import Finetune, OwnFinetune, finetune, own_finetune
 from shaprune.recovery.refit import refit
+from shaprune.recovery.step_values import check_step
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Refit:
     """Closed-form refit of the consumers, see `shaprune.recovery.refit`; needs no labels."""
 
     ridge: float | None = None
+
+    def __post_init__(self) -> None:
+        check_step(self, positive=("ridge",))
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def check_steps(steps: Sequence[str | RecoveryStep], model: nn.Module) -> list[R
     """
     if isinstance(steps, str):
         raise InputError(f"steps is the string {steps!r}; give a tuple, such as ({steps!r},)")
+    if not isinstance(steps, Sequence):
+        raise InputError(f"steps is {steps!r}; give a tuple, such as ('refit',), or () for none")
     for step in steps:
         if isinstance(step, str):
             check_choice("recovery step", step, STEPS)

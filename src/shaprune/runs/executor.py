@@ -118,10 +118,12 @@ class Journaled:
             elif not self._failed:
                 self._failed = True
                 self.journal.failed(game, "", f"{type(outcome).__name__}: {outcome}")
-        except BaseException as error:  # an interrupt, too, belongs to the caller that waits
-            outcome = error if isinstance(outcome, Answer) else outcome
-        assert outcome is not None
-        _set_outcome(result, outcome)
+        except BaseException as error:
+            _set_outcome(result, outcome if isinstance(outcome, BaseException) else error)
+            if not isinstance(error, Exception):  # an interrupt: no caller may wait for this answer any more
+                raise
+        else:
+            _set_outcome(result, outcome)
 
     def close(self) -> None:
         self.executor.close()

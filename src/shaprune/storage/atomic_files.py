@@ -71,8 +71,9 @@ def read_json(path: str | Path) -> Any:
         InputError: missing, unreadable, or not JSON.
     """
     restore(Path(path).parent)
+    content = read_file(path)
     try:
-        return json.loads(read_file(path).decode())
+        return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no complete JSON file: {error}") from error
 

@@ -143,9 +143,7 @@ def aggregate_of(how: str | Aggregate) -> Aggregate:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-    raise InputError(
-        f"unknown aggregate {how!r}{nearest(how, AGGREGATES)}; choose from {', '.join(AGGREGATES)}, or a callable"
-    )
+    raise InputError(f"unknown aggregate {how!r}{nearest(how, AGGREGATES)} Or give a callable.")
 
 
 def _with_error(

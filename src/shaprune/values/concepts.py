@@ -73,15 +73,17 @@ def shapley(sizes: tuple[float, float] = (0.0, 1.0)) -> Concept:
     try:
         low, high = (float(x) for x in sizes)
     except (TypeError, ValueError):
-        raise InputError(f"sizes is {sizes!r}; give two fractions of the players, such as (0.5, 1.0)") from None
+        raise InputError(
+            f"the window of sizes is {sizes!r}; give two fractions of the players, such as (0.5, 1.0)"
+        ) from None
     if not 0 <= low < high <= 1:
-        raise InputError(f"sizes is {sizes!r}; it must be (lo, hi) with 0 <= lo < hi <= 1")
+        raise InputError(f"the window of sizes is {sizes!r}; it must be (lo, hi) with 0 <= lo < hi <= 1")
 
     def rule(n: int) -> Weights:
         first, last = math.ceil(low * n - 1e-9), math.floor(high * n + 1e-9)
         if last <= first:
             raise InputError(
-                f"sizes={sizes!r} holds no two neighbouring coalition sizes in a game of {n} players; widen the window"
+                f"the window {sizes!r} holds no two neighbouring coalition sizes in a game of {n} players; widen it"
             )
         return _alike(n, range(first, last))
 
@@ -218,7 +220,8 @@ def concept_of(concept: str | Concept) -> Concept:
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"concept {concept!r} cannot be read ({error}); see shaprune.values.concepts") from None
+        known = "'banzhaf:0.7', 'beta:1,16' or 'owen:0.5,1'"
+        raise InputError(f"concept {concept!r} cannot be read ({error}); write it as {known}") from None
 
 
 def _alike(n: int, sizes: range | list[int] | set[int]) -> Weights:

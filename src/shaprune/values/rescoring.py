@@ -255,7 +255,7 @@ def _step(step: int | float, n: int) -> int:
         or not isinstance(step, (int, float, np.number))
         or not (0 < step < 1 or (step >= 1 and step % 1 == 0))
     ):
-        raise InputError(f"step is {step!r}; give whole players per round, or a fraction of them below 1")
+        raise InputError(f"players per round are {step!r}; give whole players, or a fraction of them below 1")
     return max(1, round(step * n)) if step < 1 else int(step)
 
 

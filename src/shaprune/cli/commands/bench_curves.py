@@ -26,7 +26,8 @@ Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Networks to train; b
 HeldOut = Annotated[int, typer.Option("--examples", min=1, help="Held-out examples to score on.")]
 TestExamples = Annotated[int, typer.Option(min=1, help="Test examples to measure the curves on.")]
 PerRound = Annotated[
-    float, typer.Option(help="Players per round of a mode, or a fraction below 1; it sets everybody's price.")
+    float,
+    typer.Option(help="Players per round of a mode, or a fraction below 1; it sets what every contender may pay."),
 ]
 Only = Annotated[
     list[str] | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from shaprune.builtin.demo_recipes import choose_architecture
 from shaprune.cli.command import Outcome, as_usage_error, command, say
 from shaprune.cli.options.parse import budget_of
-from shaprune.cli.options.shared import Architecture, Budgets, DemoData, Device, Out, Seed
+from shaprune.cli.options.shared import Architecture, Budgets, DemoData, DemoOut, Device, Seed
 
 
 @command
@@ -15,7 +15,7 @@ def demo(
     data: DemoData = "digits",
     architecture: Architecture = None,
     budget: Budgets = ["macs=0.5"],  # noqa: B006  # typer copies it
-    out: Out = Path("demo"),
+    out: DemoOut = Path("demo"),
     seed: Seed = 0,
     device: Device = None,
 ) -> Outcome:

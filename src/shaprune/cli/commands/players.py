@@ -45,7 +45,7 @@ def players(
 ) -> Outcome:
     """Say what can leave a network, what leaves with it, what it costs, and what must stay and why.
 
-    A dry run: nothing is scored or cut. The network is run on two examples of the data, or on drawn ones of a shape.
+    A dry run: nothing is scored or cut. The network is run on a few examples of the data, or on drawn ones of a shape.
 
     Example: shaprune players --model digits --shape 1x8x8
     """
@@ -62,11 +62,12 @@ def players(
     import shaprune as sp
     from shaprune.cli.inputs import device_of, drawn_inputs, read_data, read_model
     from shaprune.cli.tables import group_rows, skipped_rows
+    from shaprune.network.discovery.few_examples import FOLLOWED_EXAMPLES
 
     where = device_of(machine.device)
     network = read_model(model, weights, where, machine.seed, untrained=True)
-    drawn = drawn_inputs(shape or [], where, machine.seed)
-    inputs = drawn if data is None else (read_data(data, cache).held_out.inputs[:2].to(where),)
+    drawn = drawn_inputs(shape or [], where, machine.seed, FOLLOWED_EXAMPLES)
+    inputs = drawn if data is None else (read_data(data, cache).held_out.inputs[:FOLLOWED_EXAMPLES].to(where),)
     say("following every channel through the network ...")
     start = time.perf_counter()
     found = sp.find_players(network, inputs, **vars(units), max_seconds=max_seconds, max_memory=memory)

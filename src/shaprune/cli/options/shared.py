@@ -33,13 +33,14 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where the network runs: cpu, cuda, cuda:1.", show_default="cuda where there is one, else cpu"),
 ]
-Out = Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")]
+Out = Annotated[Path, typer.Option(help="Folder to write; new or empty, unless --overwrite.")]
+DemoOut = Annotated[Path, typer.Option("--out", help="Folder to write; new, empty, or an earlier demo's.")]
 PlayersOut = Annotated[
     Path | None, typer.Option("--out", help="Folder to write players.json into, or a file ending in .json.")
 ]
-OptionalOut = Annotated[Path | None, typer.Option(help="Folder to write; it must be new or empty.")]
+OptionalOut = Annotated[Path | None, typer.Option(help="Folder to write; new or empty, unless --overwrite.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a folder that holds nothing but this command's own files.")
+    bool, typer.Option("--overwrite", help="Replace what stands in --out, where this command wrote all of it.")
 ]
 
 # the network and its data

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.layers.kinds import kind_of
 
-_MOST = 32  # examples that channels are followed on where some layer's output reaches nothing on fewer
+FOLLOWED_EXAMPLES = 32  # that channels are followed on where some layer's output reaches nothing on fewer
 
 
 def few_examples(copy: nn.Module, inputs: Inputs) -> Inputs:
@@ -34,11 +34,11 @@ def few_examples(copy: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def more_examples(copy: nn.Module, inputs: Inputs, few: Inputs) -> Inputs | None:
-    """Return more of ``inputs`` than ``few``, at most `_MOST`; None where there are no more, or they cannot be run."""
+    """Return more of ``inputs`` than ``few``, at most `FOLLOWED_EXAMPLES`; None where these are no more, or fail."""
     size, most = (max((len(t) for t in tensors(held) if t.ndim), default=0) for held in (few, inputs))
-    if size >= min(most, _MOST):
+    if size >= min(most, FOLLOWED_EXAMPLES):
         return None
-    more = transform(inputs, partial(_first, size=min(most, _MOST)))
+    more = transform(inputs, partial(_first, size=min(most, FOLLOWED_EXAMPLES)))
     try:
         _called(copy, more)
     except Exception:
