@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from architectures.entry import CLASSES, NORMED, OUTPUT, Entry, images, seeded
+from shaprune.builtin import open_attention
 
 WIDTH, PATCHES = 16, 4
 
@@ -145,8 +146,8 @@ ENTRIES = {
     ),
     "vit-torch": Entry(
         family="ViT (nn.MultiheadAttention)",
-        note="heads that read their weights without calling layers",
-        make=seeded(lambda: ViT(nn.Sequential(TorchLayer(), TorchLayer()))),
+        note="heads that read their weights without calling layers: with `open_attention`",
+        make=seeded(lambda: open_attention(ViT(nn.Sequential(TorchLayer(), TorchLayer())))),
         inputs=images(3, 8, 8),
         players={"head": 8, "neuron": 48},
         skips={"patch_embed": NORMED, "*.out_proj": NORMED, "*.mlp.3": NORMED, "head": OUTPUT},
@@ -155,6 +156,14 @@ ENTRIES = {
         family="ViT (nn.TransformerEncoderLayer)",
         note="torch's own layers, which take another path in eval mode",
         make=seeded(lambda: ViT(_encoder())),
+        inputs=images(3, 8, 8),
+        players={"neuron": 48},
+        skips={"patch_embed": NORMED, "*.out_proj": "MultiheadAttention", "*.linear2": NORMED, "head": OUTPUT},
+    ),
+    "encoder-open": Entry(
+        family="ViT (nn.TransformerEncoderLayer, opened)",
+        note="the same with `open_attention`",
+        make=seeded(lambda: open_attention(ViT(_encoder()))),
         inputs=images(3, 8, 8),
         players={"head": 8, "neuron": 48},
         skips={"patch_embed": NORMED, "*.out_proj": NORMED, "*.linear2": NORMED, "head": OUTPUT},

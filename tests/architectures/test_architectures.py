@@ -23,7 +23,6 @@ from architectures.table import support_table
 from shaprune.errors import InputError
 from shaprune.network.batches import call, concatenate, main_output, tensors
 from shaprune.network.discovery.unit_filters import are_heads, are_neurons
-from shaprune.network.layers.open_attention import open_attention, with_open_attention
 from shaprune.network.removal.masks import consumer_input_masks, masked
 from shaprune.network.removal.surgery import remove_players
 from shaprune.planning.plan import Plan
@@ -193,9 +192,8 @@ def test_masked_is_removed(name: str, weights: str) -> None:
         assert all("running_mean" not in k or k in moved for k in before)
     inputs, kept = ZOO[name].inputs(BATCH), coalitions_of(players)
     mask = torch.from_numpy(np.repeat(kept, BATCH, axis=0)).float()  # (coalitions * BATCH, n)
-    dense = with_open_attention(model)
-    with masked(dense, consumer_input_masks(players, players.groups, torch.device("cpu")), mask):
-        by_mask = outputs_of(dense, concatenate([inputs] * N_COALITIONS))
+    with masked(model, consumer_input_masks(players, players.groups, torch.device("cpu")), mask):
+        by_mask = outputs_of(model, concatenate([inputs] * N_COALITIONS))
     for i, row in enumerate(kept):
         by_removal = outputs_of(remove_players(copy.deepcopy(model), players, row), inputs)
         assert_close([t[BATCH * i : BATCH * (i + 1)] for t in by_mask], by_removal)
@@ -242,7 +240,7 @@ def test_the_pruned_network_runs_backwards(name: str) -> None:
     model, players = found(name)
     inputs = ZOO[name].inputs(BATCH)
     small = sp.prune(model, half(players), inputs)
-    dense = open_attention(copy.deepcopy(model))
+    dense = copy.deepcopy(model)
     for network in (dense, small):
         sum(t.square().sum() for t in tensors(call(network, inputs)) if t.is_floating_point()).backward()  # type: ignore[union-attr]
     reached = {k for k, p in dense.named_parameters() if p.grad is not None}

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import shaprune as sp
 from shaprune.network.batches import Inputs, tensors, transform
-from shaprune.network.layers.open_attention import open_attention
 
 Build = Callable[[], nn.Module]
 
@@ -27,7 +26,7 @@ def run(model: nn.Module, x: Inputs) -> list[Tensor]:
 
 def zeroed(model: nn.Module, players: sp.Players, kept: NDArray[np.bool_]) -> nn.Module:
     """A copy in which what left is multiplied by zero where it is read."""
-    dense, stays = open_attention(copy.deepcopy(model)), {}
+    dense, stays = copy.deepcopy(model), {}
     for group in players.groups:
         for member in group.consumers:
             row = stays.setdefault(member.module, torch.ones(players.layers[member.module].n_in))

@@ -1,4 +1,4 @@
-"""Data sets, networks and factories that ``--data`` and ``--model`` name."""
+"""Data sets, networks and factories that ``--data`` and ``--model`` name; attention whose heads can leave."""
 
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,17 @@ if TYPE_CHECKING:
     from shaprune.builtin.resnet import ResNet as ResNet
     from shaprune.builtin.splits import Dataset as Dataset
     from shaprune.builtin.splits import Split as Split
+    from shaprune.network.layers.open_attention import open_attention as open_attention
 
-__all__ = ["Dataset", "ResNet", "Split", "build_model", "load_dataset"]
+_HOMES = {
+    "Dataset": "shaprune.builtin.splits",
+    "ResNet": "shaprune.builtin.resnet",
+    "Split": "shaprune.builtin.splits",
+    "build_model": "shaprune.builtin.models",
+    "load_dataset": "shaprune.builtin.datasets",
+    "open_attention": "shaprune.network.layers.open_attention",
+}
+__all__ = sorted(_HOMES)
 
 if not TYPE_CHECKING:
-    _files = ("splits", "resnet", "splits", "models", "datasets")
-    __getattr__ = resolve_on_use(__name__, {n: f"{__name__}.{f}" for n, f in zip(__all__, _files, strict=True)})
+    __getattr__ = resolve_on_use(__name__, _HOMES)

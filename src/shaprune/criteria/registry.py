@@ -21,7 +21,6 @@ from shaprune.criteria.torch_pruning_scores import bn_scales, geometric_medians,
 from shaprune.errors import GameError, InputError, ShapruneWarning, check_choice
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.game.worths import AnyWorth, Evaluate
-from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.surgery import check_fits
 from shaprune.players.players import Players, check_channels
 from shaprune.values.result import Values
@@ -89,10 +88,10 @@ def criterion_scores(
     if criterion != "random":
         check_channels(players.groups, f"criterion {criterion!r}")
     if not chosen.examples:
-        scores = chosen.score(with_open_attention(model), players, seed)
+        scores = chosen.score(model, players, seed)
     elif calibration is None:
         raise InputError(f"criterion {criterion!r} needs examples; give data")
-    elif calibration.source is not model:
+    elif calibration.model is not model:
         raise InputError("the examples were prepared for another model; make a Subject of this one")
     elif isinstance(worth, Evaluate):
         raise InputError(f"criterion {criterion!r} needs a worth per example, not one of the whole model")

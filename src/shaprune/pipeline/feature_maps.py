@@ -23,7 +23,6 @@ from shaprune.network.batches import main_output, run
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import Arguments, input_of, with_input
-from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import check_fits
@@ -133,7 +132,7 @@ def feature_maps(
     _check(images, channels, share)
     check_fits(model, players)
     player_values(players, scores)  # refuses values of other players
-    model, on = with_open_attention(model), images.detach().to(device_of(model))
+    on = images.detach().to(device_of(model))
     with borrowed(model):
         with torch.no_grad():
             outputs = main_output(run(model, on))

@@ -11,7 +11,6 @@ from shaprune.errors import InputError, ShapruneWarning, SurgeryError
 from shaprune.network.batches import Inputs, example_of, run, tensors
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.discovery.model_support import check_model
-from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.hf_config import config_refusal, write_configs
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
@@ -69,10 +68,9 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Inputs, *, hf_uniform: b
         raise SurgeryError(f"surgery left {params} parameters where the plan predicts {plan.cost['params']:.0f}")
     device = tensors(inputs)[0].device
     mask = torch.from_numpy(plan.kept[None].astype("float32")).to(device)
-    dense = with_open_attention(model)
-    with torch.no_grad(), borrowed(dense), borrowed(small):
-        with masked(dense, mask_sites(plan.players, plan.players.groups, device), mask):
-            expected = tensors(run(dense, inputs))
+    with torch.no_grad(), borrowed(model), borrowed(small):
+        with masked(model, mask_sites(plan.players, plan.players.groups, device), mask):
+            expected = tensors(run(model, inputs))
         try:
             answers = tensors(run(small, inputs))
         except Exception as error:

@@ -16,7 +16,6 @@ from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
 from shaprune.network.collect_batches import check_data, collect_batches
 from shaprune.network.forward.calibration import Calibration
-from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.model_turns import turn
 from shaprune.network.precision import check_precision
 from shaprune.planning.plan import Plan
@@ -89,7 +88,7 @@ def recover(
         InputError: an unknown step, a step that these players do not go with, data that the network does not run on, or
             nothing to train.
     """
-    chosen, teacher = check_steps(steps, small), with_open_attention(teacher)
+    chosen = check_steps(steps, small)
     if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
         _check_stays_gone(plan)
     inputs, targets = (data.inputs, data.targets) if isinstance(data, Calibration) else collect_batches(data)

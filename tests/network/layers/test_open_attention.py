@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import shaprune as sp
 from shaprune.criteria.registry import criterion_scores
 from shaprune.network.forward.calibration import Calibration
-from shaprune.network.layers.open_attention import OpenAttention, with_open_attention
+from shaprune.network.layers.open_attention import OpenAttention, open_attention
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -114,30 +114,33 @@ def first_output(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs[:, 0]
 
 
-def test_the_view_shares_the_parameters_and_the_model_stays() -> None:
+def test_the_copy_is_the_same_network_and_the_model_stays(untouched: Untouched) -> None:
     model = Encoded()
-    view = with_open_attention(model)
-    attention = model.encoder.layers[0].self_attn
-    assert isinstance(attention, nn.MultiheadAttention)
-    assert view.get_parameter("head.weight") is model.head.weight
-    with torch.no_grad():
-        before = view(EXAMPLES)
-        attention.in_proj_weight.mul_(0.5)
-        assert not torch.allclose(view(EXAMPLES), before)
-        assert torch.allclose(view(EXAMPLES), model(EXAMPLES), atol=1e-6)
-    plain = nn.Linear(2, 2)
-    assert with_open_attention(plain) is plain
-    added = nn.MultiheadAttention(WIDTH, HEADS, add_bias_kv=True)
-    assert with_open_attention(added) is added
+    with untouched(model), torch.no_grad():
+        opened = open_attention(model)
+        assert torch.allclose(opened(EXAMPLES), model(EXAMPLES), atol=1e-6)
+        opened.get_parameter("head.weight").zero_()
+    assert model.head.weight.abs().max() > 0
+    assert isinstance(model.encoder.layers[0].self_attn, nn.MultiheadAttention)
+    assert isinstance(opened.get_submodule("encoder.layers.0.self_attn"), OpenAttention)
+    assert isinstance(open_attention(nn.MultiheadAttention(WIDTH, HEADS)), OpenAttention)
+
+
+def test_without_it_the_heads_stay_and_the_way_is_said() -> None:
+    players = sp.find_players(Encoded(), EXAMPLES)
+    assert {group.name.rpartition(".")[2] for group in players.groups} == {"linear1"}
+    reasons = [s.reason for s in players.skipped if s.name.endswith("self_attn.out_proj")]
+    assert len(reasons) == 2
+    assert all("shaprune.builtin.open_attention(model) gives a network whose heads can leave" in r for r in reasons)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_heads_are_players_and_masked_is_removed(name: str, untouched: Untouched) -> None:
-    model = NETWORKS[name]()
+    model = open_attention(NETWORKS[name]())
     with untouched(model):
         players = sp.find_players(model, EXAMPLES)
         heads = [group for group in players.groups if group.producers[0].module.endswith("q_proj")]
-        attentions = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+        attentions = [m for m in model.modules() if isinstance(m, OpenAttention)]
         assert [len(group) for group in heads] == [HEADS] * len(attentions)
         data, rng = [(EXAMPLES, torch.zeros(6))], np.random.default_rng(0)
         for group in players.groups:
@@ -153,7 +156,7 @@ def test_heads_are_players_and_masked_is_removed(name: str, untouched: Untouched
 
 
 def test_a_network_without_a_third_of_its_heads_is_scored_recovered_saved_and_loaded(tmp_path: Path) -> None:
-    model = Encoded()
+    model = open_attention(Encoded())
     data = [(EXAMPLES, torch.arange(6) % 4)]
     players = sp.find_players(model, EXAMPLES, unit="head")
     assert players.n == 2 * HEADS
@@ -172,7 +175,7 @@ def test_a_network_without_a_third_of_its_heads_is_scored_recovered_saved_and_lo
     assert attention.num_heads == HEADS - 1
     assert sum(p.numel() for p in small.parameters()) == plan.cost["params"]
     sp.save(small, plan, tmp_path / "small")
-    loaded = sp.load(tmp_path / "small", Encoded)
+    loaded = sp.load(tmp_path / "small", lambda: open_attention(Encoded()))
     with torch.no_grad():
         assert torch.equal(loaded(EXAMPLES), small(EXAMPLES))
     small(EXAMPLES).sum().backward()
@@ -182,27 +185,27 @@ def test_a_network_without_a_third_of_its_heads_is_scored_recovered_saved_and_lo
 
 def test_where_keys_are_added_the_heads_stay_and_the_reason_is_said() -> None:
     model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 7), Pooled(added=True)).eval()
+    model = open_attention(model)
     players = sp.find_players(model, EXAMPLES)
     assert [group.name for group in players.groups] == ["0"]
     assert any("nn.MultiheadAttention" in skipped.reason for skipped in players.skipped)
 
 
 class Padded(nn.Module):
-    """An encoder of padded sequences as torch builds it, on nested tensors; ``leave_out`` padding from the mean."""
+    """An encoder of padded sequences as torch builds it, on nested tensors; padding is left out of the mean."""
 
-    def __init__(self, leave_out: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 8, batch_first=True)
-        self.leave_out, self.embed, self.encoder = leave_out, nn.Embedding(9, WIDTH), nn.TransformerEncoder(layer, 1)
+        self.embed, self.encoder = nn.Embedding(9, WIDTH), nn.TransformerEncoder(layer, 1)
         self.head = nn.Linear(WIDTH, 4)
         self.eval()
 
     def forward(self, tokens: Tensor) -> Tensor:
         padding = tokens == 0
         x = self.encoder(self.embed(tokens), src_key_padding_mask=padding)
-        x = x.masked_fill(padding[..., None], 0) if self.leave_out else x
-        return self.head(x.mean(1))  # type: ignore[no-any-return]
+        return self.head(x.masked_fill(padding[..., None], 0).mean(1))  # type: ignore[no-any-return]
 
 
 TOKENS = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [3, 0, 0, 0, 0], [8, 1, 2, 4, 0]])
@@ -210,29 +213,29 @@ TOKENS = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [3, 0, 0, 0, 0], [8, 1,
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_encoders_that_run_on_nested_tensors_lose_heads() -> None:
-    model, data = Padded(), [(TOKENS, torch.zeros(4))]
-    assert model.encoder.use_nested_tensor
+    dense, data = Padded(), [(TOKENS, torch.zeros(4))]
+    assert dense.encoder.use_nested_tensor
+    model = open_attention(dense)
     players = sp.find_players(model, TOKENS)
     assert [len(g) for g in players.groups if g.producers[0].module.endswith("q_proj")] == [4]
     game = sp.NetworkGame(model, players, data, first_output)
     every = np.ones(players.n, dtype=bool)
     with torch.no_grad():
-        assert game(every[None])[0] == pytest.approx(float(model(TOKENS)[:, 0].mean()), abs=1e-6)
+        assert game(every[None])[0] == pytest.approx(float(dense(TOKENS)[:, 0].mean()), abs=1e-6)
         every[[1, 2]] = False
         small = sp.prune(model, sp.Plan.from_coalition(players, every), TOKENS)
         assert game(every[None])[0] == pytest.approx(float(small(TOKENS)[:, 0].mean()), abs=1e-5)
-    assert model.encoder.use_nested_tensor
-    with pytest.warns(sp.errors.ShapruneWarning, match="padded positions"):
-        sp.find_players(Padded(leave_out=False), TOKENS)
+    assert dense.encoder.use_nested_tensor
 
 
 def test_hooks_and_attributes_of_the_attention_stay() -> None:
     model = Pooled()
     model.attention.register_forward_hook(lambda module, args, output: (output[0] * module.gain, output[1]))
     model.attention.gain = 3.0
-    players = sp.find_players(model, EXAMPLES)
+    opened = open_attention(model)
+    players = sp.find_players(opened, EXAMPLES)
     every = np.ones(players.n, dtype=bool)
-    game = sp.NetworkGame(model, players, [(EXAMPLES, torch.zeros(6))], first_output)
+    game = sp.NetworkGame(opened, players, [(EXAMPLES, torch.zeros(6))], first_output)
     with torch.no_grad():
         assert game(every[None])[0] == pytest.approx(float(model(EXAMPLES)[:, 0].mean()), abs=1e-6)
     assert len(model.attention._forward_hooks) == 1
@@ -242,13 +245,13 @@ def test_attention_whose_function_is_another_is_not_opened() -> None:
     class Own(nn.MultiheadAttention):
         pass
 
-    assert not isinstance(with_open_attention(Own(WIDTH, HEADS)), OpenAttention)
+    assert not isinstance(open_attention(Own(WIDTH, HEADS)), OpenAttention)
     computed = nn.MultiheadAttention(WIDTH, HEADS)
     nn.utils.parametrizations.weight_norm(computed.out_proj)
-    assert with_open_attention(computed) is computed
+    assert not isinstance(open_attention(computed), OpenAttention)
     patched = nn.MultiheadAttention(WIDTH, HEADS)
     patched.forward = lambda q, k, v: (q, None)  # type: ignore[method-assign, assignment]
-    assert with_open_attention(patched) is patched
+    assert not isinstance(open_attention(patched), OpenAttention)
 
 
 def test_weights_that_code_reads_are_there() -> None:

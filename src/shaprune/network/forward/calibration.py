@@ -26,7 +26,6 @@ from shaprune.network.forward.replay.replay_runner import ReplayRunner
 from shaprune.network.forward.runner import Runner
 from shaprune.network.forward.suffix import OneByOneRunner, SuffixRunner, WholeRunner
 from shaprune.network.forward.trace import Trace, UntraceableError, trace_model
-from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite
 from shaprune.network.tolerance import relative_difference, tolerance_for
 
@@ -49,7 +48,6 @@ class Calibration:
         max_memory: bytes; examples beyond a `MEMORY_PARTS`-th of them lie in a temporary file, and so do dense outputs.
 
     Attributes:
-        source: the model as it was given; model: the same, with attention whose heads can leave.
         inputs: all inputs, batch first, on the device unless they are too many; targets: (N,) or None.
         outputs: (N, ...) what the dense network answers.
         n_examples: N.
@@ -71,7 +69,7 @@ class Calibration:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
-        self.source, self.model = model, with_open_attention(model)
+        self.model = model
         self.forward: Forward = forward or call
         self.device = device_of(model)
         self.max_bytes = max_memory // MEMORY_PARTS
@@ -136,7 +134,7 @@ class Calibration:
         """The calibration of an equal model elsewhere, with this `state`; the dense outputs are not computed again."""
         calibration = Calibration.__new__(Calibration)
         vars(calibration).update(state)
-        calibration.source, calibration.model = model, with_open_attention(model)
+        calibration.model = model
         calibration._parts = WeakValueDictionary()
         calibration.trace, calibration.known, calibration._tried, calibration._said = None, None, None, set()
         if calibration.untraced_because is None:

@@ -30,7 +30,6 @@ from shaprune.network.game.mask_derivatives import WITHOUT_DERIVATIVES, MaskDeri
 from shaprune.network.game.reached_outputs import check_reached
 from shaprune.network.game.subset_worth import Only, restrict_to_subset
 from shaprune.network.game.worths import AnyWorth, Evaluate, SetWorth, is_built_in, reference_for, resolve_worth
-from shaprune.network.layers.open_attention import with_open_attention
 from shaprune.network.precision import RowPrecision
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
@@ -97,7 +96,7 @@ class NetworkGame(Game):
         if wanted is not None and len(set(wanted)) != max(len(wanted), 1):
             raise InputError(f"group is {group!r}; name at least one group, and each only once")
         self.groups: Sequence[Group] = players.groups if wanted is None else [players.group(name) for name in wanted]
-        self.model = with_open_attention(model)
+        self.model = model
         self.n_players = sum(len(g) for g in self.groups)
         self.sites = mask_sites(players, self.groups, device_of(model))
         self.whole_model = worth.function if isinstance(worth, Evaluate) else None
@@ -116,7 +115,7 @@ class NetworkGame(Game):
         calibration = (
             data if isinstance(data, Calibration) else Calibration(model, data, forward, max_memory=max_memory)
         )
-        if calibration.source is not model:
+        if calibration.model is not model:
             raise InputError("the Subject given as data belongs to another model; make one of this model")
         check_reached(calibration, players, self.groups)
         self.calibration, judged_by = restrict_to_subset(calibration, worth)

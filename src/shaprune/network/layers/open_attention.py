@@ -2,16 +2,13 @@
 
 torch's module reads its weights without calling its layers, and cannot hold fewer heads than it is wide. Here is the
 same function of the same weights, with a linear layer for each of queries, keys and values, so that heads are coupled
-channels like those of any other attention. A model is never changed: games and surgery see a view of it that shares its
-parameters, and a pruned network keeps the open layers, with the hooks and the attributes that stood on torch's.
-Attention with added keys or values (``bias_k``, ``add_zero_attn``), with parametrized weights or a ``forward`` of its
-own stays as it is. Encoders around open attention run on padded batches, never on nested tensors.
+channels like those of any other attention. Attention with added keys or values (``bias_k``, ``add_zero_attn``), with
+parametrized weights or a ``forward`` of its own stays as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from copy import copy
 from typing import Any, TypeGuard
 
@@ -19,23 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shaprune.network.batches import Inputs, run, tensors
-from shaprune.network.borrow import borrowed, copied
-from shaprune.network.tolerance import relative_difference, tolerance_for
-
-_PADDING = (
-    "padded positions of nn.TransformerEncoder reach the outputs, and it gives zeros there only while no gradients are "
-    "wanted; games and the pruned network give what it gives with gradients: leave padding out of what reads it, or "
-    "build it with enable_nested_tensor=False"
-)
-_AGREE = 1e-3  # relative difference of the same function, written otherwise
+from shaprune.network.borrow import copied
 
 
 class OpenAttention(nn.Module):
     """Multi-head attention, called as `torch.nn.MultiheadAttention` is, on three linear layers of any number of heads.
 
     Args:
-        of: whose weights are shared.
+        of: the layer in whose place it stands.
     """
 
     _qkv_same_embed_dim = False  # by which torch.nn.TransformerEncoderLayer leaves its fused path
@@ -103,44 +91,40 @@ class OpenAttention(nn.Module):
         return made if batched else made[0], weights
 
 
-def open_attention(model: nn.Module, layers: Collection[str] | None = None) -> nn.Module:
-    """Replace attention layers of a private copy, in place, and return it.
+def open_attention(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in which the heads of every `torch.nn.MultiheadAttention` can leave.
+
+    It is the same function; hooks and attributes of the attention layers stay. Encoders around them run on padded
+    batches, never on nested tensors: positions of padding are then not zero at the outputs. Find players on the copy,
+    score and prune it, and give `shaprune.load` a factory that opens the attention of what it makes, too.
 
     Args:
-        model: the copy.
-        layers: names of layers; only attention that holds one of these is opened. None = all.
+        model: the network; it is not changed.
+
+    Returns:
+        The copy, with an `OpenAttention` in the place of every attention layer that can be opened; where there is
+        none, an equal network.
+
+    Raises:
+        InputError: the model cannot be copied.
+
+    Example:
+        >>> model = open_attention(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True))
+        >>> model.self_attn.q_proj
+        Linear(in_features=32, out_features=32, bias=True)
     """
-    for name, module in list(model.named_modules()):
-        if _can_open(module) and (layers is None or (f"{name}.q_proj" if name else "q_proj") in layers):
-            if not name:
-                return OpenAttention(module)
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, OpenAttention(module))
-    for module in model.modules():
+    opened = copied(model)
+    for name, module in list(opened.named_modules()):
+        if not _can_open(module):
+            continue
+        if not name:
+            return OpenAttention(module)
+        parent, _, last = name.rpartition(".")
+        setattr(opened.get_submodule(parent), last, OpenAttention(module))
+    for module in opened.modules():
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, OpenAttention) for m in module.modules()):
             module.use_nested_tensor = False
-    return model
-
-
-def with_open_attention(model: nn.Module) -> nn.Module:
-    """Return a view of a model with open attention that shares its parameters; the model where it has none to open."""
-    if not any(map(_can_open, model.modules())):
-        return model
-    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return open_attention(copied(model, shared))
-
-
-def padding_warning(model: nn.Module, view: nn.Module, inputs: Inputs) -> str | None:
-    """Why a model and its view with open attention give other outputs; None where they agree.
-
-    Encoders that run on nested tensors give zeros at padding while no gradients are wanted, else something else.
-    """
-    if not any(isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor for m in model.modules()):
-        return None
-    with torch.no_grad(), borrowed(model):
-        pairs = zip(tensors(run(model, inputs)), tensors(run(view, inputs)), strict=True)
-        agree = all(relative_difference(a, b) < tolerance_for(a.dtype, _AGREE) for a, b in pairs)
-    return None if agree else _PADDING
+    return opened
 
 
 def _can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
@@ -151,8 +135,8 @@ def _can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
 
 
 def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The parts of queries, keys and values as parameters on the same memory."""
-    return tuple(nn.Parameter(part, requires_grad=tensor.requires_grad) for part in tensor.detach().chunk(3))
+    """The parts of queries, keys and values as parameters of their own."""
+    return tuple(nn.Parameter(part.clone(), requires_grad=tensor.requires_grad) for part in tensor.detach().chunk(3))
 
 
 def _linear(weight: Any, bias: Any) -> nn.Linear:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
-from shaprune.network.layers.open_attention import open_attention, with_open_attention
 from shaprune.network.model_turns import turn
 from shaprune.network.removal.player_kinds import KINDS, kind_of_part
 from shaprune.players.layer_costs import Layer
@@ -62,7 +61,7 @@ def check_fits(model: nn.Module, players: Players) -> None:
         InputError: naming the first layer that is missing or has another width.
     """
     with turn(model):
-        modules = dict(with_open_attention(model).named_modules())
+        modules = dict(model.named_modules())
         for name, layer in players.layers.items():
             if layer.kind == "parameter":
                 _check_parameter(model, name, layer)
@@ -106,7 +105,6 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
         raise SurgeryError(
             f"layer {name!r} would be left with {left} {what}, and it needs at least {least}; keep more of its players"
         )
-    open_attention(model, players.layers)
     for name, role, channels in removals(players.groups, kept):
         layer = players.layers[name]
         try:

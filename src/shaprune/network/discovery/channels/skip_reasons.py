@@ -75,10 +75,9 @@ def not_followed(
 def _uncalled(parent: nn.Module, used: bool) -> str:
     """Why a layer was not called, though its weight may be ``used``."""
     if isinstance(parent, nn.MultiheadAttention):
-        return (
-            "nn.MultiheadAttention with added keys, parametrized weights, or a class or forward of its own uses its "
-            "weight without calling it"
-        )
+        opens = type(parent) is nn.MultiheadAttention and parent.bias_k is None and not parent.add_zero_attn
+        way = "; shaprune.builtin.open_attention(model) gives a network whose heads can leave" if opens else ""
+        return f"nn.MultiheadAttention uses its weight without calling it{way}"
     if used:
         return "its weight is used without calling it, so that no mask can stand at its input; call it in forward"
     return "it did not run on the example inputs"
