@@ -10,6 +10,7 @@ import ast
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +32,15 @@ def imports_of(file: Path, *, running: bool = False) -> Iterator[str]:
 
     ``running``: without those that only type checkers see.
     """
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for level, name in _imports_in(file.read_text(encoding="utf-8"), running):
+        assert level == 0, f"{file}: a relative import"
+        yield name
+
+
+@cache  # a file is read for many questions
+def _imports_in(text: str, running: bool) -> tuple[tuple[int, str], ...]:
+    """(0, or the dots of a relative import; the full name) of all that is imported."""
+    tree, found = ast.parse(text), []
     unseen: set[ast.AST] = set()
     for node in ast.walk(tree):
         if running and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -40,10 +49,10 @@ def imports_of(file: Path, *, running: bool = False) -> Iterator[str]:
         if node in unseen:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [(node.level, f"{node.module}.{alias.name}") for alias in node.names]
+    return tuple(found)
 
 
 def cycles(source: Path) -> list[list[str]]:

@@ -53,7 +53,7 @@ def main() -> None:
     model.eval()
     players = sp.find_players(model, data.test.inputs[:2])
     examples = data.held_out.take(100).batches()
-    budget, played = 20_000 if options.quick else 200_000, []
+    budget, played = 8_000 if options.quick else 200_000, []
 
     def score(name: str, run: Path, workers: int = 1, address: str | None = None) -> sp.Scores:
         started = time.perf_counter()

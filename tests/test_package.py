@@ -116,7 +116,7 @@ from dataclasses import replace
 from shaprune.builtin.demo_recipes import RECIPES
 from shaprune.cli import main
 
-RECIPES["digits"] = replace(RECIPES["digits"], epochs=2)
+RECIPES["digits"] = replace(RECIPES["digits"], epochs=1)
 sys.argv[1:] = ["demo", "--json"]
 main()
 """
@@ -124,7 +124,7 @@ main()
 
 @pytest.mark.slow
 def test_the_demo_and_its_report_run(clean: Clean) -> None:
-    """With few epochs; `tests/cli` has the whole demo."""
+    """With one epoch; `tests/cli` has the whole demo."""
     found = json.loads(clean.python(SHORT_DEMO))
     assert found["pruned"]["macs"] <= 0.5 * found["dense"]["macs"]
     assert 'id="budget"' in (clean.work / "demo" / "report.html").read_text(encoding="utf-8")

@@ -172,16 +172,16 @@ def test_the_real_cifar10_in_the_order_that_the_shared_network_expects(
     card = json.loads((home / "resnet56.json").read_text())
     data = load_dataset(
         f"cifar10:{shared_data / 'cifar10-jpeg'}",
-        limit=2000,
+        limit=500,
         held_out=card["held_out"],
         cache=request.config.cache.mkdir("images"),
     )
     assert list(data.classes) == card["classes"]
-    assert len(data.held_out) == 2000
+    assert len(data.held_out) == 500
     model = build_model("resnet56")
     model.load_state_dict(load_file(home / "resnet56.safetensors"))
     reached = accuracy(model, data.test.batches(500))
-    assert abs(reached - card["test_accuracy"]) < 3 * (0.9 * 0.1 / 2000) ** 0.5
+    assert abs(reached - card["test_accuracy"]) < 3 * (0.9 * 0.1 / 500) ** 0.5
 
 
 def _jpeg(

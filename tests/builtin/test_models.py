@@ -98,11 +98,11 @@ def test_resnet56_with_its_trained_weights_is_masked_as_it_is_cut_residual_strea
     streams = [g for g in players.groups if sum(m.role == "out" for m in g.members) > 1]
     assert streams  # channels that run through the additions
     rng = np.random.default_rng(0)
-    kept = rng.random((20, players.n)) < rng.uniform(0.3, 0.95, (20, 1))
+    kept = rng.random((8, players.n)) < np.linspace(0.3, 0.95, 8)[:, None]
     for group in players.groups:
         kept[:, group.indices[0]] = True
     with torch.no_grad(), masked(model, mask_sites(players, players.groups, inputs.device), torch.tensor(kept).float()):
-        by_mask = model(inputs.expand(20, -1, -1, -1))
+        by_mask = model(inputs.expand(len(kept), -1, -1, -1))
     for row, ours in zip(kept, by_mask, strict=True):
         with torch.no_grad():
             theirs = remove_players(copied(model), players, row)(inputs)[0]

@@ -406,7 +406,7 @@ def test_score_plan_prune_evaluate(trained: list[str], tmp_path: Path) -> None:
 def test_every_kind_of_value_can_be_asked_for(
     trained: list[str], tmp_path: Path, chosen: list[str], concept: str, method: str
 ) -> None:
-    which = ["--examples", 20, "--include", "conv1", "--out", tmp_path / "s"]
+    which = ["--examples", 5, "--include", "conv1", "--out", tmp_path / "s"]
     which += ["--include", "conv2"] if "--layers" in chosen else []
     scored = loaded("score", *trained, *which, *chosen)
     values = Scores.load(scored["artifacts"]["values"])["conv1"]

@@ -39,7 +39,7 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     for module in (measure, search):
         monkeypatch.setattr(module, "latency", _by_work)
-    monkeypatch.setitem(RECIPES, "digits", replace(RECIPES["digits"], epochs=3))  # of the demo
+    monkeypatch.setitem(RECIPES, "digits", replace(RECIPES["digits"], epochs=1))  # of the demo
     if "transformers" in page.name:
         pytest.importorskip("transformers")
     before = set(sys.modules)

@@ -329,7 +329,7 @@ def test_the_set_below_a_settled_cut_is_the_true_one_and_cheaper_than_without_fo
     game = CloseGame(n, n_examples)
     truth = set(estimate(game, "exact").ranking()[:leaving].tolist())
     right, paid, without = [], [], []
-    for seed in range(REPETITIONS if name == "one example" else 40):
+    for seed in range(REPETITIONS if name == "one example" else 30):
         values = estimate(game, stop=cut_settled(leaving), seed=seed)
         assert values.stopped_by == f"cut_settled({leaving}, 0.95)"
         right.append(set(values.ranking()[:leaving].tolist()) == truth)

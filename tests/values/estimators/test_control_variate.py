@@ -64,7 +64,7 @@ class Smooth(Game):
 
 @pytest.mark.parametrize(
     ("n_examples", "budget", "repetitions"),
-    [(1, 3_000, 500), (7, 3_000, 500), (40, 3_000, 500), (300, 1_500, 1_000), (300, 6_000, 1_000)],
+    [(1, 3_000, 200), (7, 3_000, 200), (40, 3_000, 200), (300, 1_500, 400), (300, 6_000, 1_000)],
 )
 @pytest.mark.parametrize("derivatives", ["good", "half", "noisy", "none"])
 def test_the_interval_holds_the_truth_as_often_as_it_says(
