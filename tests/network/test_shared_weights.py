@@ -1,5 +1,10 @@
 """Finding players works on copies that share the model's weights, and never writes to them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,3 +102,13 @@ def test_large_models_of_sixteen_bits_are_compared_in_float32(monkeypatch: pytes
     assert _precision(model)[0] == torch.float32
     assert _precision(model.float())[0] == torch.float64
     assert disagreement(model.bfloat16(), x, players) is None
+
+
+def test_players_are_found_without_torchs_compiler_which_takes_a_second_to_import() -> None:
+    code = (
+        "import sys, torch, shaprune as sp; from torch import nn; "
+        "sp.find_players(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(2, 4)); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    places = str(Path(sp.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": places}).returncode == 0

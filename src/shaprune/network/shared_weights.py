@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.borrow import copied
+from shaprune.network.dispatch_mode import DispatchMode
 
 
 class _Writes(Exception):
@@ -74,7 +74,7 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     return other
 
 
-class NoWrites(TorchDispatchMode):
+class NoWrites(DispatchMode):
     """A context that stops operations, by an exception, before they write to the memory of a parameter of ``model``."""
 
     def __init__(self, model: nn.Module) -> None:

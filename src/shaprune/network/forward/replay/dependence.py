@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from shaprune.network.batches import tensors
+from shaprune.network.dispatch_mode import DispatchMode
 
 EXPORTING_METHODS = (
     Tensor.tolist,
@@ -21,7 +21,7 @@ EXPORTING_METHODS = (
 )  # operations do not see it
 
 
-class DependenceTracker(TorchDispatchMode):
+class DependenceTracker(DispatchMode):
     """A context in which values are followed, by their storage, through all operations.
 
     A value counts as needed, whatever becomes of it, where something is written to it, where numbers are read from it
