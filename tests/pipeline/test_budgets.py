@@ -390,7 +390,7 @@ def test_compress_keeps_a_floor_and_checks_budgets_before_it_scores(monkeypatch:
     assert result.measurements["pruned"].accuracy >= 0.8
     assert result.trials
     monkeypatch.setattr("shaprune.pipeline.compress.score", None)
-    with pytest.raises(sp.InputError, match="a floor needs validation"):
+    with pytest.raises(sp.InputError, match=r"a floor needs options=sp\.options\.Compression\(validation="):
         run(sp.Budget(drop=0.2))
     with pytest.raises(sp.errors.BudgetError, match="cannot be met"):
         run(sp.Budget(macs=0.001))
