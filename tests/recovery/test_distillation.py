@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,19 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
     path.write_bytes(b"no checkpoint")
     with pytest.raises(sp.InputError, match="is no checkpoint of a training"):
         sp.recover(small, model, plan, [x], (step,))
+
+
+def test_a_training_with_views_of_the_users_making_goes_on_too(tmp_path: Path) -> None:
+    model, small, plan, x, _ = case()
+    path = tmp_path / "distill.safetensors"
+
+    def step() -> Distill:  # another function each time, as in another process
+        return Distill(steps=60, lr=1e-2, augment=lambda t: t + 0.1, checkpoint=path)
+
+    once = sp.recover(small, model, plan, [x], (step(),))
+    assert same(weights(sp.recover(small, model, plan, [x], (step(),))), weights(once))
+    with pytest.raises(sp.InputError, match="checkpoint of another training"):
+        sp.recover(small, model, plan, [x], (replace(step(), augment=lambda t: t + 0.2),))
 
 
 def test_seconds_buy_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ what fine-tuning on labels takes: the start is close to a minimum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,12 +22,13 @@ from torch.nn import functional as F
 from shaprune.errors import InputError, check_choice
 from shaprune.network.batches import Forward, Inputs, call, concatenate, length, main_output, tensors, transform
 from shaprune.network.borrow import device_of
+from shaprune.network.game.fingerprint import add_tensor
 from shaprune.network.state_dicts import tensors_of
 from shaprune.recovery.finetune import split_rows, warn_of_failure
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.step_training import EVERY, StepSchedule, train_steps
 from shaprune.recovery.step_values import check_checkpoint, check_step
-from shaprune.recovery.training_data import Augment
+from shaprune.recovery.training_data import Augment, mean_loss
 
 _FEW = 100  # examples, below which only scales and biases are trained
 _AT_ONCE = 256  # examples per forward pass without gradients
@@ -153,14 +153,15 @@ def distill(
 
 def _schedule(step: Distill, seed: int, model: nn.Module, answers: Tensor, kind: str) -> StepSchedule:
     path = None if step.checkpoint is None else Path(step.checkpoint)
-    key = "" if path is None else _digest([*tensors_of(model).values(), answers], f"{step} {kind} {seed}")
+    key = "" if path is None else _key(step, f"{kind} {seed}", model, answers)
     return StepSchedule(step.steps, step.lr, step.batch_size, seed, step.max_seconds, path, key)
 
 
-def _digest(values: Iterable[Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for tensor in values:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+def _key(step: Distill, more: str, model: nn.Module, answers: Tensor) -> str:
+    """What makes it the same training; the views that ``augment`` makes are known by the answers to them."""
+    digest = hashlib.sha256(f"{replace(step, augment=None, checkpoint=None)} {more}".encode())
+    for name, tensor in {**tensors_of(model), "answers": answers}.items():
+        add_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -223,7 +224,6 @@ def _loss(kind: DistillationLoss, outputs: Tensor, answers: Tensor, temperature:
             f"the pruned network's outputs have shape {tuple(outputs.shape)} and the dense one's "
             f"{tuple(answers.shape)}; distillation needs the same"
         )
-    if kind == "mse":
-        return F.mse_loss(outputs, answers)
-    ours, theirs = (F.log_softmax(t.float() / temperature, dim=1) for t in (outputs, answers))
-    return (theirs.exp() * (theirs - ours)).sum(1).mean() * temperature**2
+    if kind == "kl":
+        outputs, answers = outputs.float(), answers.float()
+    return mean_loss(kind, outputs, answers, temperature)

@@ -46,12 +46,12 @@ def fingerprint_of(
         for name, module in model.named_modules():
             digest.update(f"|{name}:{type(module).__qualname__}({_plain(module.extra_repr())})".encode())
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            _add(digest, name, tensor)
+            add_tensor(digest, name, tensor)
     for site in sites:
-        _add(digest, f"{site.module} {site.label}", site.owners)
+        add_tensor(digest, f"{site.module} {site.label}", site.owners)
     for tree in data:
         for tensor in tensors(tree):
-            _add(digest, "data", tensor)
+            add_tensor(digest, "data", tensor)
         for name, leaf in named_leaves(tree).items():
             if not isinstance(leaf, Tensor):
                 digest.update(f"|{name}={_plain(repr(leaf))}".encode())
@@ -69,7 +69,7 @@ def identity(function: object) -> str:
         return _named(function)
     digest = hashlib.sha256()
     for number, tensor in enumerate(held):
-        _add(digest, str(number), tensor)
+        add_tensor(digest, str(number), tensor)
     return f"{_named(function)}, tensors {digest.hexdigest()[:16]}"
 
 
@@ -146,7 +146,8 @@ def _plain(text: str) -> str:
     return re.sub(r"0x[0-9a-fA-F]+", "0x", text)
 
 
-def _add(digest: Any, name: str, tensor: Tensor) -> None:
+def add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    """Add a tensor, its type and its shape to a hashlib digest, under a name."""
     digest.update(f"|{name}:{tensor.dtype}{tuple(tensor.shape)}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
