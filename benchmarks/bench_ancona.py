@@ -178,7 +178,8 @@ def untrained(data: Dataset) -> dict[str, Any]:
 
 def _positive(images: Any, worth: str, method: str, seed: int) -> Keep:
     def keep(small: nn.Module, part: sp.Players) -> Any:
-        (values,) = sp.score(small, part, images, worth, method, seed=seed, progress=False).values()
+        every = sp.options.Scoring(window=(0, 1))
+        (values,) = sp.score(small, part, images, worth, method, seed=seed, progress=False, options=every).values()
         return values.value >= 0
 
     return keep
@@ -263,7 +264,7 @@ def _highest(share: float, images: Any, method: str, aggregate: str, seed: int) 
             method,
             seed=seed,
             progress=False,
-            options=sp.options.Scoring(aggregate=aggregate),
+            options=sp.options.Scoring(aggregate=aggregate, window=(0, 1)),
         ).values()
         return np.isin(np.arange(part.n), values.ranking()[part.n - round(share * part.n) :])
 

@@ -106,8 +106,7 @@ def _orders(subject: Calibration, players: sp.Players, seed: int) -> Any:
             seed=seed,
             progress=False,
             max_evaluations=budget,
-            options=sp.options.Scoring(together=True),
-            **options,
+            options=sp.options.Scoring(together=True, window=(0, 1), **options),
         )
         value = np.concatenate([scores[g.name].value for g in players.groups])
         evaluations = next(iter(scores.values())).n_evaluations  # every group has the price of the whole game
@@ -115,13 +114,13 @@ def _orders(subject: Calibration, players: sp.Players, seed: int) -> Any:
 
     for p in KEPT:
         for name, mode in MODES.items():
-            step = {} if mode == "one-shot" else {"step": STEP}
-            yield f"dropout index, p = {p}, {name}", scored(PLAIN, mode=mode, concept=f"banzhaf:{p}", **step)
-    again = {"mode": "iterated", "step": STEP}
+            rounds = {} if mode == "one-shot" else {"per_round": STEP}
+            yield f"dropout index, p = {p}, {name}", scored(PLAIN, mode=mode, concept=f"banzhaf:{p}", **rounds)
+    again = {"mode": "iterated", "per_round": STEP}
     yield "ours: shapley, top-n", scored("permutation")
     yield "ours: shapley, iterated pruning", scored("permutation", **again)
     yield "ours: index with control variate, p = 0.8, iterated pruning", scored(MSR(), concept="banzhaf:0.8", **again)
-    yield "ours: greedy backward", scored("leave-one-out", mode="greedy-backward", step=STEP)
+    yield "ours: greedy backward", scored("leave-one-out", mode="greedy-backward", per_round=STEP)
     norms = sp.score(subject.model, players, subject, "accuracy", "weight_norm")
     raw = np.concatenate([norms[g.name].value for g in players.groups])
     share = np.concatenate([np.argsort(norms[g.name].ranking()) / len(g) for g in players.groups])

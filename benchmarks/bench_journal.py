@@ -71,7 +71,17 @@ def _runner(model: nn.Module, batches: Any, groups: str, walks: int) -> tuple[An
 
     def seconds(**how: Any) -> tuple[float, sp.Scores]:
         clock = time.perf_counter()
-        scores = sp.score(model, players, batches, "cross_entropy", max_evaluations=budget, progress=False, **how)
+        run = sp.options.RunOptions(**how) if how else None
+        scores = sp.score(
+            model,
+            players,
+            batches,
+            "cross_entropy",
+            max_evaluations=budget,
+            run=run,
+            progress=False,
+            options=sp.options.Scoring(window=(0, 1)),
+        )
         return time.perf_counter() - clock, scores
 
     return seconds, players
@@ -87,12 +97,12 @@ def _network(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
             alone = seconds()[0] if round_ % 2 else 0.0
             with _watched() as spent:
                 cpu = time.process_time()
-                journaled, _ = seconds(run=folder)
+                journaled, _ = seconds(folder=folder)
                 inside.append(sum(spent) / (time.process_time() - cpu))
             alone = alone or seconds()[0]
             overhead.append(journaled / alone)
             plain.append(alone)
-            resumed.append(seconds(run=folder)[0] / journaled)
+            resumed.append(seconds(folder=folder)[0] / journaled)
         bytes_ = (Path(name) / "0" / "journal.sqlite").stat().st_size
         _, scores = seconds()
     return {
@@ -143,7 +153,7 @@ def _workers(model: nn.Module, batches: Any, groups: str, walks: int, rounds: in
             for round_ in range(rounds):
                 work, start = {}, {}
                 for workers in (1, 2) if round_ % 2 else (2, 1):
-                    how = {"run": Path(folder) / f"{round_}-{workers}", "workers": workers, "ray_address": address}
+                    how = {"folder": Path(folder) / f"{round_}-{workers}", "workers": workers, "ray_address": address}
                     wall, scores = seconds(**how)
                     assert [v.value.tolist() for v in scores.values()] == [v.value.tolist() for v in truth.values()]
                     start[workers], _ = seconds(**how)  # all is known: what remains is the start

@@ -75,7 +75,8 @@ def lenet5(device: torch.device) -> dict[str, Any]:
     players = sp.find_players(model, data.test.inputs[:2])
     batches = data.held_out.take(IMAGES).batches()
     clock = time.perf_counter()
-    sp.score(model, players, batches, "cross_entropy", progress=False)
+    every = sp.options.Scoring(window=(0, 1))
+    sp.score(model, players, batches, "cross_entropy", progress=False, options=every)
     found: dict[str, Any] = {"players": players.n, "seconds to score all by default": since(clock)}
     subject = Calibration(model, batches)
     for group in players.groups:
@@ -120,7 +121,7 @@ def resnet(device: torch.device) -> dict[str, Any]:
 def controlled(model: nn.Module, players: sp.Players, batches: Any, limit: Rule, seeds: int) -> dict[str, Any]:
     """The whole network by control variates, with one seed or with two."""
     rule = median_error_below(ERROR) | limit
-    options: dict[str, Any] = {"stop": rule, "precision": "bfloat16", "progress": False}
+    options: dict[str, Any] = {"stop": rule, "progress": False, "options": sp.options.Scoring(precision="bfloat16")}
     runs = [
         sp.score(model, players, batches, "fidelity", "control-variate", seed=seed, **options) for seed in range(seeds)
     ]
@@ -204,7 +205,7 @@ def bounded(gib: float) -> dict[str, Any]:
         "fidelity",
         max_evaluations=64 * 17,
         progress=False,
-        options=sp.options.Scoring(max_memory=bound),
+        options=sp.options.Scoring(max_memory=bound, window=(0, 1)),
     )
     seconds = since(clock)
     done.set()
