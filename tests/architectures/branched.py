@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import torch
+from large_networks import Dense
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from architectures.entry import CLASSES, OUTPUT, Entry, images, seeded
 from architectures.parts import unit
-
-
-class Dense(nn.Module):
-    """Norm, ReLU, 1x1, norm, ReLU, 3x3 convolution; the result is appended (Huang et al. 2017)."""
-
-    def __init__(self, n_in: int, growth: int, inner: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(n_in), nn.Conv2d(n_in, inner, 1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(inner), nn.Conv2d(inner, growth, 3, padding=1, bias=False)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """Several (N, C_i, H, W) -> (N, growth, H, W)."""
-        x = self.conv1(F.relu(self.norm1(torch.cat(features, 1))))
-        return self.conv2(F.relu(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 class DenseNet(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from large_networks import Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,26 +62,6 @@ class Basic(nn.Module):
         y = self.se(self.bn2(self.conv2(y)))
         y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)  # type: ignore[no-any-return]
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (in groups for ResNeXt), 1x1 convolution; a projection where the shape changes."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int, *, inner: int, groups: int = 1) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(n_in, inner, 1, bias=False), nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3, self.bn3 = nn.Conv2d(inner, n_out, 1, bias=False), nn.BatchNorm2d(n_out)
-        self.downsample: nn.Module = nn.Identity()
-        if stride > 1 or n_in != n_out:
-            self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, n_in, H, W) -> (N, n_out, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
 class PreActivation(nn.Module):

@@ -1,4 +1,4 @@
-"""The support table of the documentation: ``PYTHONPATH=tests python -m architectures.table > docs/support.md``."""
+"""The support table: ``PYTHONPATH=tests:benchmarks python -m architectures.table > docs/support.md``."""
 
 from __future__ import annotations
 

@@ -348,7 +348,7 @@ def test_factories_are_deterministic_and_lively(name: str) -> None:
 
 def test_the_committed_support_table_is_what_the_registry_says() -> None:
     assert PAGE.read_text() == support_table() + "\n", (
-        "PYTHONPATH=tests python -m architectures.table > docs/support.md"
+        "PYTHONPATH=tests:benchmarks python -m architectures.table > docs/support.md"
     )
 
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,6 +42,8 @@ from shaprune.values.aggregation import AGGREGATES
 from shaprune.values.concepts import CONCEPTS
 from shaprune.values.estimate import METHODS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COMMANDS = ["demo", "compress", "players", "score", "sensitivity", "plan", "prune", "evaluate", "export", "report"]
 COMMANDS += ["resume", "runs", "merge", "export-values"]
 SHAPRUNE = [sys.executable, "-c", "from shaprune.cli import main; main()"]
@@ -59,14 +60,6 @@ if int(sys.argv.pop(1)):  # no epoch more than it takes to come to the scoring
     RECIPES["digits"] = replace(RECIPES["digits"], epochs=1)
 main()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(*arguments: object, code: int = 0) -> Result:

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import combinations, permutations
 from math import comb
 from pathlib import Path
@@ -282,15 +281,7 @@ def run(*arguments: object, code: int = 0) -> Result:
 
 
 @pytest.fixture(scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, _one_thread: None) -> tuple[Path, dict[str, Any]]:
+def done(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> tuple[Path, dict[str, Any]]:
     """One real run of the command: its folder and its JSON object."""
     out = tmp_path_factory.mktemp("bench") / "oracle"
     options = ("--networks", 2, "--repeats", 1, "--examples", 100, "--seed", 5, "--json", "--out", out)

@@ -92,7 +92,7 @@ def criterion_scores(
     elif calibration is None:
         raise InputError(f"criterion {criterion!r} needs examples; give data")
     elif calibration.model is not model:
-        raise InputError("the examples were prepared for another model; make a Subject of this one")
+        raise InputError("the examples were prepared for another model; make a Calibration of this one")
     elif isinstance(worth, Evaluate):
         raise InputError(f"criterion {criterion!r} needs a worth per example, not one of the whole model")
     else:

@@ -37,7 +37,7 @@ GRADIENT = "cross_entropy"  # whose gradient rivals take where the worth has non
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """One game, and what everybody may pay for it.
+    """One game, and what every method may pay for it.
 
     Attributes:
         model: the dense network.
@@ -45,7 +45,7 @@ class Contest:
         calibration: the examples to score on.
         worth: name of the worth.
         step: players that leave per round of a mode; a fraction of them below 1.
-        budget: evaluations for everybody; None = what greedy backward elimination costs at this step.
+        budget: evaluations for every method; None = what greedy backward elimination costs at this step.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Contest:
 
     @cached_property
     def price(self) -> int:
-        """Evaluations that everybody may ask for."""
+        """Evaluations that every method may ask for."""
         if self.budget is not None:
             return self.budget
         cost = expected_evaluations_in_rounds(self.game, "greedy-backward", step=self.step)

@@ -182,7 +182,7 @@ def curves_study(
         networks: how many to train; network i has the seed ``seed + i``.
         examples: held-out examples to score on.
         test_examples: test examples to measure on.
-        step: players per round of the modes, or a fraction below 1; it sets the price for everybody.
+        step: players per round of the modes, or a fraction below 1; it sets the price for every method.
         worth: what coalitions are judged by.
         seed: of everything random.
         device: where networks run.

@@ -59,6 +59,11 @@ def tensors(tree: Any) -> list[Tensor]:
     return [t for value in entries(tree).values() for t in tensors(value)]
 
 
+def all_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """Whether two lists hold equal tensors in the same order."""
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
 def transform(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with every tensor replaced; mappings that are no dict (`BatchEncoding`) become one."""
     if isinstance(tree, Tensor):

@@ -103,16 +103,14 @@ def expected_cost(
     """
     started, how = time.perf_counter(), options or Scoring()
     forward, max_memory = how.forward, how.max_memory
-    if data is None or isinstance(data, Calibration) or isinstance(worth, Evaluate):
-        calibration = data
-    else:
-        calibration = Calibration(model, data, forward, max_memory=max_memory)
+    if not (data is None or isinstance(worth, Evaluate)):
+        data = Calibration.of(model, data, forward, max_memory=max_memory)
     rows_in: RowPrecision = "float32" if how.precision == "auto" else how.precision
     groups: dict[str, str | None] = {"all groups": None} if how.together else {g.name: g.name for g in players.groups}
     found: dict[str, GameCost] = {}
     for name, group in groups.items():
         game = NetworkGame(
-            model, players, calibration, worth, group, forward=forward, max_memory=max_memory, precision=rows_in
+            model, players, data, worth, group, forward=forward, max_memory=max_memory, precision=rows_in
         )
         rows = expected_evaluations_in_rounds(game, how.mode, method, max_evaluations, stop, **how.price(method))
         once, each = _time_game(game, method_of(method).differentiates)
@@ -122,9 +120,9 @@ def expected_cost(
     times = [cost.seconds for cost in found.values() if cost.seconds is not None]
     bounded = len(evaluations) == len(found)
     memory = tensor_bytes([*model.parameters(), *model.buffers()]) + max((c.memory for c in found.values()), default=0)
-    if isinstance(calibration, Calibration):
-        examples = tensor_bytes((calibration.inputs, calibration.targets))
-        memory += sum(min(size, max_memory // MEMORY_PARTS) for size in (examples, tensor_bytes(calibration.outputs)))
+    if isinstance(data, Calibration):
+        examples = tensor_bytes((data.inputs, data.targets))
+        memory += sum(min(size, max_memory // MEMORY_PARTS) for size in (examples, tensor_bytes(data.outputs)))
     return ScoringCost(
         found,
         sum(evaluations) if bounded else None,

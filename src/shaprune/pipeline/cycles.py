@@ -128,7 +128,7 @@ def prune_in_cycles(
 
 
 def _values_of_dense_players(players: Players, kept: Kept, scores: Mapping[str, Any], first: Scores) -> Scores:
-    """Values of all dense players: who has left is worth less than everybody else, in the order of the first cycle."""
+    """Values of all dense players: those that left are below all others, in the order of the first cycle."""
     least = min((float(v.value.min()) for v in scores.values()), default=0.0)
     spread = max((float(np.ptp(v.value)) for v in first.values()), default=0.0) or 1.0
     lowest = min(float(v.value.min()) for v in first.values())

@@ -44,7 +44,7 @@ def quality_on(
     """
     if isinstance(worth, Evaluate):
         return worth.function
-    calibration = data if isinstance(data, Calibration) else Calibration(model, data, forward)
+    calibration = Calibration.of(model, data, forward)
     evaluator = resolve_worth(worth)
     reference, factor = reference_for(evaluator, calibration.targets, calibration.outputs)
 

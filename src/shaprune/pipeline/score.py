@@ -99,8 +99,8 @@ def score(
     started = time.perf_counter()
     how, run_options = options or Scoring(), RunOptions.of(run)
     check_scoring(method, worth, how, run_options, max_evaluations=max_evaluations, stop=stop, log=log)
-    if not (data is None or isinstance(data, Calibration) or isinstance(worth, Evaluate)):
-        data = Calibration(model, data, how.forward, max_memory=how.max_memory)
+    if not (data is None or isinstance(worth, Evaluate)):
+        data = Calibration.of(model, data, how.forward, max_memory=how.max_memory)
     network = _Network(model, players, data, worth, how)
     if is_criterion(method):
         assert isinstance(method, str)

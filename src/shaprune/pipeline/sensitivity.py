@@ -64,11 +64,7 @@ def sensitivity(
     if points is not None and points < 1:
         raise InputError(f"points is {points}; at least 1 is needed, or None for all")
     started = time.perf_counter()
-    calibration = (
-        data
-        if isinstance(data, Calibration) or isinstance(worth, Evaluate)
-        else Calibration(model, data, forward, max_memory=max_memory)
-    )
+    calibration = data if isinstance(worth, Evaluate) else Calibration.of(model, data, forward, max_memory=max_memory)
     if refit:
         if not isinstance(calibration, Calibration) or isinstance(worth, Evaluate):
             raise InputError("refit=True needs data and a worth, not a function of the whole model")

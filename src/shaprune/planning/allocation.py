@@ -1,6 +1,6 @@
 """Allocation of removals to groups: an order over all players, and the coalition after k steps. NumPy only.
 
-A *path* is a list of steps down, from everybody to the smallest coalition that the limits allow; called with k, it
+A *path* is a list of steps down, from all players to the smallest coalition that the limits allow; called with k, it
 gives the coalition after the first k of them. The budget picks the k. What `shaprune.planning.curve_allocation` decides
 from curves is no path.
 """

@@ -99,7 +99,7 @@ def budget_path(
     *,
     within: Limits | None = None,
 ) -> BudgetPath:
-    """Go down from everybody to the smallest network, as budgets of ``resource`` would.
+    """Go down from all players to the smallest network, as budgets of ``resource`` would.
 
     Only ``"global"`` looks at the resource; the steps of other allocations are the same for all.
 

@@ -59,9 +59,9 @@ class Member:
         """(players of the group,) number of channels that each player owns here."""
         return np.array([len(c) for c in self.channels], dtype=np.int64)
 
-    def owners(self, width: int, offset: int, nobody: int) -> NDArray[np.int64]:
-        """(width,) which player owns each channel, counted from ``offset``; ``nobody`` where none does."""
-        result = np.full(width, nobody, dtype=np.int64)
+    def owners(self, width: int, offset: int, absent: int) -> NDArray[np.int64]:
+        """(width,) which player owns each channel, counted from ``offset``; ``absent`` where none does."""
+        result = np.full(width, absent, dtype=np.int64)
         for player, channels in enumerate(self.channels):
             result[list(channels)] = offset + player
         return result

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from shaprune.network.batches import tensors
+from shaprune.network.batches import all_equal, tensors
 
 _PICKING = ("getitem", "index_select", "gather", "take_along_dim", "masked_select", "take")
 _WRITING = (
@@ -65,7 +65,7 @@ class RowSelections:
         if ours:
             theirs = self._recorded[self._next] if self._next < len(self._recorded) else []
             self._next += 1
-            if len(theirs) != len(ours) or not all(map(torch.equal, ours, theirs)):
+            if not all_equal(ours, theirs):
                 single = name.strip("_") == "getitem" and args[1] is ours[0] and _is_order(ours[0], *theirs)
                 now = (ours[0].clone(), theirs[0]) if single else None
                 if _restores(before, now):

@@ -116,7 +116,7 @@ def _outputs(model: nn.Module, inputs: Inputs, forward: Forward) -> Tensor:
         return main_output(run(model, inputs, forward, device_of(model))).cpu()
 
 
-def mean_loss(kind: LossKind, outputs: Tensor, targets: Tensor) -> Tensor:
+def mean_loss(kind: LossKind, outputs: Tensor, targets: Tensor, temperature: float = _TEMPERATURE) -> Tensor:
     """The mean loss over the rows of a batch (and over positions, where outputs have any) whose targets count."""
     if kind == "cross_entropy":
         logits = class_last(outputs, targets).reshape(targets.numel(), -1)
@@ -124,6 +124,6 @@ def mean_loss(kind: LossKind, outputs: Tensor, targets: Tensor) -> Tensor:
         return total / counted(targets).sum().clamp(min=1)
     if kind == "mse":
         return F.mse_loss(outputs, targets)
-    student = F.log_softmax(outputs / _TEMPERATURE, dim=1)
-    teacher = F.log_softmax(targets / _TEMPERATURE, dim=1)
-    return (teacher.exp() * (teacher - student)).sum(1).mean() * _TEMPERATURE**2
+    student = F.log_softmax(outputs / temperature, dim=1)
+    teacher = F.log_softmax(targets / temperature, dim=1)
+    return (teacher.exp() * (teacher - student)).sum(1).mean() * temperature**2

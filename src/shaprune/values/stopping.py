@@ -85,7 +85,7 @@ class Rule:
 
             def undecided(values: Values) -> NDArray[np.bool_] | None:
                 masks = [mask for part in parts if (mask := part.undecided(values)) is not None]
-                needs_all = sign == "&" and len(masks) < 2  # the other rule still looks at everybody
+                needs_all = sign == "&" and len(masks) < 2  # the other rule still looks at all players
                 return None if needs_all or not masks else masks[0]
 
             return Check(reason, undecided)

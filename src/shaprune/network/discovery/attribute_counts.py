@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.batches import Inputs, all_equal, call, tensors, transform
 from shaprune.network.discovery.verification import Refused, Totals, candidates_as_players, disagreement
 from shaprune.network.layers.kinds import kind_of
 from shaprune.network.removal.surgery import COUNTS, WIDTHS
@@ -175,7 +175,7 @@ def _matters(copy: nn.Module, inputs: Inputs, number: _Number) -> bool:
                 after = tensors(call(copy, transform(inputs, torch.clone)))
         except Exception:
             return True
-    return len(before) != len(after) or not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    return not all_equal(before, after)
 
 
 def _combinations(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import kind_of
 
 FOLLOWED_EXAMPLES = 32  # that channels are followed on where some layer's output reaches nothing on fewer
@@ -59,11 +60,7 @@ def _called(copy: nn.Module, inputs: Inputs) -> set[nn.Module]:
     def hook(module: nn.Module, args: Any) -> None:
         called.add(module)
 
-    handles = [m.register_forward_pre_hook(hook) for m in copy.modules() if kind_of(m) is not None]
-    try:
-        with torch.no_grad():
-            call(copy, transform(inputs, torch.clone))
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = (m for m in copy.modules() if kind_of(m) is not None)
+    with hooked(m.register_forward_pre_hook(hook) for m in layers), torch.no_grad():
+        call(copy, transform(inputs, torch.clone))
     return called

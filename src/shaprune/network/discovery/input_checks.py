@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Inputs, call, length, tensors, transform
+from shaprune.network.batches import Inputs, all_equal, call, length, tensors, transform
 from shaprune.network.borrow import device_of
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of, widths_of
@@ -64,7 +64,7 @@ def check_example_inputs(copy: nn.Module, inputs: Inputs) -> None:
                 "the model's output on example_inputs is NaN or infinite; check the weights and the inputs"
             )
         changed = _changed_buffers(copy, before)
-        same = len(first) == len(second) and all(map(torch.equal, first, second))
+        same = all_equal(first, second)
         if not same and changed:
             raise InputError(
                 f"the model is not deterministic in eval mode: it writes to its buffer {changed[0]!r} as it runs, and "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.network.batches import Forward, main_output, tensors
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.tolerance import relative_difference, tolerance_for
 
@@ -88,7 +89,6 @@ def _gives(model: nn.Module, forward: Forward, inputs: Any, expected: Tensor) ->
 def _watched(model: nn.Module, forward: Forward, inputs: Any, expected: Tensor) -> _Seen | None:
     """What stands for the rows that every module reads and gives; None where `_gives` says no."""
     seen: _Seen = {}
-    handles = []
 
     def hook_of(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -97,13 +97,9 @@ def _watched(model: nn.Module, forward: Forward, inputs: Any, expected: Tensor) 
 
         return hook
 
-    try:
-        for name, module in model.named_modules():
-            handles.append(module.register_forward_hook(hook_of(name), with_kwargs=True))
+    named = model.named_modules()
+    with hooked(module.register_forward_hook(hook_of(name), with_kwargs=True) for name, module in named):
         return seen if _gives(model, forward, inputs, expected) else None
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _digests(tensor: Tensor) -> Tensor:

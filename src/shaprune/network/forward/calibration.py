@@ -130,6 +130,17 @@ class Calibration:
         return {name: getattr(self, name) for name in kept}
 
     @staticmethod
+    def of(
+        model: nn.Module,
+        data: Iterable[Any] | Calibration,
+        forward: Forward | None = None,
+        *,
+        max_memory: int = DEFAULT_MAX_MEMORY,
+    ) -> Calibration:
+        """Return data that are a calibration already as they are, and one of any other data."""
+        return data if isinstance(data, Calibration) else Calibration(model, data, forward, max_memory=max_memory)
+
+    @staticmethod
     def received(model: nn.Module, state: dict[str, Any]) -> Calibration:
         """The calibration of an equal model elsewhere, with this `state`; the dense outputs are not computed again."""
         calibration = Calibration.__new__(Calibration)

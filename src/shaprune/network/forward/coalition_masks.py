@@ -56,7 +56,7 @@ class Walked:
     Attributes:
         places: (W, n) int32, the step at which each player leaves; m = never.
         steps: m + 1.
-        start: (n,) bool, where the walks leave from; None = everybody.
+        start: (n,) bool, where the walks leave from; None = all players.
         rows: which of the W x (m + 1) rows.
     """
 

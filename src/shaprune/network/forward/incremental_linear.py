@@ -149,15 +149,15 @@ def sums_along_walks(parts: Tensor, orders: Tensor, start: Tensor | None) -> Ten
     ``start`` (n,) is where players leave from; None = all players, of whom none stays.
     """
     walks, steps = orders.shape
-    nobody = parts[:, -1]  # of those who leave
+    base = parts[:, -1]  # without the players of the walk
     if start is not None:
         staying = with_empty(start.repeat(walks, 1).scatter_(1, orders, 0.0))
-        nobody = torch.matmul(staying[:, None].to(parts), parts.flatten(2)).view(nobody.shape)
+        base = torch.matmul(staying[:, None].to(parts), parts.flatten(2)).view(base.shape)
     every = torch.arange(walks, device=parts.device)
-    if nobody[0].numel() <= MAX_CUMSUM_OUTPUTS:
-        return torch.cat([nobody[None], parts[every, orders.T.flip(0)]]).cumsum_(0).flip(0)
-    sums = parts.new_empty((steps + 1, *nobody.shape))
-    sums[steps] = nobody
+    if base[0].numel() <= MAX_CUMSUM_OUTPUTS:
+        return torch.cat([base[None], parts[every, orders.T.flip(0)]]).cumsum_(0).flip(0)
+    sums = parts.new_empty((steps + 1, *base.shape))
+    sums[steps] = base
     for step in reversed(range(steps)):
         torch.add(sums[step + 1], parts[every, orders[:, step]], out=sums[step])
     return sums

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from shaprune.network.batches import Inputs, call, copied_inputs, tensors, transform
+from shaprune.network.batches import Inputs, all_equal, call, copied_inputs, tensors, transform
 from shaprune.network.forward.fx_tracing import CONSTANT, graph_of
 
 Env = dict[fx.Node, Any]
@@ -121,7 +121,7 @@ class Trace:
             if node not in env:
                 env[node] = self.run_node(node, env)
         ours, theirs = tensors(env[self.nodes[-1]]), tensors(call(self.model, copied_inputs(inputs)))
-        return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        return all_equal(ours, theirs)
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:

@@ -112,11 +112,9 @@ class NetworkGame(Game):
             return
         if data is None:
             raise InputError("data is None; give an iterable of batches (inputs, targets)")
-        calibration = (
-            data if isinstance(data, Calibration) else Calibration(model, data, forward, max_memory=max_memory)
-        )
+        calibration = Calibration.of(model, data, forward, max_memory=max_memory)
         if calibration.model is not model:
-            raise InputError("the Subject given as data belongs to another model; make one of this model")
+            raise InputError("the Calibration given as data belongs to another model; make one of this model")
         check_reached(calibration, players, self.groups)
         self.calibration, judged_by = restrict_to_subset(calibration, worth)
         self.n_examples = self.calibration.n_examples

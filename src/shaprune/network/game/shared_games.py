@@ -53,7 +53,7 @@ def several(
         raise InputError(f"worths is {worths!r}; give a list of worths, such as ['accuracy', 'cross_entropy']")
     if any(isinstance(worth, Evaluate) for worth in worths):
         raise InputError("Evaluate runs the model itself and cannot share a pass; make a NetworkGame of its own")
-    calibration = data if isinstance(data, Calibration) else Calibration(model, data, forward, max_memory=max_memory)
+    calibration = Calibration.of(model, data, forward, max_memory=max_memory)
     shelves: list[_AnswerCache] = []
     games: list[Game] = []
     for worth in worths:

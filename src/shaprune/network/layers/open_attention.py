@@ -115,7 +115,7 @@ def open_attention(model: nn.Module) -> nn.Module:
     """
     opened = copied(model)
     for name, module in list(opened.named_modules()):
-        if not _can_open(module):
+        if not can_open(module):
             continue
         if not name:
             return OpenAttention(module)
@@ -127,7 +127,8 @@ def open_attention(model: nn.Module) -> nn.Module:
     return opened
 
 
-def _can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+def can_open(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    """Whether a module is an attention layer of torch that `open_attention` replaces."""
     if type(module) is not nn.MultiheadAttention or "forward" in vars(module):
         return False
     added = module.bias_k is not None or module.bias_v is not None or module.add_zero_attn

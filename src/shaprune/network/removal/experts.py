@@ -44,20 +44,20 @@ class RouterMask(MaskSite):
         kept = self.columns(mask) > 0
         if bool(kept.all()):
             return []
-        nobody = ~kept.any(1, keepdim=True)
+        no_player = ~kept.any(1, keepdim=True)
 
         def behind_router(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            absent = ~each_row(kept | nobody, len(output), self.module)
+            absent = ~each_row(kept | no_player, len(output), self.module)
             return output.masked_fill(absent.view(len(output), *[1] * (output.ndim - 2), -1), float("-inf"))
 
         def behind_mixture(module: nn.Module, args: Any, output: Any) -> Any:
             y = output[0] if isinstance(output, tuple) else output
-            empty = each_row(nobody, len(y), self.mixture)
+            empty = each_row(no_player, len(y), self.mixture)
             y = y.masked_fill(empty.view(-1, *[1] * (y.ndim - 1)), 0)
             return (y, *output[1:]) if isinstance(output, tuple) else y
 
         handles = [model.get_submodule(self.module).register_forward_hook(behind_router)]
-        if bool(nobody.any()):
+        if bool(no_player.any()):
             handles.append(model.get_submodule(self.mixture).register_forward_hook(behind_mixture))
         return handles
 

@@ -306,8 +306,8 @@ TRUNCATION_BLOCKS = 8  # a truncated walk is looked at so many times
 def _truncated(task: Task, orders: Orders, walkers: Examples | None, share: float) -> Worths:
     """Worths along walks that end at the collapse of their example; the rest is v(none)."""
     steps = orders.shape[1]
-    nobody = np.zeros((len(orders), task.n), dtype=bool)
-    none = check_worths(task.game(nobody, walkers), nobody)
+    none_kept = np.zeros((len(orders), task.n), dtype=bool)
+    none = check_worths(task.game(none_kept, walkers), none_kept)
     worths = np.repeat(none[:, None], steps + 1, axis=1)
     alive = np.arange(len(orders))
     size = -(-steps // TRUNCATION_BLOCKS)

@@ -125,7 +125,7 @@ class Game(ABC):
             orders: (R, m) players in the order in which they leave; m may be smaller than ``n_players``,
                 then the players that are not named stay.
             examples: (R,) the example of each walk; None = the mean over all examples.
-            start: (n_players,) bool, the coalition that all walks leave from; None = everybody. It holds all of
+            start: (n_players,) bool, the coalition that all walks leave from; None = all players. It holds all of
                 ``orders``; players outside are absent from the beginning.
 
         Returns:

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from shaprune.network.discovery.channels.nan_marking import Marking
 from shaprune.network.discovery.channels.unread_reasons import UNREAD
 from shaprune.network.layers.kinds import CHANNEL_KINDS, kind_of, widths_of
+from shaprune.network.layers.open_attention import can_open
 from shaprune.network.layers.used_parameters import modules_used
 from shaprune.network.removal.experts import fused_experts
 from shaprune.players.layer_costs import Layer
@@ -75,9 +76,8 @@ def not_followed(
 def _uncalled(parent: nn.Module, used: bool) -> str:
     """Why a layer was not called, though its weight may be ``used``."""
     if isinstance(parent, nn.MultiheadAttention):
-        opens = type(parent) is nn.MultiheadAttention and parent.bias_k is None and not parent.add_zero_attn
-        way = "; shaprune.builtin.open_attention(model) gives a network whose heads can leave" if opens else ""
-        return f"nn.MultiheadAttention uses its weight without calling it{way}"
+        way = "; shaprune.builtin.open_attention(model) gives a network whose heads can leave"
+        return f"nn.MultiheadAttention uses its weight without calling it{way if can_open(parent) else ''}"
     if used:
         return "its weight is used without calling it, so that no mask can stand at its input; call it in forward"
     return "it did not run on the example inputs"

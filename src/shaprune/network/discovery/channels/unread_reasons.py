@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from shaprune.network.batches import call, tensors, transform
+from shaprune.network.batches import all_equal, call, tensors, transform
 from shaprune.network.discovery.channels.channel_links import Links
 from shaprune.network.discovery.channels.nan_marking import OUTPUT, Marking
+from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import CONSUMERS, kind_of, widths_of
 from shaprune.players.layer_costs import Layer
 
@@ -63,14 +64,12 @@ def _matters(marking: Marking, name: str) -> bool:
 
     with torch.no_grad():
         before = outputs()
-        handle = marking.model.get_submodule(name).register_forward_hook(negate)
         try:
-            after = outputs()
+            with hooked([marking.model.get_submodule(name).register_forward_hook(negate)]):
+                after = outputs()
         except Exception:  # the choice leads to what does not run
             return True
-        finally:
-            handle.remove()
-    return len(before) != len(after) or not all(map(torch.equal, before, after))
+    return not all_equal(before, after)
 
 
 def reader_without_a_mask(marking: Marking, producer: str, uncalled: Collection[str]) -> str | None:
