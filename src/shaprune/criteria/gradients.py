@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError, InputError
 from shaprune.network.borrow import borrowed
@@ -19,7 +20,8 @@ from shaprune.network.forward.runner import Runner
 from shaprune.network.game.fingerprint import few_digits
 from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
 from shaprune.network.game.worths import AnyWorth, Worth, apply_row_worth, is_smooth, reference_for, resolve_row_worth
-from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError, consumer_input_masks
+from shaprune.network.removal.mask_sites import channel_masks
+from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError
 from shaprune.players.players import Players
 
 Derive = Callable[[Tensor, list[Tensor], Tensor], Tensor]  # worths (rows,), masks, examples (rows,)
@@ -40,9 +42,9 @@ def gate_gradients(calibration: Calibration, players: Players, worth: AnyWorth) 
     def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         return torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)
 
-    input_masks = consumer_input_masks(players, players.groups, calibration.outputs.device)
+    sites = channel_masks(players, players.groups, calibration.outputs.device)
     return differentiate_batches(
-        calibration, players, input_masks, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
+        calibration, players, sites, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
     )
 
 
@@ -68,9 +70,9 @@ def second_order(calibration: Calibration, players: Players, worth: AnyWorth) ->
         _check_twice(first)
         return torch.cat([g.detach() - _hessian_row_sums(g, mask) / 2 for g, mask in zip(first, masks, strict=True)], 1)
 
-    input_masks = consumer_input_masks(players, players.groups, calibration.outputs.device)
+    sites = channel_masks(players, players.groups, calibration.outputs.device)
     return differentiate_batches(
-        calibration, players, input_masks, resolve_row_worth(worth), derive, rows=FORWARD_BATCH // 8
+        calibration, players, sites, resolve_row_worth(worth), derive, rows=FORWARD_BATCH // 8
     )  # graphs are large
 
 
@@ -115,7 +117,7 @@ def differentiable_worth(worth: AnyWorth) -> Worth:
 def differentiate_batches(
     calibration: Calibration,
     players: Players,
-    input_masks: Sequence[ConsumerInputMask],
+    sites: Sequence[MaskSite],
     worth: Worth,
     derive: Derive,
     *,
@@ -126,7 +128,7 @@ def differentiate_batches(
     Args:
         calibration: the dense network, which comes back untouched, and its examples.
         players: of all groups.
-        input_masks: of all groups.
+        sites: the masks of all groups.
         worth: with a gradient.
         derive: ``(worths (rows,), masks, examples (rows,)) -> (rows, n)``; the masks are all ones, (rows, players) for
             each group.
@@ -138,7 +140,7 @@ def differentiate_batches(
     calibration.check_apart("a criterion")
     reference = worth_reference(calibration, worth)
     masks: list[Tensor] = []
-    gates = [_GroupInputMask.before(input_mask, players, masks) for input_mask in input_masks]
+    gates = [_by_groups(site, players, masks) for site in sites]
     found_any = False  # a batch may take a way past all of the masks
 
     def forward(runner: Runner, batch: Tensor) -> Tensor:
@@ -251,31 +253,51 @@ def over_batches(
         return all_of(calibration.one_by_one(sites, None, because)[0])
 
 
-@dataclass(frozen=True, eq=False)
-class _GroupInputMask(ConsumerInputMask):
-    """An input mask that only masks of its own groups reach, so that a derivative by these does not pass the others.
+@dataclass(frozen=True)
+class _GroupMasks:
+    """Masks of groups, of which only some are to be reached by a derivative.
 
     Attributes:
-        input_mask: what masks the activations.
         masks: one per group, shared by all gates; while there are none, the given mask is used.
-        own: whether the mask reads a group, for every group.
+        own: whether a site reads a group, for every group.
     """
 
-    input_mask: ConsumerInputMask
     masks: list[Tensor]
     own: list[bool]
 
-    @staticmethod
-    def before(input_mask: ConsumerInputMask, players: Players, masks: list[Tensor]) -> _GroupInputMask:
-        owners = input_mask.owners.cpu().numpy()
-        own = [bool(np.isin(owners, group.indices).any()) for group in players.groups]
-        return _GroupInputMask(
-            input_mask.module, input_mask.n_players, input_mask.owners, input_mask.last, input_mask, masks, own
-        )
+    def joined(self, mask: Tensor) -> Tensor:
+        """One mask (rows, n) that passes derivatives to the site's own groups alone."""
+        parts = [m if own else m.detach() for m, own in zip(self.masks, self.own, strict=False)]
+        return torch.cat(parts, 1) if parts else mask
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupSite(MaskSite):
+    """A site that only masks of its own groups reach, so that a derivative by these does not pass the others."""
+
+    site: MaskSite
+    groups: _GroupMasks
+
+    def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+        return self.site.attach(model, self.groups.joined(mask))
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupInputMask(ConsumerInputMask):
+    """The same, for the input of a consumer."""
+
+    groups: _GroupMasks
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
-        parts = [m if own else m.detach() for m, own in zip(self.masks, self.own, strict=False)]
-        return self.input_mask.apply(x, torch.cat(parts, 1) if parts else mask)
+        return super().apply(x, self.groups.joined(mask))
+
+
+def _by_groups(site: MaskSite, players: Players, masks: list[Tensor]) -> MaskSite:
+    owners = site.owners.cpu().numpy()
+    groups = _GroupMasks(masks, [bool(np.isin(owners, group.indices).any()) for group in players.groups])
+    if isinstance(site, ConsumerInputMask):
+        return _GroupInputMask(site.module, site.n_players, site.owners, site.last, groups)
+    return _GroupSite(site.module, site.n_players, site.owners, site, groups)
 
 
 def check_differentiable(worth: Worth, worths: Tensor) -> None:

@@ -11,10 +11,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Kind = Literal[
-    "conv", "depthwise", "linear", "norm", "prelu", "embedding", "parameter", "unflatten", "block", "expert", "weight"
+    "conv",
+    "depthwise",
+    "linear",
+    "norm",
+    "stream_norm",
+    "prelu",
+    "embedding",
+    "parameter",
+    "unflatten",
+    "block",
+    "expert",
+    "weight",
 ]
 # Kinds whose weights belong to one channel each, and that count no multiply-adds.
-PER_CHANNEL = ("norm", "prelu", "embedding", "parameter", "unflatten")
+PER_CHANNEL = ("norm", "stream_norm", "prelu", "embedding", "parameter", "unflatten")
 WHOLE = ("block", "expert")  # they leave as they are, with everything inside
 
 
@@ -24,8 +35,8 @@ class Layer:
 
     Attributes:
         kind: what it is; a depthwise convolution has one filter per channel, ``norm`` is a normalisation with weights
-            per channel, ``parameter`` a parameter or buffer outside such layers; ``unflatten`` a
-            module without weights that knows a width; ``block`` a submodule that can be passed by, ``expert`` the list
+            per channel, ``stream_norm`` one that divides by a statistic over the channels; ``parameter`` a parameter or
+            buffer outside such layers; ``unflatten`` a module without weights that knows a width; ``block`` a submodule that can be passed by, ``expert`` the list
             of a mixture's experts, ``weight`` the single weights of a layer, which cost nothing because they stay, as
             zeros.
         n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
@@ -35,7 +46,7 @@ class Layer:
         bias: whether there is a bias of ``n_out`` entries.
         positions: output positions per example at which the weights are used (input positions, where transposed);
             all multiply-adds of a block, or of one expert.
-        axis: the axis of a parameter along which it is cut.
+        axis: the axis of a parameter along which it is cut; of the channels, for a norm over a stream.
         least: channels (experts) that must stay for the network to run.
         heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
         numbers: attributes, by their path from the network, that are divided as its outputs (or its inputs, by
@@ -47,6 +58,9 @@ class Layer:
         buffers: bytes of buffers per output channel (running statistics), of a block, or of one expert.
         activation: bytes of its output per channel and example, over all times it runs; of a block or of one expert all
             outputs of the layers inside.
+        tied: whether its weight is that of another layer, which counts it.
+        norm, everywhere, eps: what a norm over a stream divides by, see `shaprune.network.layers.norm_forms.NormForm`.
+        narrow: whether such a norm computes in float32 whatever it is given.
     """
 
     kind: Kind
@@ -66,6 +80,11 @@ class Layer:
     itemsize: int = 4
     buffers: float = 0
     activation: float = 0
+    tied: bool = False
+    norm: str = ""
+    everywhere: bool = False
+    eps: float = 0.0
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))  # a list, where it comes from JSON
@@ -73,6 +92,8 @@ class Layer:
 
     def params(self, n_in: int, n_out: int) -> int:
         """Parameters when ``n_in`` and ``n_out`` channels are left."""
+        if self.tied:
+            return n_out if self.bias else 0
         if self.kind in PER_CHANNEL or self.kind in WHOLE:
             return self.kernel * n_out + (n_out if self.bias else 0)
         return self.kernel * self._fan_in(n_in) * n_out + (n_out if self.bias else 0)

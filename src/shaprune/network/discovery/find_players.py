@@ -54,7 +54,8 @@ def find_players(
 
     - coupled channels, one name or several: ``"channel"``, the smallest sets of channels that can leave, of whatever
       layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``: hidden neurons
-      of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys);
+      of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys), ``"hidden"``: channels of
+      a residual stream, through its norms (LayerNorm, RMSNorm and others by a statistic over channels, of any class);
     - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
       blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
     - ``"expert"``: the experts in an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router (or a module

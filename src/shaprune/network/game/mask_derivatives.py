@@ -23,6 +23,7 @@ from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
 from shaprune.network.game.worths import is_built_in, is_smooth
 from shaprune.network.precision import in_memory_layout
 from shaprune.network.removal.masks import ConsumerInputMask
+from shaprune.network.removal.norms import NormMask
 from shaprune.values.games.arrays import Coalitions, Examples, Worths
 
 _NEAR, _NEAR_LOW = 1e-3, 0.3  # how far apart derivatives may lie, relative; in lower precision
@@ -132,7 +133,7 @@ class MaskDerivatives:
                 (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
         if slopes is None:
             worth = self.evaluator.worth
-            multiplied = all(isinstance(site, ConsumerInputMask) for site in self.rows.sites)
+            multiplied = all(isinstance(site, (ConsumerInputMask, NormMask)) for site in self.rows.sites)
             instead = UNREACHED if multiplied and is_smooth(worth) else WITHOUT_DERIVATIVES
             raise InputError(f"worth {worth.name!r} has no derivatives by the masks of {self.evaluator.of}; {instead}")
         return outputs.detach(), worths.detach(), slopes

@@ -1,0 +1,63 @@
+"""Layers with one weight: their channels leave together, where all of them can lose the same of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from shaprune.network.layers.kinds import is_transposed_linear
+from shaprune.network.shared_weights import shared_parameters
+from shaprune.players.layer_costs import Layer
+from shaprune.players.roles import Role
+
+Node = tuple[str, Role, int]  # a layer, its side, and a channel
+
+
+def with_tied(copy: nn.Module, layers: dict[str, Layer]) -> dict[str, Layer]:
+    """The layers, of which only the first with a shared weight counts it."""
+    held = [{name for name, key in places if key == "weight"} for places in shared_parameters(copy)]
+    found = dict(layers)
+    for names in held:
+        for name in [name for name in layers if name in names][1:]:
+            found[name] = replace(layers[name], tied=True)
+    return found
+
+
+def tied_channels(copy: nn.Module, layers: dict[str, Layer]) -> Iterator[tuple[Node, Node]]:
+    """Pairs of channels that stand on the same entries of a shared parameter."""
+    for places in shared_parameters(copy):
+        sides = [_sides(copy, layers, name, key) for name, key in places]
+        for axis in set.intersection(*(set(side) for side in sides)):
+            (first, role), *others = [(name, side[axis]) for (name, _), side in zip(places, sides, strict=True)]
+            width = layers[first].n_out if role == "out" else layers[first].n_in
+            for name, other in others:
+                yield from (((first, role, k), (name, other, k)) for k in range(width))
+
+
+def tied_otherwise(copy: nn.Module, layers: dict[str, Layer], name: str, role: Role) -> str | None:
+    """A layer that shares a parameter with ``name`` and cannot lose the channels that this one loses; None: none."""
+    for places in shared_parameters(copy):
+        for key in [key for holder, key in places if holder == name]:
+            axis = next((a for a, own in _sides(copy, layers, name, key).items() if own == role), None)
+            others = [(holder, own) for holder, own in places if holder != name]
+            without = [holder for holder, own in others if axis not in _sides(copy, layers, holder, own)]
+            if role != "both" and axis is not None and without:
+                return without[0]
+    return None
+
+
+def _sides(copy: nn.Module, layers: dict[str, Layer], name: str, key: str) -> dict[int, Role]:
+    """Which side of a layer each axis of its parameter belongs to; nothing where that is not known."""
+    layer = layers.get(name)
+    if layer is None or key not in ("weight", "bias") or layer.groups > 1:
+        return {}
+    if key == "bias":
+        return {0: "out"}
+    if layer.kind == "embedding":
+        return {1: "out"}
+    module = copy.get_submodule(name)
+    if layer.kind not in ("linear", "conv") or getattr(module, "transposed", False):
+        return {}
+    return {0: "in", 1: "out"} if is_transposed_linear(module) else {0: "out", 1: "in"}

@@ -1,0 +1,137 @@
+"""Norms over the channels of a stream, of any class: what they compute, as a formula in which channels may be absent.
+
+Such a norm gives ``bias + residual * x + gain * z``, where z is x divided by a statistic over its channels. A form says
+which statistic; bias, residual and gain per channel are measured: what the module gives for zeros and for two probes.
+Where channels are absent, the statistic runs over the others alone, as in the norm that is cut to these.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Statistic:
+    """A statistic: of what is left when the mean is taken off, or not; summed, or divided by their number less some."""
+
+    centred: bool
+    summed: bool = False
+    less: int = 0
+    inside: bool = True  # whether eps stands under the root
+
+
+STATISTICS = {
+    "mean square": _Statistic(centred=False),
+    "variance": _Statistic(centred=True),
+    "length": _Statistic(centred=False, summed=True, inside=False),
+    "root mean square": _Statistic(centred=False, inside=False),
+    "deviation": _Statistic(centred=True, less=1, inside=False),
+    "root of the variance": _Statistic(centred=True, inside=False),
+    "sum of squares": _Statistic(centred=False, summed=True),
+}
+RESPONSE = "response"  # each channel's length over all positions, divided by the mean of these (GRN)
+_TINY = 1e-24
+
+
+@dataclass(frozen=True)
+class NormForm:
+    """What a norm divides by.
+
+    Attributes:
+        statistic: of `STATISTICS`, or `RESPONSE`.
+        everywhere: whether it runs over all positions of an example, too.
+        eps: the number that is added to it.
+        axis: of the channels, 1 or -1.
+    """
+
+    statistic: str
+    everywhere: bool
+    eps: float
+    axis: int
+
+    def divided(self, x: Tensor, kept: Tensor) -> Tensor:
+        """z of ``x`` (rows, ..., channels), where ``kept`` is (rows or 1, 1, ..., channels), 1.0 = there."""
+        if self.statistic == RESPONSE:
+            length = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim - 1)), keepdim=True)
+            mean = (kept * length).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
+            return x * (length / (mean + self.eps))
+        how = STATISTICS[self.statistic]
+        over = tuple(range(1, x.ndim)) if self.everywhere else (-1,)
+        number = kept.sum(-1, keepdim=True) * (prod(x.shape[1:-1]) if self.everywhere else 1)
+        if how.centred:
+            x = x - (kept * x).sum(over, keepdim=True) / number.clamp(min=1)
+        energy = (kept * x.square()).sum(over, keepdim=True)
+        if not how.summed:
+            energy = energy / (number - how.less).clamp(min=1)
+        return x / ((energy + self.eps).sqrt() if how.inside else energy.clamp(min=_TINY).sqrt() + self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredNorm:
+    """A norm's form with what it multiplies and adds per channel, (channels,) each."""
+
+    form: NormForm
+    bias: Tensor
+    residual: Tensor
+    gain: Tensor
+
+    def __call__(self, x: Tensor, kept: Tensor) -> Tensor:
+        """What the norm of the channels ``kept`` (rows or 1, channels) alone gives for ``x``, in at least float32.
+
+        What stands at absent channels is what would be read if they were read.
+        """
+        wide = x.movedim(self.form.axis, -1).to(torch.promote_types(x.dtype, torch.float32))
+        there = kept.to(wide.dtype).view(len(kept), *[1] * (wide.ndim - 2), -1)
+        bias, residual, gain = (t.to(wide.dtype) for t in (self.bias, self.residual, self.gain))
+        return (bias + residual * wide + gain * self.form.divided(wide, there)).movedim(-1, self.form.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """What a module gives, in doubles, for zeros and two probes (1, ..., channels)."""
+
+    probes: tuple[Tensor, Tensor]
+    zero: Tensor
+    given: tuple[Tensor, Tensor]
+
+    def measured(self, form: NormForm) -> MeasuredNorm:
+        """Solve for gain and residual of each channel, if the module has this form."""
+        every = torch.ones_like(self.zero)
+        (z1, z2), (p1, p2) = (form.divided(p, every[:1]) for p in self.probes), self.probes
+        y1, y2 = (y - self.zero for y in self.given)
+        det = z1 * p2 - z2 * p1
+        gain, residual = (y1 * p2 - y2 * p1) / det, (z1 * y2 - z2 * y1) / det
+        flat = (t.flatten(0, -2)[0] for t in (self.zero, residual, gain))
+        return MeasuredNorm(form, *flat)
+
+
+def in_doubles(module: nn.Module) -> nn.Module:
+    """A private copy of a module in doubles."""
+    return deepcopy(module).double()
+
+
+def give(module: nn.Module, x: Tensor, axis: int) -> Tensor:
+    """What a module gives for ``x`` (..., channels), past all hooks; the channels last."""
+    with torch.no_grad():
+        y: Tensor = type(module).forward(module, x.movedim(-1, axis).contiguous())  # type: ignore[misc]
+    return y.movedim(axis, -1).double()
+
+
+def responses(module: nn.Module, shape: tuple[int, ...], axis: int, device: torch.device) -> Responses:
+    """Ask a module in doubles for zeros and two probes of this ``shape``, the channels last."""
+    steps = torch.arange(shape[-1], device=device, dtype=torch.float64)
+    first = (1.0 + 0.5 * (steps * 0.7548776662).frac()) * (1 - 2 * (steps % 2))
+    probes = tuple(p.expand(1, *shape[1:]) for p in (first, 2 * first.flip(0) + 0.25))
+    zero = give(module, torch.zeros_like(probes[0]), axis)
+    return Responses(probes, zero, (give(module, probes[0], axis), give(module, probes[1], axis)))  # type: ignore[arg-type]
+
+
+def measure_norm(module: nn.Module, form: NormForm, channels: int, ndim: int, device: torch.device) -> MeasuredNorm:
+    """Measure gain, bias and residual of a norm as its weights are now, for inputs of ``ndim`` axes."""
+    shape = (1,) * (ndim - 1) + (channels,)
+    return responses(in_doubles(module), shape, form.axis, device).measured(form)
