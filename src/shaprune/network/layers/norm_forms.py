@@ -35,7 +35,7 @@ STATISTICS = {
     "sum of squares": _Statistic(centred=False, summed=True),
 }
 RESPONSE = "response"  # each channel's length over all positions, divided by the mean of these (GRN)
-_TINY = 1e-24
+_TINY, _ROUNDING = 1e-24, 1.001
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,13 @@ class NormForm:
         if how.centred:
             x = x - (kept * x).sum(over, keepdim=True) / number.clamp(min=1)
         energy = (kept * x.square()).sum(over, keepdim=True)
+        most = torch.ones_like(number)  # no channel that is there can be larger, and no other one shall
         if not how.summed:
-            energy = energy / (number - how.less).clamp(min=1)
-        return x / ((energy + self.eps).sqrt() if how.inside else energy.clamp(min=_TINY).sqrt() + self.eps)
+            energy, most = energy / (number - how.less).clamp(min=1), number.clamp(min=1)
+        most = most.sqrt() * _ROUNDING
+        inside, outside = (self.eps, 0.0) if how.inside else (0.0, self.eps)
+        divisor = (energy + inside).clamp(min=_TINY).sqrt() + outside
+        return (x / divisor).clamp(-most, most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +87,8 @@ class MeasuredNorm:
     def __call__(self, x: Tensor, kept: Tensor) -> Tensor:
         """What the norm of the channels ``kept`` (rows or 1, channels) alone gives for ``x``, in at least float32.
 
-        What stands at absent channels is what would be read if they were read.
+        What stands at absent channels is what would be read if they were read, within the bounds of the others, so
+        that nothing grows there from norm to norm.
         """
         wide = x.movedim(self.form.axis, -1).to(torch.promote_types(x.dtype, torch.float32))
         there = kept.to(wide.dtype).view(len(kept), *[1] * (wide.ndim - 2), -1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from shaprune.network.layers.kinds import is_transposed_linear
+from shaprune.network.layers.kinds import parameter_sides
 from shaprune.network.shared_weights import shared_parameters
 from shaprune.players.layer_costs import Layer
 from shaprune.players.roles import Role
@@ -49,15 +49,5 @@ def tied_otherwise(copy: nn.Module, layers: dict[str, Layer], name: str, role: R
 
 
 def _sides(copy: nn.Module, layers: dict[str, Layer], name: str, key: str) -> dict[int, Role]:
-    """Which side of a layer each axis of its parameter belongs to; nothing where that is not known."""
     layer = layers.get(name)
-    if layer is None or key not in ("weight", "bias") or layer.groups > 1:
-        return {}
-    if key == "bias":
-        return {0: "out"}
-    if layer.kind == "embedding":
-        return {1: "out"}
-    module = copy.get_submodule(name)
-    if layer.kind not in ("linear", "conv") or getattr(module, "transposed", False):
-        return {}
-    return {0: "in", 1: "out"} if is_transposed_linear(module) else {0: "out", 1: "in"}
+    return {} if layer is None else parameter_sides(copy.get_submodule(name), layer, key)
