@@ -286,17 +286,18 @@ class _GroupSite(MaskSite):
 class _GroupInputMask(ConsumerInputMask):
     """The same, for the input of a consumer."""
 
+    site: ConsumerInputMask
     groups: _GroupMasks
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
-        return super().apply(x, self.groups.joined(mask))
+        return self.site.apply(x, self.groups.joined(mask))
 
 
 def _by_groups(site: MaskSite, players: Players, masks: list[Tensor]) -> MaskSite:
     owners = site.owners.cpu().numpy()
     groups = _GroupMasks(masks, [bool(np.isin(owners, group.indices).any()) for group in players.groups])
     if isinstance(site, ConsumerInputMask):
-        return _GroupInputMask(site.module, site.n_players, site.owners, site.last, groups)
+        return _GroupInputMask(site.module, site.n_players, site.owners, site.last, site, groups)
     return _GroupSite(site.module, site.n_players, site.owners, site, groups)
 
 

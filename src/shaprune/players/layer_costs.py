@@ -35,10 +35,10 @@ class Layer:
 
     Attributes:
         kind: what it is; a depthwise convolution has one filter per channel, ``norm`` is a normalisation with weights
-            per channel, ``stream_norm`` one that divides by a statistic over the channels; ``parameter`` a parameter or
-            buffer outside such layers; ``unflatten`` a module without weights that knows a width; ``block`` a submodule that can be passed by, ``expert`` the list
-            of a mixture's experts, ``weight`` the single weights of a layer, which cost nothing because they stay, as
-            zeros.
+            per channel, ``stream_norm`` one that divides by a statistic over the channels; ``parameter`` a parameter
+            or buffer outside such layers; ``unflatten`` a module without weights that knows a width; ``block`` a
+            submodule that can be passed by, ``expert`` the list of a mixture's experts, ``weight`` the single weights
+            of a layer, which cost nothing because they stay, as zeros.
         n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
         groups: groups of a convolution; 1 elsewhere.
         kernel: weights per pair of channels (9 for a 3x3 kernel), 1 for a linear layer; weights per channel of a

@@ -49,7 +49,7 @@ class _Layer(Document):
     tied: bool = False
     norm: str = ""
     everywhere: bool = False
-    eps: Size = 0.0
+    eps: float = 0.0
     narrow: bool = False
 
 

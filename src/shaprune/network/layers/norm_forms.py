@@ -35,6 +35,7 @@ STATISTICS = {
     "sum of squares": _Statistic(centred=False, summed=True),
 }
 RESPONSE = "response"  # each channel's length over all positions, divided by the mean of these (GRN)
+OF_THE_TYPE = -1.0  # an eps that is not set
 _TINY, _ROUNDING = 1e-24, 1.001
 
 
@@ -45,7 +46,7 @@ class NormForm:
     Attributes:
         statistic: of `STATISTICS`, or `RESPONSE`.
         everywhere: whether it runs over all positions of an example, too.
-        eps: the number that is added to it.
+        eps: the number that is added to it; `OF_THE_TYPE`: that of the input's type, as of `nn.RMSNorm`.
         axis: of the channels, 1 or -1.
     """
 
@@ -55,11 +56,12 @@ class NormForm:
     axis: int
 
     def divided(self, x: Tensor, kept: Tensor) -> Tensor:
-        """z of ``x`` (rows, ..., channels), where ``kept`` is (rows or 1, 1, ..., channels), 1.0 = there."""
+        """Z of ``x`` (rows, ..., channels), where ``kept`` is (rows or 1, 1, ..., channels), 1.0 = there."""
         if self.statistic == RESPONSE:
             length = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim - 1)), keepdim=True)
             mean = (kept * length).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
-            return x * (length / (mean + self.eps))
+            answer: Tensor = x * (length / (mean + self._eps(x)))
+            return answer
         how = STATISTICS[self.statistic]
         over = tuple(range(1, x.ndim)) if self.everywhere else (-1,)
         number = kept.sum(-1, keepdim=True) * (prod(x.shape[1:-1]) if self.everywhere else 1)
@@ -70,9 +72,13 @@ class NormForm:
         if not how.summed:
             energy, most = energy / (number - how.less).clamp(min=1), number.clamp(min=1)
         most = most.sqrt() * _ROUNDING
-        inside, outside = (self.eps, 0.0) if how.inside else (0.0, self.eps)
+        inside, outside = (self._eps(x), 0.0) if how.inside else (0.0, self._eps(x))
         divisor = (energy + inside).clamp(min=_TINY).sqrt() + outside
-        return (x / divisor).clamp(-most, most)
+        bounded: Tensor = (x / divisor).clamp(-most, most)
+        return bounded
+
+    def _eps(self, x: Tensor) -> float:
+        return torch.finfo(x.dtype).eps if self.eps == OF_THE_TYPE else self.eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +99,8 @@ class MeasuredNorm:
         wide = x.movedim(self.form.axis, -1).to(torch.promote_types(x.dtype, torch.float32))
         there = kept.to(wide.dtype).view(len(kept), *[1] * (wide.ndim - 2), -1)
         bias, residual, gain = (t.to(wide.dtype) for t in (self.bias, self.residual, self.gain))
-        return (bias + residual * wide + gain * self.form.divided(wide, there)).movedim(-1, self.form.axis)
+        answer: Tensor = bias + residual * wide + gain * self.form.divided(wide, there)
+        return answer.movedim(-1, self.form.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +130,7 @@ def in_doubles(module: nn.Module) -> nn.Module:
 def give(module: nn.Module, x: Tensor, axis: int) -> Tensor:
     """What a module gives for ``x`` (..., channels), past all hooks; the channels last."""
     with torch.no_grad():
-        y: Tensor = type(module).forward(module, x.movedim(-1, axis).contiguous())  # type: ignore[misc]
+        y: Tensor = type(module).forward(module, x.movedim(-1, axis).contiguous())
     return y.movedim(axis, -1).double()
 
 
@@ -131,9 +138,9 @@ def responses(module: nn.Module, shape: tuple[int, ...], axis: int, device: torc
     """Ask a module in doubles for zeros and two probes of this ``shape``, the channels last."""
     steps = torch.arange(shape[-1], device=device, dtype=torch.float64)
     first = (1.0 + 0.5 * (steps * 0.7548776662).frac()) * (1 - 2 * (steps % 2))
-    probes = tuple(p.expand(1, *shape[1:]) for p in (first, 2 * first.flip(0) + 0.25))
+    probes = first.expand(1, *shape[1:]), (2 * first.flip(0) + 0.25).expand(1, *shape[1:])
     zero = give(module, torch.zeros_like(probes[0]), axis)
-    return Responses(probes, zero, (give(module, probes[0], axis), give(module, probes[1], axis)))  # type: ignore[arg-type]
+    return Responses(probes, zero, (give(module, probes[0], axis), give(module, probes[1], axis)))
 
 
 def measure_norm(module: nn.Module, form: NormForm, channels: int, ndim: int, device: torch.device) -> MeasuredNorm:

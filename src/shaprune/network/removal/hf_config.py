@@ -237,9 +237,7 @@ def _try_change(
     return HfField(tuple(knob.each), each, tuple(g.name for g in groups), counts, part.name, pinned)
 
 
-def _touches(
-    part: _Pretrained, meta: nn.Module, players: Players, member: Member, moved: set[tuple[str, int]]
-) -> bool:
+def _touches(part: _Pretrained, meta: nn.Module, players: Players, member: Member, moved: set[tuple[str, int]]) -> bool:
     """Whether an axis of a parameter that changed its length is that of a member's channels."""
     name = member.module.partition("@")[0]
     inside, layer = name[len(part.name) + 1 :] if part.name else name, players.layers[member.module]

@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import nn

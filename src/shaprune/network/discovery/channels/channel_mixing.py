@@ -28,8 +28,8 @@ Set = tuple[list[Block], set[Position]]  # blocks that may meet, and the positio
 def spread_of(marking: Marking, unsure: Unsure) -> tuple[set[int], dict[int, set[str]]]:
     """Find sources whose first channel, and whose last, reaches all positions in question of some reader.
 
-    An axis of a parameter must do so in all readers that it reaches: it is then no channel axis. Of a table that is longer than the
-    example, the first and the last entry that are read are asked.
+    An axis of a parameter must do so in all readers that it reaches: it is then no channel axis. Of a table that is
+    longer than the example, the first and the last entry that are read are asked.
 
     Returns:
         Sources that are mixed there; and, per source, the readers that it passes channel by channel.

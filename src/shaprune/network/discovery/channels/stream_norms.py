@@ -20,6 +20,7 @@ from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import kind_of
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.norm_forms import (
+    OF_THE_TYPE,
     RESPONSE,
     STATISTICS,
     NormForm,
@@ -35,7 +36,6 @@ from shaprune.players.layer_costs import Layer
 _SIZE = 3  # entries of the axes beside the channels, on which modules are asked
 _NEAR, _EXACT = 1e-6, 1e-11  # of modules that compute in float32 whatever they are given; of others
 _EPS = (0.0, 1e-5, 1e-6, 1e-8, 1e-12)  # that stand in code
-_KNOWN = {*STATISTICS, RESPONSE}
 
 
 def find_norms(copy: nn.Module, inputs: Inputs) -> dict[str, Layer]:
@@ -129,9 +129,7 @@ def _form(
     return None
 
 
-def _error(
-    known: Responses, form: NormForm, x: Tensor, kept: Tensor, wanted: Tensor, left: Any = slice(None)
-) -> float:
+def _error(known: Responses, form: NormForm, x: Tensor, kept: Tensor, wanted: Tensor, left: Any = slice(None)) -> float:
     """How far a form's answer lies from a module's, relative; inf where it is not finite."""
     ours = known.measured(form)(x.movedim(-1, form.axis), kept).movedim(form.axis, -1)[..., left]
     error = relative_difference(ours, wanted)
@@ -142,7 +140,8 @@ def _forms(module: nn.Module, axis: int, last: list[NormForm]) -> Iterator[NormF
     """All forms that a module may have, those found before first."""
     yield from (form for form in dict.fromkeys(last) if form.axis == axis)
     numbers = (v for v in vars(module).values() if type(v) is float and 0 < v < 0.1)
-    for eps in dict.fromkeys((*numbers, *_EPS)):
+    unset = [OF_THE_TYPE] if getattr(module, "eps", 0.0) is None else []
+    for eps in dict.fromkeys((*unset, *numbers, *_EPS)):
         for everywhere in (False, True):
             yield from (NormForm(statistic, everywhere, eps, axis) for statistic in STATISTICS)
         yield NormForm(RESPONSE, True, eps, axis)
@@ -160,6 +159,7 @@ def _layer(module: nn.Module, form: NormForm, narrow: bool, width: int) -> Layer
         False,
         0.0,
         form.axis,
+        least=2 if form.statistic in STATISTICS and STATISTICS[form.statistic].less else 1,
         norm=form.statistic,
         everywhere=form.everywhere,
         eps=form.eps,
