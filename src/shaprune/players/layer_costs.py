@@ -60,6 +60,8 @@ class Layer:
             outputs of the layers inside.
         tied: whether its weight is that of another layer, which counts it.
         norm, everywhere, eps: what a norm over a stream divides by, see `shaprune.network.layers.norm_forms.NormForm`.
+        axes: axes of what it reads.
+        held: what its statistic holds in the place of each channel that leaves; empty = it gets narrower.
         narrow: whether such a norm computes in float32 whatever it is given.
     """
 
@@ -84,10 +86,13 @@ class Layer:
     norm: str = ""
     everywhere: bool = False
     eps: float = 0.0
+    axes: int = 0
+    held: tuple[float, ...] = ()
     narrow: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))  # a list, where it comes from JSON
+        object.__setattr__(self, "held", tuple(self.held))
         object.__setattr__(self, "numbers", None if self.numbers is None else tuple(self.numbers))
 
     def params(self, n_in: int, n_out: int) -> int:

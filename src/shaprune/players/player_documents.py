@@ -50,6 +50,8 @@ class _Layer(Document):
     norm: str = ""
     everywhere: bool = False
     eps: float = 0.0
+    axes: Count = 0
+    held: Sequence[float] = ()
     narrow: bool = False
 
 

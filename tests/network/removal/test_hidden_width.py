@@ -15,6 +15,7 @@ from shaprune.network.game.network_game import NetworkGame
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import remove_players
+from shaprune.players.subset import remaining_players
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,10 +163,12 @@ def removed(model: nn.Module, players: sp.Players, kept: np.ndarray, x: Tensor) 
         return remove_players(copy.deepcopy(model), players, kept)(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("norm", ["slice", "compensated"])
 @each_case
-def test_masked_is_removed_for_rows_of_all_sizes(name: str) -> None:
+def test_masked_is_removed_for_rows_of_all_sizes(name: str, norm: str) -> None:
     model, x = made(name)
-    players = sp.find_players(model, x, unit="hidden")
+    players = sp.find_players(model, x, unit="hidden", norm=norm)
+    assert all(bool(layer.held) is (norm == "compensated") for layer in players.layers.values() if layer.norm)
     assert [len(g) for g in players.groups] == [WIDTH]
     order = np.random.default_rng(0).permutation(WIDTH)
     least = max(layer.least for layer in players.layers.values())
@@ -179,10 +182,11 @@ def test_masked_is_removed_for_rows_of_all_sizes(name: str) -> None:
     assert (by_mask[WIDTH // 2] - by_mask[-1]).abs().max() > 1e-3 * by_mask.abs().max()
 
 
+@pytest.mark.parametrize("norm", ["slice", "compensated"])
 @each_case
-def test_derivatives_are_those_of_the_worth_by_the_masks(name: str) -> None:
+def test_derivatives_are_those_of_the_worth_by_the_masks(name: str, norm: str) -> None:
     model, x = made(name)
-    players = sp.find_players(model, x, unit="hidden")
+    players = sp.find_players(model, x, unit="hidden", norm=norm)
     game = NetworkGame(model, players, [x], "fidelity")
     kept = np.ones((1, WIDTH), dtype=bool)
     kept[0, [2, 5, 7]] = False
@@ -194,14 +198,15 @@ def test_derivatives_are_those_of_the_worth_by_the_masks(name: str) -> None:
     assert walk[-1] == pytest.approx(worth, rel=1e-5)
 
 
-def test_a_pruned_stream_is_planned_cut_saved_and_refitted(tmp_path: object) -> None:
+@pytest.mark.parametrize("norm", ["slice", "compensated"])
+def test_a_pruned_stream_is_planned_cut_saved_and_refitted(norm: str, tmp_path: object) -> None:
     model, x = made("PreNorm layer")
-    players = sp.find_players(model, x, unit="hidden")
+    players = sp.find_players(model, x, unit="hidden", norm=norm)
     scores = sp.score(model, players, [x], "fidelity", method="control-variate")
     plan = sp.plan(scores, sp.Budget(params=0.7))
     small = sp.prune(model, plan, x)
     assert sum(p.numel() for p in small.parameters()) == plan.cost["params"]
-    assert small.norms[0].normalized_shape == (plan.kept.sum(),)
+    assert norm == "compensated" or small.norms[0].normalized_shape == (plan.kept.sum(),)
     sp.save(small, plan, f"{tmp_path}/small")
     assert torch.equal(sp.load(f"{tmp_path}/small", lambda: made("PreNorm layer")[0])(x), small(x))
     many = torch.randn(64, 6, 5)
@@ -212,6 +217,47 @@ def test_a_pruned_stream_is_planned_cut_saved_and_refitted(tmp_path: object) -> 
 
     fitted = sp.recover(small, teacher=model, plan=plan, data=[(many, None)], steps=("refit",))
     assert lost(fitted) < 0.5 * lost(small)
+
+
+@pytest.mark.parametrize("norm", ["slice", "compensated"])
+def test_channels_that_leave_in_two_rounds_are_those_that_leave_at_once(norm: str) -> None:
+    model, x = made("PostNorm layer")
+    players = sp.find_players(model, x, unit="hidden", norm=norm)
+    order = np.arange(WIDTH)
+    once = removed(model, players, order > 6, x)
+    first = remove_players(copy.deepcopy(model), players, order > 3)
+    rest = remaining_players(players, order > 3)
+    game = NetworkGame(first, rest, [x], "fidelity")
+    twice = removed(first, rest, np.arange(rest.n) > 2, x)
+    assert (once - twice).abs().max() <= 1e-5 * once.abs().max()
+    with torch.no_grad():
+        dense = first(x)
+    worth = game((np.arange(rest.n) > 2)[None])[0]
+    assert worth == pytest.approx(-float((twice - dense).square().sum(1).mean()), rel=1e-4)
+    again = sp.find_players(first, x, unit="hidden", norm=norm)  # the norms that are left are known
+    assert [len(g) for g in again.groups] == [WIDTH - 4]
+
+
+def test_compensation_is_nearer_to_the_dense_network_than_slicing() -> None:
+    model, x = made("PreNorm rms")
+    x = torch.randn(64, *x.shape[1:])
+    errors = {}
+    for norm in ("slice", "compensated"):
+        players = sp.find_players(model, x, unit="hidden", norm=norm)
+        rng, kept = np.random.default_rng(0), np.ones(WIDTH, dtype=bool)
+        errors[norm] = 0.0
+        for _ in range(20):
+            kept[:] = True
+            kept[rng.permutation(WIDTH)[:4]] = False
+            with torch.no_grad():
+                errors[norm] += float((removed(model, players, kept, x) - model(x)).square().mean())
+    assert errors["compensated"] < 0.95 * errors["slice"]
+
+
+def test_what_norms_do_is_asked_by_name() -> None:
+    model, x = made("PreNorm rms")
+    with pytest.raises(sp.InputError, match="unknown norm 'sliced'; did you mean 'slice'"):
+        sp.find_players(model, x, norm="sliced")
 
 
 def test_norms_over_the_heads_channels_do_not_tie_the_heads() -> None:

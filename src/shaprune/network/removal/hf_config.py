@@ -143,6 +143,8 @@ def _field(part: _Pretrained, meta: nn.Module, players: Players, group: Group) -
     kind = kind_of_group(group)
     if kind is not None:
         return kind.fixed
+    if any(m.role == "norm" and players.layers[m.module].held for m in group.members):
+        return "its norms are compensated, which config.json cannot say; find_players with norm='slice'"
     if any(len(set(m.widths.tolist())) > 1 for m in group.members):
         return "its players differ in size, which no number of config.json can say"
     why = _difference(_shapes(meta.get_submodule(part.name)), part.built({}))

@@ -22,7 +22,7 @@ from torch import nn
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
 from shaprune.network.model_turns import turn
-from shaprune.network.removal.norms import keep_entries, slice_norm
+from shaprune.network.removal.norms import hold_norm, keep_entries, slice_norm
 from shaprune.network.removal.player_kinds import KINDS, kind_of_part
 from shaprune.network.shared_weights import shared_parameters
 from shaprune.players.layer_costs import Layer
@@ -113,6 +113,9 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
         try:
             if layer.kind == "parameter":
                 _cut_parameter(model, name, layer.axis, channels)
+                continue
+            if layer.held:
+                hold_norm(model, name, layer, channels)
                 continue
             module = model.get_submodule(name)
             kind = kind_of_part(PARTS[role])

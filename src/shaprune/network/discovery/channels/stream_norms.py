@@ -23,6 +23,7 @@ from shaprune.network.layers.norm_forms import (
     OF_THE_TYPE,
     RESPONSE,
     STATISTICS,
+    HeldNorm,
     NormForm,
     Responses,
     give,
@@ -84,6 +85,8 @@ def _may_be_norm(module: nn.Module) -> bool:
 def _recognised(module: nn.Module, shape: torch.Size, last: list[NormForm]) -> Layer | None:
     """The norm that a module is; None where it is none over one axis, or cannot be sliced."""
     device = next((t.device for t in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
+    if isinstance(module, HeldNorm):
+        return _layer(module, module.form, True, shape[module.form.axis], len(shape))
     own = in_doubles(module)
     for axis in dict.fromkeys((-1, 1 - len(shape))):
         width = shape[axis]
@@ -96,7 +99,7 @@ def _recognised(module: nn.Module, shape: torch.Size, last: list[NormForm]) -> L
             except Exception:  # a module that only takes some sizes, or no doubles
                 continue
             if found is not None:
-                return _layer(module, *found, width)
+                return _layer(module, *found, width, len(shape))
             break
     return None
 
@@ -147,7 +150,7 @@ def _forms(module: nn.Module, axis: int, last: list[NormForm]) -> Iterator[NormF
         yield NormForm(RESPONSE, True, eps, axis)
 
 
-def _layer(module: nn.Module, form: NormForm, narrow: bool, width: int) -> Layer:
+def _layer(module: nn.Module, form: NormForm, narrow: bool, width: int, axes: int) -> Layer:
     """A norm as a layer."""
     vectors = [p for p in module.parameters(recurse=False) if width in p.shape]
     return Layer(
@@ -163,6 +166,7 @@ def _layer(module: nn.Module, form: NormForm, narrow: bool, width: int) -> Layer
         norm=form.statistic,
         everywhere=form.everywhere,
         eps=form.eps,
+        axes=axes,
         narrow=narrow,
         itemsize=vectors[0].element_size() if vectors else 4,
     )
