@@ -75,13 +75,13 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     return other
 
 
-def shared_parameters(model: nn.Module) -> list[list[tuple[str, str]]]:
-    """Parameters that stand in several modules: of each, the modules' names with what it is called there."""
-    holders: dict[int, list[tuple[str, str]]] = defaultdict(list)
+def shared_parameters(model: nn.Module) -> list[tuple[nn.Parameter, list[tuple[str, str]]]]:
+    """Parameters that stand in several modules: each with the modules' names and what it is called there."""
+    holders: dict[nn.Parameter, list[tuple[str, str]]] = defaultdict(list)
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            holders[id(parameter)].append((name, key))
-    return [places for places in holders.values() if len(places) > 1]
+            holders[parameter].append((name, key))
+    return [(parameter, places) for parameter, places in holders.items() if len(places) > 1]
 
 
 class NoWrites(DispatchMode):

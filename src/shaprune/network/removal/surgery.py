@@ -133,15 +133,21 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
     return model
 
 
-def _tie(model: nn.Module, shared: Sequence[Sequence[tuple[str, str]]]) -> None:
-    """Make layers that shared a parameter share it again; all have lost the same of it."""
-    for (first, key), *others in shared:
-        parameter = getattr(model.get_submodule(first), key)
-        for name, own in others:
+def _tie(model: nn.Module, shared: Sequence[tuple[nn.Parameter, Sequence[tuple[str, str]]]]) -> None:
+    """Make layers that shared a parameter share it again; all have lost the same of it, or are not called."""
+    for dense, places in shared:
+        held = {name: getattr(model.get_submodule(name), key) for name, key in places}
+        cut = {name: parameter for name, parameter in held.items() if parameter is not dense}
+        if not cut:
+            continue
+        first = next(iter(cut))
+        for name, key in places:
             module = model.get_submodule(name)
-            if getattr(module, own) is not parameter and getattr(module, own).shape != parameter.shape:
-                raise SurgeryError(f"{name!r} shares its {own} with {first!r}, which has lost other channels of it")
-            setattr(module, own, parameter)
+            if cut.get(name, cut[first]).shape != cut[first].shape:
+                raise SurgeryError(f"{name!r} shares its {key} with {first!r}, which has lost other channels of it")
+            setattr(module, key, cut[first])
+            if name not in cut and isinstance(module, nn.Embedding):
+                module.embedding_dim = cut[first].shape[1]
 
 
 def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> None:

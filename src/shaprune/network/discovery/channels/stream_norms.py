@@ -88,10 +88,11 @@ def _recognised(module: nn.Module, shape: torch.Size, last: list[NormForm]) -> L
     if isinstance(module, HeldNorm):
         return _layer(module, module.form, True, shape[module.form.axis], len(shape))
     own = in_doubles(module)
+    known = {n for p in module.parameters() for n in p.shape} or {v for v in vars(module).values() if type(v) is int}
     for axis in dict.fromkeys((-1, 1 - len(shape))):
         width = shape[axis]
         others = [n for i, n in enumerate(shape) if i != axis % len(shape)]
-        if width < 2:
+        if width < 2 or (width not in known and shape[1 - len(shape) if axis == -1 else -1] in known):
             continue
         for sizes in ([2, *(min(n, _SIZE) for n in others[1:])], others):
             try:

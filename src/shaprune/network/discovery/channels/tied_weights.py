@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -17,7 +17,7 @@ Node = tuple[str, Role, int]  # a layer, its side, and a channel
 
 def with_tied(copy: nn.Module, layers: dict[str, Layer]) -> dict[str, Layer]:
     """The layers, of which only the first with a shared weight counts it."""
-    held = [{name for name, key in places if key == "weight"} for places in shared_parameters(copy)]
+    held = [{name for name, key in places if key == "weight"} for _, places in shared_parameters(copy)]
     found = dict(layers)
     for names in held:
         for name in [name for name in layers if name in names][1:]:
@@ -27,8 +27,11 @@ def with_tied(copy: nn.Module, layers: dict[str, Layer]) -> dict[str, Layer]:
 
 def tied_channels(copy: nn.Module, layers: dict[str, Layer]) -> Iterator[tuple[Node, Node]]:
     """Pairs of channels that stand on the same entries of a shared parameter."""
-    for places in shared_parameters(copy):
+    for _, places in shared_parameters(copy):
+        places = [(name, key) for name, key in places if not is_silent_table(copy, layers, name)]
         sides = [_sides(copy, layers, name, key) for name, key in places]
+        if not sides:
+            continue
         for axis in set.intersection(*(set(side) for side in sides)):
             (first, role), *others = [(name, side[axis]) for (name, _), side in zip(places, sides, strict=True)]
             width = layers[first].n_out if role == "out" else layers[first].n_in
@@ -38,14 +41,19 @@ def tied_channels(copy: nn.Module, layers: dict[str, Layer]) -> Iterator[tuple[N
 
 def tied_otherwise(copy: nn.Module, layers: dict[str, Layer], name: str, role: Role) -> str | None:
     """A layer that shares a parameter with ``name`` and cannot lose the channels that this one loses; None: none."""
-    for places in shared_parameters(copy):
+    for _, places in shared_parameters(copy):
         for key in [key for holder, key in places if holder == name]:
             axis = next((a for a, own in _sides(copy, layers, name, key).items() if own == role), None)
-            others = [(holder, own) for holder, own in places if holder != name]
+            others = [(h, own) for h, own in places if h != name and not is_silent_table(copy, layers, h)]
             without = [holder for holder, own in others if axis not in _sides(copy, layers, holder, own)]
             if role != "both" and axis is not None and without:
                 return without[0]
     return None
+
+
+def is_silent_table(copy: nn.Module, layers: Mapping[str, Layer], name: str) -> bool:
+    """Whether a module is a table that is not called, and only shares its weight with one that is."""
+    return name not in layers and isinstance(copy.get_submodule(name), nn.Embedding)
 
 
 def _sides(copy: nn.Module, layers: dict[str, Layer], name: str, key: str) -> dict[int, Role]:
