@@ -25,7 +25,12 @@ from shaprune.network.discovery.channels.nan_marking import Lost, Marking, Sourc
 from shaprune.network.discovery.channels.shared_readers import STAYS, apart, reading
 from shaprune.network.discovery.channels.skip_reasons import functional, not_followed, why_not_grouped
 from shaprune.network.discovery.channels.stream_norms import find_norms
-from shaprune.network.discovery.channels.tied_weights import tied_channels, tied_otherwise, with_tied
+from shaprune.network.discovery.channels.tied_weights import (
+    tied_channels,
+    tied_otherwise,
+    tied_to_input,
+    with_tied,
+)
 from shaprune.network.discovery.channels.unread_reasons import (
     UNREAD,
     reader_without_a_mask,
@@ -85,7 +90,7 @@ def find_candidates(
     read = _input_reaches(marking)
     for sides, parts in groups:
         candidate = _candidate(sides, parts, read)
-        reason = _refusal(copy, sides, parts, layers, to_output)
+        reason = _refusal(copy, sides, parts, layers, to_output) or tied_to_input(copy, sides, read)
         if reason == _TOGETHER:
             sets_apart = apart(marking.sources, links, layers, sides)
             finer = [
