@@ -254,6 +254,45 @@ def test_compensation_is_nearer_to_the_dense_network_than_slicing() -> None:
     assert errors["compensated"] < 0.95 * errors["slice"]
 
 
+def test_a_width_that_code_keeps_is_divided() -> None:
+    """Every block reshapes to a width of its own; a head's size is an attribute, too."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dim, self.num_heads, self.head_dim = WIDTH, 3, 4
+            self.norm, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * 12), nn.Linear(12, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, tokens, _ = x.shape
+            q, k, v = self.qkv(self.norm(x)).view(n, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, -1)
+            return x + self.out(y).view(n, tokens, self.dim)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, WIDTH), Block(), Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)).eval()
+    x = torch.randn(2, 6, 5)
+    players = sp.find_players(model, x, unit="hidden")
+    small = sp.prune(model, sp.Plan.from_coalition(players, np.arange(WIDTH) > 4), x)
+    assert [block.dim for block in small[1:3]] == [7, 7]  # type: ignore[union-attr]
+
+
+def test_heads_whose_size_follows_from_the_stream_refuse_it_with_the_place() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.q, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.q(self.norm(x)).view(*x.shape[:2], 3, x.shape[2] // 3).softmax(-2)
+            return x + self.out(y.reshape(*x.shape[:2], x.shape[2]))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, WIDTH), Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)).eval()
+    with pytest.raises(sp.InputError, match=r"1\.out: removal breaks the network at 1 \(Block\)"):
+        sp.find_players(model, torch.randn(2, 6, 5), unit="hidden")
+
+
 def test_what_norms_do_is_asked_by_name() -> None:
     model, x = made("PreNorm rms")
     with pytest.raises(sp.InputError, match="unknown norm 'sliced'; did you mean 'slice'"):
