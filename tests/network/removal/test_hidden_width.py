@@ -325,7 +325,42 @@ def test_a_stream_that_is_the_output_stays() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH))
     players = sp.find_players(model.eval(), torch.randn(2, 5))
-    assert [(s.name, s.reason) for s in players.skipped] == [("2", "it feeds the network's output")]
+    why = "it feeds the network's output; shaprune.builtin.map_back(model, example_inputs) puts a map behind it that a "
+    assert [(s.name, s.reason) for s in players.skipped] == [("2", f"{why}refit fits")]
+
+
+def test_a_stream_that_is_the_output_leaves_where_it_is_mapped_back() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(5, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, WIDTH))
+    dense = dense.append(nn.LayerNorm(WIDTH)).eval()
+    x = torch.randn(64, 5)
+    model = sp.builtin.map_back(dense, x)
+    assert torch.allclose(model(x), dense(x), atol=1e-6)
+    players = sp.find_players(model, x, unit="hidden")
+    assert [g.name for g in players.groups] == ["of.0", "of.4"]
+    plan = sp.Plan.from_coalition(players, np.tile(np.arange(WIDTH) > 2, 2))
+    small = sp.prune(model, plan, x)
+    fitted = sp.recover(small, teacher=model, plan=plan, data=[(x, None)], steps=("refit",))
+    with torch.no_grad():
+        lost = [float((network(x) - dense(x)).square().mean()) for network in (small, fitted)]
+    assert small(x).shape == (64, WIDTH)
+    assert lost[1] < 0.5 * lost[0]
+
+
+def test_what_is_mapped_back_keeps_its_names() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 20}
+    config = transformers.BertConfig(**sizes, num_attention_heads=4)
+    model, words = (
+        transformers.BertModel(config, add_pooling_layer=False).eval(),
+        {"input_ids": torch.ones(2, 6).long()},
+    )
+    mapped = sp.builtin.map_back(model, words)
+    with torch.no_grad():
+        assert torch.allclose(mapped(**words).last_hidden_state, model(**words).last_hidden_state, atol=1e-6)
+    assert [len(g) for g in sp.find_players(mapped, words, unit="hidden").groups] == [16]
+    with pytest.raises(sp.InputError, match="map_back needs an output with features"):
+        sp.builtin.map_back(nn.Flatten(0), torch.randn(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ from shaprune.players.players import Member, Skipped
 from shaprune.players.roles import Role
 
 _NOT_RUN = "it does not run on the first of the example inputs, on which channels are followed"
+_MAP_BACK = "; shaprune.builtin.map_back(model, example_inputs) puts a map behind it that a refit fits"
 _TOGETHER = "all its channels can only leave together"
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
@@ -330,7 +331,7 @@ def _refusal(
     """Why a group cannot be pruned."""
     names = list(dict.fromkeys(name for name, _ in sides))
     if any(name in to_output for name, role in sides if role == "out"):
-        return "it feeds the network's output"
+        return "it feeds the network's output" + (_MAP_BACK if any(role == "norm" for _, role in sides) else "")
     for name, role in sides:
         other = tied_otherwise(copy, layers, name, role)
         if other is not None:
