@@ -35,6 +35,7 @@ from shaprune.network.tolerance import relative_difference
 from shaprune.players.layer_costs import Layer
 
 _SIZE = 3  # entries of the axes beside the channels, on which modules are asked
+_VECTORS = 4  # as long as the channels, that a norm may have
 _NEAR, _EXACT = 1e-6, 1e-11  # of modules that compute in float32 whatever they are given; of others
 _EPS = (0.0, 1e-5, 1e-6, 1e-8, 1e-12)  # that stand in code
 
@@ -84,6 +85,8 @@ def _may_be_norm(module: nn.Module) -> bool:
 
 def _recognised(module: nn.Module, shape: torch.Size, last: list[NormForm]) -> Layer | None:
     """The norm that a module is; None where it is none over one axis, or cannot be sliced."""
+    if sum(t.numel() for t in [*module.parameters(), *module.buffers()]) > _VECTORS * max(shape[1:]):
+        return None
     device = next((t.device for t in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
     if isinstance(module, HeldNorm):
         return _layer(module, module.form, True, shape[module.form.axis], len(shape))
