@@ -204,6 +204,25 @@ def test_neurons_whose_gates_are_made_beside_them_are_counted() -> None:
     assert [f.names for f in players.config.fields] == [("intermediate_size",)]
 
 
+def test_hidden_width_is_said_in_multiples_of_the_heads_and_not_where_norms_are_compensated(tmp_path: Path) -> None:
+    model = made("llama")
+    players = sp.find_players(model, words(2), unit="hidden")
+    scores = sp.score(model, players, [words(8)], method="activation_mean")
+    plan = sp.plan(scores, sp.Budget(params=0.7), limits=Limits(hf_uniform=True))
+    small = sp.prune(model, plan, words(2), hf_uniform=True)
+    assert small.config.hidden_size == plan.kept.sum() in (6, 12, 18)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**words(2)).logits, small(**words(2)).logits)
+    odd = sp.Plan.from_coalition(players, np.arange(24) > 0)
+    with pytest.raises(InputError, match=r"hidden_size cannot say that 23 players stay in .*, only 6, 12, 18, 24"):
+        sp.prune(model, odd, words(2), hf_uniform=True)
+    held = sp.find_players(model, words(2), unit="hidden", norm="compensated").config
+    assert held is not None
+    assert "find_players with norm='slice'" in held.fixed["model.embed_tokens"]
+
+
 def test_other_networks_have_no_configuration() -> None:
     model = build_model("digits")
     players = sp.find_players(model, torch.randn(2, 1, 8, 8))
