@@ -23,7 +23,8 @@ from architectures.table import support_table
 from shaprune.errors import InputError
 from shaprune.network.batches import call, concatenate, main_output, tensors
 from shaprune.network.discovery.unit_filters import are_heads, are_neurons
-from shaprune.network.removal.masks import consumer_input_masks, masked
+from shaprune.network.removal.mask_sites import mask_sites
+from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import remove_players
 from shaprune.planning.plan import Plan
 from shaprune.players.players import Players
@@ -192,7 +193,7 @@ def test_masked_is_removed(name: str, weights: str) -> None:
         assert all("running_mean" not in k or k in moved for k in before)
     inputs, kept = ZOO[name].inputs(BATCH), coalitions_of(players)
     mask = torch.from_numpy(np.repeat(kept, BATCH, axis=0)).float()  # (coalitions * BATCH, n)
-    with masked(model, consumer_input_masks(players, players.groups, torch.device("cpu")), mask):
+    with masked(model, mask_sites(players, players.groups, torch.device("cpu")), mask):
         by_mask = outputs_of(model, concatenate([inputs] * N_COALITIONS))
     for i, row in enumerate(kept):
         by_removal = outputs_of(remove_players(copy.deepcopy(model), players, row), inputs)

@@ -19,7 +19,9 @@ from shaprune.network.forward.runner import Runner
 from shaprune.network.game.fingerprint import few_digits
 from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
 from shaprune.network.game.worths import AnyWorth, Worth, apply_row_worth, is_smooth, reference_for, resolve_row_worth
-from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError, consumer_input_masks
+from shaprune.network.removal.mask_sites import channel_sites
+from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError
+from shaprune.network.removal.recurrent import RecurrentMask
 from shaprune.players.players import Players
 
 Derive = Callable[[Tensor, list[Tensor], Tensor], Tensor]  # worths (rows,), masks, examples (rows,)
@@ -40,9 +42,9 @@ def gate_gradients(calibration: Calibration, players: Players, worth: AnyWorth) 
     def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         return torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)
 
-    input_masks = consumer_input_masks(players, players.groups, calibration.outputs.device)
+    sites = channel_sites(players, players.groups, calibration.outputs.device)
     return differentiate_batches(
-        calibration, players, input_masks, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
+        calibration, players, sites, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
     )
 
 
@@ -68,9 +70,9 @@ def second_order(calibration: Calibration, players: Players, worth: AnyWorth) ->
         _check_twice(first)
         return torch.cat([g.detach() - _hessian_row_sums(g, mask) / 2 for g, mask in zip(first, masks, strict=True)], 1)
 
-    input_masks = consumer_input_masks(players, players.groups, calibration.outputs.device)
+    sites = channel_sites(players, players.groups, calibration.outputs.device)
     return differentiate_batches(
-        calibration, players, input_masks, resolve_row_worth(worth), derive, rows=FORWARD_BATCH // 8
+        calibration, players, sites, resolve_row_worth(worth), derive, rows=FORWARD_BATCH // 8
     )  # graphs are large
 
 
@@ -115,7 +117,7 @@ def differentiable_worth(worth: AnyWorth) -> Worth:
 def differentiate_batches(
     calibration: Calibration,
     players: Players,
-    input_masks: Sequence[ConsumerInputMask],
+    sites: Sequence[MaskSite],
     worth: Worth,
     derive: Derive,
     *,
@@ -126,7 +128,7 @@ def differentiate_batches(
     Args:
         calibration: the dense network, which comes back untouched, and its examples.
         players: of all groups.
-        input_masks: of all groups.
+        sites: of all groups.
         worth: with a gradient.
         derive: ``(worths (rows,), masks, examples (rows,)) -> (rows, n)``; the masks are all ones, (rows, players) for
             each group.
@@ -138,7 +140,7 @@ def differentiate_batches(
     calibration.check_apart("a criterion")
     reference = worth_reference(calibration, worth)
     masks: list[Tensor] = []
-    gates = [_GroupInputMask.before(input_mask, players, masks) for input_mask in input_masks]
+    gates = [_gate(site, players, masks) for site in sites]
     found_any = False  # a batch may take a way past all of the masks
 
     def forward(runner: Runner, batch: Tensor) -> Tensor:
@@ -252,30 +254,50 @@ def over_batches(
 
 
 @dataclass(frozen=True, eq=False)
-class _GroupInputMask(ConsumerInputMask):
-    """An input mask that only masks of its own groups reach, so that a derivative by these does not pass the others.
+class _Gate:
+    """Masks of which only those of a site's own groups reach it, so that a derivative by these passes no others.
 
     Attributes:
-        input_mask: what masks the activations.
         masks: one per group, shared by all gates; while there are none, the given mask is used.
-        own: whether the mask reads a group, for every group.
+        own: whether the site reads a group, for every group.
     """
 
-    input_mask: ConsumerInputMask
     masks: list[Tensor]
     own: list[bool]
 
-    @staticmethod
-    def before(input_mask: ConsumerInputMask, players: Players, masks: list[Tensor]) -> _GroupInputMask:
-        owners = input_mask.owners.cpu().numpy()
-        own = [bool(np.isin(owners, group.indices).any()) for group in players.groups]
-        return _GroupInputMask(
-            input_mask.module, input_mask.n_players, input_mask.owners, input_mask.last, input_mask, masks, own
-        )
+    def mask(self, given: Tensor) -> Tensor:
+        parts = [m if own else m.detach() for m, own in zip(self.masks, self.own, strict=False)]
+        return torch.cat(parts, 1) if parts else given
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupInputMask(ConsumerInputMask):
+    """An input mask behind a gate."""
+
+    input_mask: ConsumerInputMask
+    gate: _Gate
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
-        parts = [m if own else m.detach() for m, own in zip(self.masks, self.own, strict=False)]
-        return self.input_mask.apply(x, torch.cat(parts, 1) if parts else mask)
+        return self.input_mask.apply(x, self.gate.mask(mask))
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupRecurrentMask(RecurrentMask):
+    """The mask inside a recurrent layer behind a gate."""
+
+    gate: _Gate
+
+    def columns(self, mask: Tensor) -> Tensor:
+        return super().columns(self.gate.mask(mask))
+
+
+def _gate(site: MaskSite, players: Players, masks: list[Tensor]) -> MaskSite:
+    owners = site.owners.cpu().numpy()
+    gate = _Gate(masks, [bool(np.isin(owners, group.indices).any()) for group in players.groups])
+    given = site.module, site.n_players, site.owners
+    if isinstance(site, ConsumerInputMask):
+        return _GroupInputMask(*given, site.last, site, gate)
+    return _GroupRecurrentMask(*given, gate)
 
 
 def check_differentiable(worth: Worth, worths: Tensor) -> None:

@@ -42,5 +42,5 @@ PARTS: dict[Role, Part] = {
     "expert": Part(takes_in=False, takes_out=True, made=True, unit="expert", plural="experts"),
     "weight": Part(takes_in=False, takes_out=False, unit="weight", plural="single weights", stays_zero=True),
 }
-CHANNEL_UNITS = ("channel", "neuron", "ffn", "head")  # units of coupled channels, which go together
+CHANNEL_UNITS = ("channel", "neuron", "ffn", "head", "recurrent")  # units of coupled channels, which go together
 SPECIAL_UNITS = tuple(part.unit for part in PARTS.values() if part.unit)  # units that go with no other

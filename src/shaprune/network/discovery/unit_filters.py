@@ -65,11 +65,17 @@ def are_feed_forward(members: Sequence[Member], layers: Layers) -> bool:
     return are_neurons(members, layers) and len(read) == 1 and read == written
 
 
+def are_recurrent(members: Sequence[Member], layers: Layers) -> bool:
+    """Units of recurrent layers."""
+    return any(layers[m.module].kind == "recurrent" for m in _makers(members))
+
+
 CHANNEL_UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
     "channel": lambda members, layers: True,  # the smallest sets of channels that can leave, of whatever layer
     "neuron": are_neurons,
     "ffn": are_feed_forward,
     "head": are_heads,
+    "recurrent": are_recurrent,
 }
 
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, length, run
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
+from shaprune.network.layers.recurrent import gates_of, is_recurrent, units_of
 from shaprune.network.state_dicts import distinct, tensors_of
 from shaprune.players.layer_costs import Kind, Layer
 
 _CONV = nn.modules.conv._ConvNd
 _BATCH = nn.modules.batchnorm._BatchNorm
 _INSTANCE = nn.modules.instancenorm._InstanceNorm
-PRODUCERS: tuple[Kind, ...] = ("conv", "linear", "embedding")  # they make channels of their own
+PRODUCERS: tuple[Kind, ...] = ("conv", "linear", "embedding", "recurrent")  # they make channels of their own
 _STORED = {  # what safetensors calls types, in the order in which it writes them
     torch.int64: "I64",
     torch.float64: "F64",
@@ -34,7 +35,7 @@ _STORED = {  # what safetensors calls types, in the order in which it writes the
     torch.bool: "BOOL",
 }
 CHANNEL_KINDS: tuple[Kind, ...] = (*PRODUCERS, "depthwise")  # all their channels are accounted for: players, or skipped
-CONSUMERS: tuple[Kind, ...] = ("conv", "linear")  # at their inputs stand the masks
+CONSUMERS: tuple[Kind, ...] = ("conv", "linear", "recurrent")  # at their inputs stand the masks
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -50,6 +51,8 @@ def kind_of(module: nn.Module) -> Kind | None:
         return "norm"
     if isinstance(module, nn.PReLU):
         return "prelu" if module.num_parameters > 1 else None  # one for all channels is no channel's
+    if is_recurrent(module):
+        return "recurrent"
     if isinstance(module, nn.Unflatten):
         return "unflatten" if widths_of(module) is not None else None
     return "embedding" if isinstance(module, nn.Embedding) else None
@@ -66,7 +69,9 @@ def channel_axis(module: nn.Module, ndim: int) -> int:
         return ndim - len(module.kernel_size) - 1
     if isinstance(module, nn.Unflatten):
         return int(module.dim) % ndim
-    last = isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)) or is_transposed_linear(module)
+    last = isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase)) or is_transposed_linear(
+        module
+    )
     return ndim - 1 if last else 1
 
 
@@ -79,6 +84,9 @@ def widths_of(module: nn.Module) -> tuple[int, int] | None:
         return int(n_in), int(n_out)
     if isinstance(module, _CONV):
         return module.in_channels, module.out_channels
+    if is_recurrent(module):
+        assert isinstance(module, nn.RNNBase)
+        return module.input_size, units_of(module) * (1 + module.bidirectional)
     if isinstance(module, nn.Unflatten):
         size = module.unflattened_size
         known = all(isinstance(n, int) and n > 0 for n in size)
@@ -109,6 +117,9 @@ def _layer_of(module: nn.Module, positions: float) -> Layer:
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, _CONV):
         return Layer(kind, n_in, n_out, module.groups, prod(module.kernel_size), bias, positions)
+    if isinstance(module, nn.RNNBase):
+        inside = Layer(kind, n_in, n_out, 1 + module.bidirectional, gates_of(module), module.bias, positions)
+        return replace(inside, depth=module.num_layers, cells=module.hidden_size if module.proj_size else 0)
     if kind == "linear":
         return Layer(kind, n_in, n_out, 1, 1, bias, positions)
     if kind == "embedding":
@@ -140,6 +151,7 @@ def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[s
         widths = widths_of(module)
         assert widths is not None
         x = input_of(args, kwargs)
+        output = output[0] if isinstance(module, nn.RNNBase) else output
         why = _odd(module, "takes", x, widths[0]) or _odd(module, "gives", output, widths[1])
         if why is not None:
             odd.setdefault(names[module], why)

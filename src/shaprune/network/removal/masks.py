@@ -129,7 +129,7 @@ def reader_masks(players: Players, groups: Sequence[Group], device: torch.device
             owners[member.module] = np.where(ours < n, ours, theirs)
         offset += len(group)
     return [
-        ConsumerInputMask(name, n, torch.from_numpy(columns).to(device), players.layers[name].kind == "linear")
+        ConsumerInputMask(name, n, torch.from_numpy(columns).to(device), players.layers[name].kind != "conv")
         for name, columns in owners.items()
     ]
 
