@@ -146,7 +146,7 @@ def _as_rows(layer: nn.Module) -> nn.Module:
     if isinstance(layer, nn.Embedding):
         rows = layer.weight.mT
     elif is_recurrent(layer):
-        rows = rows_of_units(cast(nn.RNNBase, layer))
+        rows = rows_of_units(layer)
     else:
         return layer
     linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, dtype=rows.dtype, device="meta")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import shaprune as sp
 from shaprune.deploy.measure import count
@@ -154,3 +155,114 @@ def test_players_come_back_from_json() -> None:
     again = Players.from_json(json.loads(json.dumps(players.to_json())))
     assert again.layers == players.layers
     assert np.array_equal(again.macs, players.macs)
+
+
+class Started(nn.Module):
+    """States at the start from code, parameters, another recurrent layer or a linear layer."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start, self.hidden = start, 5
+        self.stem = nn.Linear(3, 6)
+        if start == "encoder":
+            self.first = nn.GRU(6, 5, batch_first=True)
+        elif start == "linear":
+            self.begin = nn.Linear(3, 5)
+        elif start == "parameters":
+            self.h, self.c = nn.Parameter(torch.randn(1, 1, 5)), nn.Parameter(torch.randn(1, 1, 5))
+        self.lstm, self.out = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read, n = self.stem(x), len(x)
+        c = torch.zeros(1, n, self.hidden)
+        if self.start == "zeros":
+            state = c, c
+        elif self.start == "parameters":
+            state = self.h.expand(-1, n, -1).contiguous(), self.c.expand(-1, n, -1).contiguous()
+        else:
+            state = (self.first(read)[1] if self.start == "encoder" else self.begin(x.mean(1))[None].tanh()), c
+        return self.out(self.lstm(read, hx=state)[0][:, -1])  # type: ignore[no-any-return]
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, as `pack_padded_sequence` makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.lstm = nn.Embedding(9, 6), nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x > 0).sum(1)
+        packed = pack_padded_sequence(self.words(x), lengths, batch_first=True, enforce_sorted=False)
+        found, (h, _) = self.lstm(packed)
+        y = pad_packed_sequence(found, batch_first=True)[0]
+        return self.out(y.sum(1)) + self.out(torch.cat([h[0], h[1]], 1))  # type: ignore[no-any-return]
+
+
+class Cells(nn.Module):
+    """A cell that a loop calls, in front of another."""
+
+    def __init__(self, kind: type[nn.RNNCellBase]) -> None:
+        super().__init__()
+        self.stem, self.cell, self.gru = nn.Linear(3, 6), kind(6, 5), nn.GRUCell(5, 4)  # type: ignore[call-arg]
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, last = None, None
+        for step in self.stem(x).unbind(1):
+            state = self.cell(step, state)
+            last = self.gru(state[0] if isinstance(state, tuple) else state, last)
+        return self.out(last)  # type: ignore[no-any-return]
+
+
+WORDS = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 1, 0], [2, 0, 0, 0], [3, 3, 4, 0]])
+NETWORKS = {
+    "zeros": (lambda: Started("zeros"), {"stem": 6, "lstm": 5}),
+    "parameters": (lambda: Started("parameters"), {"stem": 6, "lstm": 5}),
+    "encoder": (lambda: Started("encoder"), {"stem": 6, "first": 5}),
+    "linear": (lambda: Started("linear"), {"stem": 6, "begin": 5}),
+    "packed": (Packed, {"words": 6, "lstm": 5}),
+    "lstm cell": (lambda: Cells(nn.LSTMCell), {"stem": 6, "cell": 5, "gru": 4}),
+    "gru cell": (lambda: Cells(nn.GRUCell), {"stem": 6, "cell": 5, "gru": 4}),
+    "rnn cell": (lambda: Cells(nn.RNNCell), {"stem": 6, "cell": 5, "gru": 4}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the whole model is run for every coalition")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_states_at_the_start_packed_sequences_and_cells(name: str) -> None:
+    torch.manual_seed(0)
+    make, want = NETWORKS[name]
+    model, x = make().eval(), WORDS if name == "packed" else torch.randn(5, 4, 3)
+    players = sp.find_players(model, x)
+    assert {g.name: len(g) for g in players.groups} == want
+    kept = rows_of(players, 1)[0]
+    plan = sp.Plan.from_coalition(players, kept)
+    small = sp.prune(model, plan, x)
+    assert (plan.cost["params"], plan.cost["macs"]) == pytest.approx(count(small, x)[:2], abs=1)
+    targets = torch.tensor([0, 1, 2, 3, 0])
+    found = sp.score(model, players, [(x, targets)], method="leave-one-out", worth="cross_entropy")
+    with torch.no_grad():
+        for group in players.groups:
+            for value, player in zip(found[group.name].value, group.indices, strict=True):
+                without = remove_players(copy.deepcopy(model), players, np.arange(players.n) != player)
+                losses = [nn.functional.cross_entropy(network(x), targets) for network in (without, model)]
+                assert value == pytest.approx(float(losses[0] - losses[1]), abs=1e-6)
+    walks = sp.score(model, players, [(x, targets)], max_evaluations=300, worth="cross_entropy")
+    assert all(np.isfinite(walks[group.name].value).all() for group in players.groups)
+
+
+def test_states_that_the_network_is_given_stay() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gru, self.out = nn.Linear(3, 6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return self.out(self.gru(self.stem(x), h.transpose(0, 1).contiguous())[0])  # type: ignore[no-any-return]
+
+    players = sp.find_players(Given().eval(), (torch.randn(5, 4, 3), torch.randn(5, 1, 5)))
+    assert [g.name for g in players.groups] == ["stem"]
+    reasons = {s.name: s.reason for s in players.skipped}
+    assert "its channels meet those of the network's input, which stay" in reasons["gru"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, length, run
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
-from shaprune.network.layers.recurrent import gates_of, is_recurrent, units_of
+from shaprune.network.layers.recurrent import directions_of, gates_of, is_recurrent, parts_of, states_of, units_of
 from shaprune.network.state_dicts import distinct, tensors_of
 from shaprune.players.layer_costs import Kind, Layer
 
@@ -69,10 +69,8 @@ def channel_axis(module: nn.Module, ndim: int) -> int:
         return ndim - len(module.kernel_size) - 1
     if isinstance(module, nn.Unflatten):
         return int(module.dim) % ndim
-    last = isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase)) or is_transposed_linear(
-        module
-    )
-    return ndim - 1 if last else 1
+    last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.RNNCellBase)
+    return ndim - 1 if isinstance(module, last) or is_transposed_linear(module) else 1
 
 
 def widths_of(module: nn.Module) -> tuple[int, int] | None:
@@ -85,8 +83,7 @@ def widths_of(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, _CONV):
         return module.in_channels, module.out_channels
     if is_recurrent(module):
-        assert isinstance(module, nn.RNNBase)
-        return module.input_size, units_of(module) * (1 + module.bidirectional)
+        return module.input_size, units_of(module) * directions_of(module)
     if isinstance(module, nn.Unflatten):
         size = module.unflattened_size
         known = all(isinstance(n, int) and n > 0 for n in size)
@@ -117,9 +114,10 @@ def _layer_of(module: nn.Module, positions: float) -> Layer:
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, _CONV):
         return Layer(kind, n_in, n_out, module.groups, prod(module.kernel_size), bias, positions)
-    if isinstance(module, nn.RNNBase):
-        inside = Layer(kind, n_in, n_out, 1 + module.bidirectional, gates_of(module), module.bias, positions)
-        return replace(inside, depth=module.num_layers, cells=module.hidden_size if module.proj_size else 0)
+    if is_recurrent(module):
+        both, cells = directions_of(module), module.hidden_size
+        inside = Layer(kind, n_in, n_out, both, gates_of(module), module.bias, positions)
+        return replace(inside, depth=len(parts_of(module)) // both, cells=cells if cells != units_of(module) else 0)
     if kind == "linear":
         return Layer(kind, n_in, n_out, 1, 1, bias, positions)
     if kind == "embedding":
@@ -151,7 +149,7 @@ def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[s
         widths = widths_of(module)
         assert widths is not None
         x = input_of(args, kwargs)
-        output = output[0] if isinstance(module, nn.RNNBase) else output
+        output = states_of(module, output) if is_recurrent(module) else output
         why = _odd(module, "takes", x, widths[0]) or _odd(module, "gives", output, widths[1])
         if why is not None:
             odd.setdefault(names[module], why)

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError
 from shaprune.network.hooks import hooked
-from shaprune.network.layers.layer_inputs import Arguments, input_of, with_input
+from shaprune.network.layers.layer_inputs import Arguments, input_of, is_packed, with_input
 from shaprune.network.model_turns import turn
 from shaprune.players.players import Group, Players, check_channels
 
@@ -85,6 +85,8 @@ class ConsumerInputMask(MaskSite):
             x = input_of(args, kwargs)
             if x is None:
                 raise GameError(f"layer {self.module} is given no tensor, so that no mask can stand there; exclude it")
+            if len(mask) > 1 and is_packed(args, kwargs):
+                raise UnevenRowsError(f"{self.module} is given a packed sequence, whose rows are no examples")
             return with_input(args, kwargs, self.apply(x, mask))
 
         return [model.get_submodule(self.module).register_forward_pre_hook(hook, with_kwargs=True)]
