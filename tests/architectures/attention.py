@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from architectures.entry import CLASSES, NORMED, OUTPUT, Entry, images, seeded
+from architectures.entry import CLASSES, OUTPUT, Entry, images, seeded
 from shaprune.builtin import open_attention
 
 WIDTH, PATCHES = 16, 4
+MIXED = "(MultiheadAttention) mixes channels"
 
 
 class Attention(nn.Module):
@@ -141,16 +142,16 @@ ENTRIES = {
         note="fused queries, keys and values; class token, positions, layer scale",
         make=seeded(lambda: ViT(nn.Sequential(Layer(), Layer()))),
         inputs=images(3, 8, 8),
-        players={"head": 8, "neuron": 48},
-        skips={"patch_embed": NORMED, "*.proj": NORMED, "*.fc2": NORMED, "head": OUTPUT},
+        players={"hidden channel": 16, "head": 8, "neuron": 48},
+        skips={"head": OUTPUT},
     ),
     "vit-torch": Entry(
         family="ViT (nn.MultiheadAttention)",
         note="heads that read their weights without calling layers: with `open_attention`",
         make=seeded(lambda: open_attention(ViT(nn.Sequential(TorchLayer(), TorchLayer())))),
         inputs=images(3, 8, 8),
-        players={"head": 8, "neuron": 48},
-        skips={"patch_embed": NORMED, "*.out_proj": NORMED, "*.mlp.3": NORMED, "head": OUTPUT},
+        players={"hidden channel": 16, "head": 8, "neuron": 48},
+        skips={"head": OUTPUT},
     ),
     "encoder-torch": Entry(
         family="ViT (nn.TransformerEncoderLayer)",
@@ -158,22 +159,27 @@ ENTRIES = {
         make=seeded(lambda: ViT(_encoder())),
         inputs=images(3, 8, 8),
         players={"neuron": 48},
-        skips={"patch_embed": NORMED, "*.out_proj": "MultiheadAttention", "*.linear2": NORMED, "head": OUTPUT},
+        skips={
+            "patch_embed": MIXED,
+            "*.linear2": MIXED,
+            "*.out_proj": "nn.MultiheadAttention uses its weight without calling it",
+            "head": OUTPUT,
+        },
     ),
     "encoder-open": Entry(
         family="ViT (nn.TransformerEncoderLayer, opened)",
         note="the same with `open_attention`",
         make=seeded(lambda: open_attention(ViT(_encoder()))),
         inputs=images(3, 8, 8),
-        players={"head": 8, "neuron": 48},
-        skips={"patch_embed": NORMED, "*.out_proj": NORMED, "*.linear2": NORMED, "head": OUTPUT},
+        players={"hidden channel": 16, "head": 8, "neuron": 48},
+        skips={"head": OUTPUT},
     ),
     "mixer": Entry(
         family="MLP-Mixer",
         note="hidden neurons over patches and over channels",
         make=seeded(MixerNet),
         inputs=images(3, 8, 8),
-        players={"neuron": 68},
-        skips={"stem": NORMED, "*.fc2": NORMED, "head": OUTPUT},
+        players={"hidden channel": 16, "neuron": 68},
+        skips={"*.patches.fc2": "stand on another axis", "head": OUTPUT},
     ),
 }

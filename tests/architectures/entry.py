@@ -13,7 +13,6 @@ Make = Callable[[], nn.Module]
 Inputs = Callable[[int], Any]  # the batch size -> a tensor, a tuple or a dict
 CLASSES = 5
 OUTPUT = "feeds the network's output"  # why the last layer of every network stays
-NORMED = "(LayerNorm) mixes channels"  # why what a layer-norm reads stays
 BREAKS = "removal breaks the network"  # where the code reshapes, splits or pads by fixed numbers
 
 
@@ -26,7 +25,8 @@ class Entry:
         note: what is special about it, for the table.
         make: a new network in eval mode, always with the same weights; the global random state stays.
         inputs: random inputs for a batch of that size, always the same ones.
-        players: how many players of each unit (``"channel"``, ``"neuron"``, ``"head"``) the network has.
+        players: how many players of each unit (``"hidden channel"``, ``"channel"``, ``"neuron"``,
+            ``"head"``) the network has.
         skips: which layers have channels that are no players: a glob of their names -> words of the reason.
         classes: how many the (first) output tells apart; None where it is no classifier.
         needs: the optional package that ``make`` imports.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from architectures.attention import FeedForward
-from architectures.entry import CLASSES, NORMED, OUTPUT, Entry, images, seeded
+from architectures.entry import CLASSES, OUTPUT, Entry, images, seeded
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -165,27 +165,15 @@ ENTRIES = {
         note="layer-norm over channels, permuted maps, layer scale",
         make=seeded(convnext),
         inputs=images(3, 16, 16),
-        players={"neuron": 40},
-        skips={
-            "0": "(ChannelNorm) mixes channels",
-            "2.*conv*": "(ChannelNorm) mixes channels",
-            "4": NORMED,
-            "5.*conv*": NORMED,
-            "9": OUTPUT,
-        },
+        players={"hidden channel": 20, "neuron": 40},
+        skips={"9": OUTPUT},
     ),
     "swin": Entry(
         family="Swin",
         note="heads with their position biases; shifted windows side by side in the batch",
         make=seeded(Swin),
         inputs=images(3, 16, 16),
-        players={"head": 10, "neuron": 96},
-        skips={
-            "patch_embed": NORMED,
-            "*.proj": NORMED,
-            "*.fc2": NORMED,
-            "*.reduction": NORMED,
-            "head": OUTPUT,
-        },
+        players={"hidden channel": 36, "head": 10, "neuron": 96},
+        skips={"head": OUTPUT},
     ),
 }

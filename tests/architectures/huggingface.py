@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from architectures.entry import CLASSES, NORMED, OUTPUT, Entry, Inputs, seeded, tokens
+from architectures.entry import CLASSES, OUTPUT, Entry, Inputs, seeded, tokens
 from shaprune.errors import InputError
 
 WORDS, LENGTH = 30, 6
-ROOT = "(LlamaRMSNorm) mixes channels"
 _SMALL = {
     "vocab_size": WORDS,
     "hidden_size": 16,
@@ -86,8 +85,8 @@ ENTRIES = {
         "BERT (transformers)",
         "attention mask, pooler, dict inputs and outputs",
         bert,
-        {"head": 8, "neuron": 56},
-        {"*embeddings": NORMED, "*.output.dense": NORMED, "classifier": OUTPUT},
+        {"hidden channel": 16, "head": 8, "neuron": 56},
+        {"classifier": OUTPUT},
         classes=CLASSES,
     ),
     "minilm": _entry(
@@ -101,16 +100,16 @@ ENTRIES = {
         "GPT-2 (transformers)",
         "Conv1D layers, fused queries, keys and values, tied output layer",
         gpt2,
-        {"head": 8, "neuron": 40},
-        {"transformer.w?e": "shares its weight", "*.c_proj": "shares its weight", "lm_head": OUTPUT},
+        {"hidden channel": 16, "head": 8, "neuron": 40},
+        {"lm_head": OUTPUT},
         _ids,
     ),
     "llama": _entry(
         "Llama (transformers)",
         "grouped queries leave with their keys and values; gated feed-forward",
         llama,
-        {"head": 4, "neuron": 40},
-        {"*.embed_tokens": ROOT, "*.o_proj": ROOT, "*.down_proj": ROOT, "lm_head": OUTPUT},
+        {"hidden channel": 16, "head": 4, "neuron": 40},
+        {"lm_head": OUTPUT},
         _ids,
     ),
 }

@@ -70,6 +70,18 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
 
 
+class OwnNorm(nn.Module):
+    """A norm over the channels of maps, of a class of its own: centred or not."""
+
+    def __init__(self, width: int, centred: bool) -> None:
+        super().__init__()
+        self.centred, self.gain = centred, nn.Parameter(0.5 + torch.rand(width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input - input.mean(1, keepdim=True) if self.centred else input
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5) * self.gain[:, None, None]
+
+
 def layer_of(step: Step, width: int, side: int) -> nn.Module | None:
     """The layer of a step that reads ``width`` channels of ``side`` pixels; None where it has none that fits."""
     n = step.n
@@ -89,6 +101,8 @@ def layer_of(step: Step, width: int, side: int) -> nn.Module | None:
         return Gate(width, n)
     if step.op == "bn":
         return nn.BatchNorm2d(width, affine=n > 1)
+    if step.op == "norm":
+        return OwnNorm(width, n > 2)
     if step.op == "gn":
         return nn.GroupNorm(next(g for g in (4, 3, 2, 1) if width % g == 0 and g <= n), width)
     return nn.PReLU(width) if step.op == "prelu" else None
@@ -216,7 +230,7 @@ class Interpreted(nn.Module):
 
 
 OPS = ("conv", "conv", "conv", "valid", "transposed", "depthwise", "grouped", "bn", "gn", "prelu", "act", "act")
-OPS += ("add", "add", "times", "concat", "concat", "pool", "up", "gate")
+OPS += ("add", "add", "times", "concat", "concat", "pool", "up", "gate", "norm")
 some_steps = st.lists(
     st.builds(Step, st.sampled_from(OPS), st.integers(0, 2), st.integers(1, 4), st.integers(1, 4)),
     min_size=2,

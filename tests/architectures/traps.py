@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from architectures.entry import CLASSES, OUTPUT, Entry, images, noise, seeded
 
-TIED = "shares its weight"
-
 
 class Tied(nn.Module):
     """The decoder's weight is the encoder's; the layer before them is free."""
@@ -165,11 +163,11 @@ class Offsets(nn.Module):
 ENTRIES = {
     "tied": Entry(
         family="Weight tying",
-        note="two layers with one weight stay, with their neighbours",
+        note="what leaves one of two layers with one weight leaves the other, too",
         make=seeded(Tied),
         inputs=lambda batch: noise(batch, 10),
-        players={},
-        skips={"first": TIED, "encoder": TIED, "middle": TIED, "decoder": TIED, "last": OUTPUT},
+        players={"neuron": 20},
+        skips={"last": OUTPUT},
     ),
     "twice": Entry(
         family="A module used twice",

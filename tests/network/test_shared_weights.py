@@ -97,10 +97,10 @@ def test_large_models_of_sixteen_bits_are_compared_in_float32(monkeypatch: pytes
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).bfloat16().eval()
     x = torch.randn(2, 3, dtype=torch.bfloat16)
     players = sp.find_players(model, x)
-    assert _precision(model)[0] == torch.float64
+    assert _precision(model, players)[0] == torch.float64
     monkeypatch.setattr("shaprune.network.discovery.verification._SMALL", 100)
-    assert _precision(model)[0] == torch.float32
-    assert _precision(model.float())[0] == torch.float64
+    assert _precision(model, players)[0] == torch.float32
+    assert _precision(model.float(), players)[0] == torch.float64
     assert disagreement(model.bfloat16(), x, players) is None
 
 

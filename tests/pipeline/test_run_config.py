@@ -306,6 +306,7 @@ def test_every_key_reaches_compress(here: Path, monkeypatch: pytest.MonkeyPatch)
         "worth": "accuracy",
         "method": "reconstruction",
         "unit": ("channel", "head"),
+        "norm": "compensated",
         "recover": ("batchnorm",),
         "include": ("fc*",),
         "exclude": "fc2",

@@ -1,4 +1,4 @@
-"""Data sets, networks and factories that ``--data`` and ``--model`` name; attention whose heads can leave."""
+"""Data sets, networks and factories that ``--data`` and ``--model`` name; open attention, outputs mapped back."""
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shaprune.builtin.resnet import ResNet as ResNet
     from shaprune.builtin.splits import Dataset as Dataset
     from shaprune.builtin.splits import Split as Split
+    from shaprune.network.layers.map_back import map_back as map_back
     from shaprune.network.layers.open_attention import open_attention as open_attention
 
 _HOMES = {
@@ -18,6 +19,7 @@ _HOMES = {
     "Split": "shaprune.builtin.splits",
     "build_model": "shaprune.builtin.models",
     "load_dataset": "shaprune.builtin.datasets",
+    "map_back": "shaprune.network.layers.map_back",
     "open_attention": "shaprune.network.layers.open_attention",
 }
 __all__ = sorted(_HOMES)

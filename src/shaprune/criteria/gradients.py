@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError, InputError
 from shaprune.network.borrow import borrowed
@@ -19,9 +20,8 @@ from shaprune.network.forward.runner import Runner
 from shaprune.network.game.fingerprint import few_digits
 from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
 from shaprune.network.game.worths import AnyWorth, Worth, apply_row_worth, is_smooth, reference_for, resolve_row_worth
-from shaprune.network.removal.mask_sites import channel_sites
+from shaprune.network.removal.mask_sites import channel_masks
 from shaprune.network.removal.masks import ConsumerInputMask, MaskSite, UnevenRowsError
-from shaprune.network.removal.recurrent import RecurrentMask
 from shaprune.players.players import Players
 
 Derive = Callable[[Tensor, list[Tensor], Tensor], Tensor]  # worths (rows,), masks, examples (rows,)
@@ -42,7 +42,7 @@ def gate_gradients(calibration: Calibration, players: Players, worth: AnyWorth) 
     def derive(worths: Tensor, masks: list[Tensor], examples: Tensor) -> Tensor:
         return torch.cat(torch.autograd.grad(worths.sum(), masks, materialize_grads=True), 1)
 
-    sites = channel_sites(players, players.groups, calibration.outputs.device)
+    sites = channel_masks(players, players.groups, calibration.outputs.device)
     return differentiate_batches(
         calibration, players, sites, differentiable_worth(worth), derive, rows=FORWARD_BATCH // 2
     )
@@ -70,7 +70,7 @@ def second_order(calibration: Calibration, players: Players, worth: AnyWorth) ->
         _check_twice(first)
         return torch.cat([g.detach() - _hessian_row_sums(g, mask) / 2 for g, mask in zip(first, masks, strict=True)], 1)
 
-    sites = channel_sites(players, players.groups, calibration.outputs.device)
+    sites = channel_masks(players, players.groups, calibration.outputs.device)
     return differentiate_batches(
         calibration, players, sites, resolve_row_worth(worth), derive, rows=FORWARD_BATCH // 8
     )  # graphs are large
@@ -128,7 +128,7 @@ def differentiate_batches(
     Args:
         calibration: the dense network, which comes back untouched, and its examples.
         players: of all groups.
-        sites: of all groups.
+        sites: the masks of all groups.
         worth: with a gradient.
         derive: ``(worths (rows,), masks, examples (rows,)) -> (rows, n)``; the masks are all ones, (rows, players) for
             each group.
@@ -140,7 +140,7 @@ def differentiate_batches(
     calibration.check_apart("a criterion")
     reference = worth_reference(calibration, worth)
     masks: list[Tensor] = []
-    gates = [_gate(site, players, masks) for site in sites]
+    gates = [_by_groups(site, players, masks) for site in sites]
     found_any = False  # a batch may take a way past all of the masks
 
     def forward(runner: Runner, batch: Tensor) -> Tensor:
@@ -253,51 +253,52 @@ def over_batches(
         return all_of(calibration.one_by_one(sites, None, because)[0])
 
 
-@dataclass(frozen=True, eq=False)
-class _Gate:
-    """Masks of which only those of a site's own groups reach it, so that a derivative by these passes no others.
+@dataclass(frozen=True)
+class _GroupMasks:
+    """Masks of groups, of which only some are to be reached by a derivative.
 
     Attributes:
         masks: one per group, shared by all gates; while there are none, the given mask is used.
-        own: whether the site reads a group, for every group.
+        own: whether a site reads a group, for every group.
     """
 
     masks: list[Tensor]
     own: list[bool]
 
-    def mask(self, given: Tensor) -> Tensor:
+    def joined(self, mask: Tensor) -> Tensor:
+        """One mask (rows, n) that passes derivatives to the site's own groups alone."""
         parts = [m if own else m.detach() for m, own in zip(self.masks, self.own, strict=False)]
-        return torch.cat(parts, 1) if parts else given
+        return torch.cat(parts, 1) if parts else mask
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupSite(MaskSite):
+    """A site that only masks of its own groups reach, so that a derivative by these does not pass the others."""
+
+    site: MaskSite
+    groups: _GroupMasks
+
+    def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+        return self.site.attach(model, self.groups.joined(mask))
 
 
 @dataclass(frozen=True, eq=False)
 class _GroupInputMask(ConsumerInputMask):
-    """An input mask behind a gate."""
+    """The same, for the input of a consumer."""
 
-    input_mask: ConsumerInputMask
-    gate: _Gate
+    site: ConsumerInputMask
+    groups: _GroupMasks
 
     def apply(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.input_mask.apply(x, self.gate.mask(mask))
+        return self.site.apply(x, self.groups.joined(mask))
 
 
-@dataclass(frozen=True, eq=False)
-class _GroupRecurrentMask(RecurrentMask):
-    """The mask inside a recurrent layer behind a gate."""
-
-    gate: _Gate
-
-    def columns(self, mask: Tensor) -> Tensor:
-        return super().columns(self.gate.mask(mask))
-
-
-def _gate(site: MaskSite, players: Players, masks: list[Tensor]) -> MaskSite:
+def _by_groups(site: MaskSite, players: Players, masks: list[Tensor]) -> MaskSite:
     owners = site.owners.cpu().numpy()
-    gate = _Gate(masks, [bool(np.isin(owners, group.indices).any()) for group in players.groups])
-    given = site.module, site.n_players, site.owners
+    groups = _GroupMasks(masks, [bool(np.isin(owners, group.indices).any()) for group in players.groups])
     if isinstance(site, ConsumerInputMask):
-        return _GroupInputMask(*given, site.last, site, gate)
-    return _GroupRecurrentMask(*given, gate)
+        return _GroupInputMask(site.module, site.n_players, site.owners, site.last, site, groups)
+    return _GroupSite(site.module, site.n_players, site.owners, site, groups)
 
 
 def check_differentiable(worth: Worth, worths: Tensor) -> None:

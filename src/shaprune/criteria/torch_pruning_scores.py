@@ -65,9 +65,10 @@ def bn_scales(model: nn.Module, players: Players) -> NDArray[np.float64]:
     Raises:
         InputError: a group where a player passes no batch-norm with a scale.
     """
+    names = {name for name, _ in model.named_modules()}  # the others are parameters
 
     def members(group: Group) -> list[Member]:
-        layers = [(m, model.get_submodule(m.module)) for m in group.members if m.role == "both"]
+        layers = [(m, model.get_submodule(m.module)) for m in group.members if m.role == "both" and m.module in names]
         found = [m for m, layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine]
         bare = ~np.any([m.widths > 0 for m in found], axis=0) if found else np.ones(len(group), dtype=bool)
         if bare.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -72,6 +73,15 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     other = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     other.__dict__.update(parameter.__dict__)
     return other
+
+
+def shared_parameters(model: nn.Module) -> list[tuple[nn.Parameter, list[tuple[str, str]]]]:
+    """Parameters that stand in several modules: each with the modules' names and what it is called there."""
+    holders: dict[nn.Parameter, list[tuple[str, str]]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            holders[parameter].append((name, key))
+    return [(parameter, places) for parameter, places in holders.items() if len(places) > 1]
 
 
 class NoWrites(DispatchMode):

@@ -15,7 +15,7 @@ from shaprune.errors import InputError, check_choice
 from shaprune.options.fields import option
 from shaprune.planning.limits import Limits
 from shaprune.planning.plan import ALLOCATIONS
-from shaprune.players.roles import CHANNEL_UNITS, SPECIAL_UNITS
+from shaprune.players.roles import CHANNEL_UNITS, NORMS, SPECIAL_UNITS
 from shaprune.values.aggregation import Aggregate, aggregate_of
 from shaprune.values.concepts import Concept, concept_of, shapley
 from shaprune.values.estimators.base import Method
@@ -130,6 +130,7 @@ class Units:
         unit: ``"channel"``, ``"head"``, ...; several of these; or a mapping of names to globs.
         include: only groups of these layers: names, globs or module types; None = all.
         exclude: no groups of these layers.
+        norm: what norms over a stream do without channels that left.
     """
 
     unit: str | Sequence[str] | Mapping[str, str | Sequence[str]] = option(
@@ -155,6 +156,11 @@ class Units:
         metavar="GLOB",
         repeated=True,
         plain=str | tuple[str, ...] | None,
+    )
+    norm: str = option(
+        "slice",
+        "Norms over a stream without channels that left: slice, narrower; compensated, their means stand in for them.",
+        names=NORMS,
     )
 
 

@@ -15,6 +15,7 @@ Kind = Literal[
     "depthwise",
     "linear",
     "norm",
+    "stream_norm",
     "prelu",
     "embedding",
     "parameter",
@@ -25,7 +26,7 @@ Kind = Literal[
     "recurrent",
 ]
 # Kinds whose weights belong to one channel each, and that count no multiply-adds.
-PER_CHANNEL = ("norm", "prelu", "embedding", "parameter", "unflatten")
+PER_CHANNEL = ("norm", "stream_norm", "prelu", "embedding", "parameter", "unflatten")
 WHOLE = ("block", "expert")  # they leave as they are, with everything inside
 
 
@@ -35,10 +36,11 @@ class Layer:
 
     Attributes:
         kind: what it is; a depthwise convolution has one filter per channel, ``norm`` is a normalisation with weights
-            per channel, ``parameter`` a parameter or buffer outside such layers; ``unflatten`` a
-            module without weights that knows a width; ``block`` a submodule that can be passed by, ``expert`` the list
-            of a mixture's experts, ``weight`` the single weights of a layer, which cost nothing because they stay, as
-            zeros; ``recurrent`` an LSTM, GRU or RNN, whose ``n_out`` counts both directions.
+            per channel, ``stream_norm`` one that divides by a statistic over the channels; ``parameter`` a parameter
+            or buffer outside such layers; ``unflatten`` a module without weights that knows a width; ``block`` a
+            submodule that can be passed by, ``expert`` the list of a mixture's experts, ``weight`` the single weights
+            of a layer, which cost nothing because they stay, as zeros; ``recurrent`` an LSTM, GRU or RNN, whose
+            ``n_out`` counts both directions.
         n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
         groups: groups of a convolution; directions of a recurrent layer; 1 elsewhere.
         kernel: weights per pair of channels (9 for a 3x3 kernel), 1 for a linear layer; weights per channel of a
@@ -46,7 +48,7 @@ class Layer:
         bias: whether there is a bias of ``n_out`` entries.
         positions: output positions per example at which the weights are used (input positions, where transposed);
             all multiply-adds of a block, or of one expert.
-        axis: the axis of a parameter along which it is cut.
+        axis: the axis of a parameter along which it is cut; of the channels, for a norm over a stream.
         least: channels (experts) that must stay for the network to run.
         heads: whether attention heads are its outputs (``"out"``) or its inputs (``"in"``).
         numbers: attributes, by their path from the network, that are divided as its outputs (or its inputs, by
@@ -60,6 +62,11 @@ class Layer:
             outputs of the layers inside.
         depth: layers inside a recurrent layer, each as wide as the others.
         cells: hidden units of a recurrent layer whose outputs are projections of them; 0 where they are its outputs.
+        tied: whether its weight is that of another layer, which counts it.
+        norm, everywhere, eps: what a norm over a stream divides by, see `shaprune.network.layers.norm_forms.NormForm`.
+        axes: axes of what it reads.
+        held: what its statistic holds in the place of each channel that leaves; empty = it gets narrower.
+        narrow: whether such a norm computes in float32 whatever it is given.
     """
 
     kind: Kind
@@ -81,13 +88,23 @@ class Layer:
     activation: float = 0
     depth: int = 1
     cells: int = 0
+    tied: bool = False
+    norm: str = ""
+    everywhere: bool = False
+    eps: float = 0.0
+    axes: int = 0
+    held: tuple[float, ...] = ()
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))  # a list, where it comes from JSON
+        object.__setattr__(self, "held", tuple(self.held))
         object.__setattr__(self, "numbers", None if self.numbers is None else tuple(self.numbers))
 
     def params(self, n_in: int, n_out: int) -> int:
         """Parameters when ``n_in`` and ``n_out`` channels are left."""
+        if self.tied:
+            return n_out if self.bias else 0
         if self.kind in PER_CHANNEL or self.kind in WHOLE:
             return self.kernel * n_out + (n_out if self.bias else 0)
         if self.kind == "recurrent":

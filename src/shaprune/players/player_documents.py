@@ -36,7 +36,7 @@ class _Layer(Document):
     kernel: Count
     bias: bool
     positions: Size
-    axis: Count = 0
+    axis: int = 0
     least: Count = 1
     heads: Literal["out", "in"] | None = None
     numbers: Sequence[str] | None = None
@@ -46,6 +46,13 @@ class _Layer(Document):
     itemsize: Count = 4
     buffers: Size = 0
     activation: Size = 0
+    tied: bool = False
+    norm: str = ""
+    everywhere: bool = False
+    eps: float = 0.0
+    axes: Count = 0
+    held: Sequence[float] = ()
+    narrow: bool = False
 
 
 class _Field(Document):

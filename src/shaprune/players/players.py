@@ -32,8 +32,9 @@ class Member:
     Attributes:
         module: name of the layer in the model.
         role: ``"out"`` produces the channels, ``"in"`` consumes them, ``"both"`` passes them on one by one (norms,
-            depthwise convolutions); ``"skip"`` is a block that is passed by, ``"expert"`` a list of experts,
-            ``"weight"`` a layer whose single weights are players.
+            depthwise convolutions), ``"norm"`` by a statistic over all of them (LayerNorm, RMSNorm); ``"skip"`` is a
+            block that is passed by, ``"expert"`` a list of experts, ``"weight"`` a layer whose single weights are
+            players.
         channels: per player of the group, the channels (experts, entries of the flat weight) that it owns here.
     """
 

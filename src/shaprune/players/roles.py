@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["out", "in", "both", "skip", "expert", "weight"]
+Role = Literal["out", "in", "both", "norm", "skip", "expert", "weight"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,18 @@ PARTS: dict[Role, Part] = {
     "out": Part(takes_in=False, takes_out=True, made=True),
     "in": Part(takes_in=True, takes_out=False),
     "both": Part(takes_in=True, takes_out=True),
+    "norm": Part(takes_in=True, takes_out=True),
     "skip": Part(takes_in=False, takes_out=True, unit="block", plural="blocks"),
     "expert": Part(takes_in=False, takes_out=True, made=True, unit="expert", plural="experts"),
     "weight": Part(takes_in=False, takes_out=False, unit="weight", plural="single weights", stays_zero=True),
 }
-CHANNEL_UNITS = ("channel", "neuron", "ffn", "head", "recurrent")  # units of coupled channels, which go together
+NORMS = ("slice", "compensated")  # what norms over a stream do without channels that left
+CHANNEL_UNITS = (
+    "channel",
+    "neuron",
+    "ffn",
+    "head",
+    "hidden",
+    "recurrent",
+)  # units of coupled channels, which go together
 SPECIAL_UNITS = tuple(part.unit for part in PARTS.values() if part.unit)  # units that go with no other

@@ -31,10 +31,12 @@ def remaining_players(players: Players, kept: Kept) -> Players:
         groups.append(Group(group.name, np.arange(start, start + len(stays)), members, labels))
         start += len(stays)
     layers = {}
+    staying = _staying(players, kept)
     left = players.widths(kept)
     for name, (n_in, n_out) in left.items():
         layer = players.layers[name]
-        layers[name] = replace(layer, n_in=n_in, n_out=n_out, groups=layer.groups_left(n_out))
+        held = tuple(np.asarray(layer.held)[staying[name][0]].tolist()) if layer.held else ()
+        layers[name] = replace(layer, n_in=n_in, n_out=n_out, groups=layer.groups_left(n_out), held=held)
     params, macs = players.cost(kept)
     known = bool(players.model_bytes)
     return replace(
@@ -58,6 +60,11 @@ def _renumbered(
 
 def _new_places(players: Players, kept: Kept) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Per layer, the new place of each output channel, and of each input channel."""
+    return {n: (np.cumsum(out) - 1, np.cumsum(inner) - 1) for n, (out, inner) in _staying(players, kept).items()}
+
+
+def _staying(players: Players, kept: Kept) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Per layer, which output channels stay, and which input channels."""
     stays = {n: (np.ones(x.n_out, dtype=bool), np.ones(x.n_in, dtype=bool)) for n, x in players.layers.items()}
     for group in players.groups:
         for member in group.members:
@@ -65,4 +72,4 @@ def _new_places(players: Players, kept: Kept) -> dict[str, tuple[NDArray[np.int6
             for i in np.flatnonzero(~kept[group.indices]):
                 for side in np.flatnonzero(sides):
                     stays[member.module][side][list(member.channels[i])] = False
-    return {n: (np.cumsum(out) - 1, np.cumsum(inner) - 1) for n, (out, inner) in stays.items()}
+    return stays

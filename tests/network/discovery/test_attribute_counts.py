@@ -157,7 +157,7 @@ def masked_by_hand(model: nn.Module, players: Players, kept: np.ndarray[Any, Any
 @pytest.mark.parametrize("name", NETWORKS)
 def test_players_leave_whatever_their_number_is_called(name: str, tmp_path: Path) -> None:
     model, (_, sizes, x) = made(name), NETWORKS[name]
-    players = sp.find_players(model, x)
+    players = sp.find_players(model, x, unit="channel" if name == "width" else ("head", "neuron"))
     assert [len(g) for g in players.groups] == sizes
     again = Players.from_json(json.loads(json.dumps(players.to_json())))
     assert again.to_json() == players.to_json()
@@ -178,7 +178,7 @@ def test_players_leave_whatever_their_number_is_called(name: str, tmp_path: Path
 
 def test_settings_that_layers_share_are_copied_for_the_layer_that_loses_heads() -> None:
     model = made("shared settings")
-    players = sp.find_players(model, X)
+    players = sp.find_players(model, X, unit="head")
     small = sp.prune(model, sp.Plan.from_coalition(players, np.arange(8) > 1), X)
     assert [layer.settings.n for layer in small.layers] == [2, 4]
     assert [layer.settings.n for layer in model.layers] == [4, 4]
@@ -187,7 +187,7 @@ def test_settings_that_layers_share_are_copied_for_the_layer_that_loses_heads() 
 
 def test_only_the_numbers_that_must_are_divided() -> None:
     model = made("h")
-    players = sp.find_players(model, X)
+    players = sp.find_players(model, X, unit="head")
     assert players.layers["layers.0.q"].numbers == ("layers.0.h",)
     small = sp.prune(model, sp.Plan.from_coalition(players, np.arange(4) > 0), X)
     assert (small.layers[0].h, small.layers[0].d_k) == (3, 4)

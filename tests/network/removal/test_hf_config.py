@@ -75,7 +75,7 @@ def _t5(t: Any) -> nn.Module:
 MODELS: dict[str, tuple[Callable[[Any], nn.Module], Callable[[int], dict[str, Tensor]], set[tuple[str, ...]]]] = {
     "bert": (_bert, words, {("intermediate_size",)}),
     "gpt2": (_gpt2, words, {("n_inner",)}),
-    "llama": (_llama, words, {HEADS, ("intermediate_size",)}),
+    "llama": (_llama, words, {("hidden_size",), HEADS, ("intermediate_size",)}),
     "qwen2": (_qwen, words, {HEADS, ("intermediate_size",)}),
     "vit": (_vit, pixels, {("num_attention_heads",), ("intermediate_size",)}),
     "t5": (_t5, words, {("num_heads",), ("d_ff",)}),
@@ -136,14 +136,14 @@ def test_heads_stay_where_their_size_follows_from_their_number() -> None:
     assert config is not None
     assert set(config.fixed) == {
         "bert.pooler.dense",
+        "bert.embeddings.word_embeddings",
         *(f"bert.encoder.layer.{i}.attention.self.query" for i in range(2)),
     }
     why = config.fixed["bert.encoder.layer.0.attention.self.query"]
     assert why.startswith("num_attention_heads does not set the width of its layers")
-    assert config.fixed["bert.pooler.dense"] == (
-        "hidden_size cannot say that 23 of 24 players stay: "
-        "The hidden size (23) is not a multiple of the number of attention heads (6)"
-    )
+    for name in ("bert.pooler.dense", "bert.embeddings.word_embeddings"):
+        heads = "bert.encoder.layer.0.attention.self.query"
+        assert config.fixed[name] == f"hidden_size is also a width of {heads!r}"
 
 
 def test_only_numbers_of_heads_that_the_class_accepts_are_offered() -> None:
@@ -189,7 +189,7 @@ def test_numbers_that_a_configuration_computes_are_no_field() -> None:
     own = {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 20, "bias": False}
     config = t.FalconConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, **own)
     players = sp.find_players(t.FalconForCausalLM(config).eval(), words(2))
-    assert [len(g) for g in players.groups] == [2, 20]
+    assert [len(g) for g in players.groups] == [16, 2, 20]
     assert players.config is not None
     assert [f.names for f in players.config.fields] == [("ffn_hidden_size",)]
 
@@ -202,6 +202,25 @@ def test_neurons_whose_gates_are_made_beside_them_are_counted() -> None:
     assert [(g.name, len(g)) for g in players.groups] == [(f"model.layers.{i}.mlp.gate_up_proj", 21) for i in range(2)]
     assert players.config is not None
     assert [f.names for f in players.config.fields] == [("intermediate_size",)]
+
+
+def test_hidden_width_is_said_in_multiples_of_the_heads_and_not_where_norms_are_compensated(tmp_path: Path) -> None:
+    model = made("llama")
+    players = sp.find_players(model, words(2), unit="hidden")
+    scores = sp.score(model, players, [words(8)], method="activation_mean")
+    plan = sp.plan(scores, sp.Budget(params=0.7), limits=Limits(hf_uniform=True))
+    small = sp.prune(model, plan, words(2), hf_uniform=True)
+    assert small.config.hidden_size == plan.kept.sum() in (6, 12, 18)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**words(2)).logits, small(**words(2)).logits)
+    odd = sp.Plan.from_coalition(players, np.arange(24) > 0)
+    with pytest.raises(InputError, match=r"hidden_size cannot say that 23 players stay in .*, only 6, 12, 18, 24"):
+        sp.prune(model, odd, words(2), hf_uniform=True)
+    held = sp.find_players(model, words(2), unit="hidden", norm="compensated").config
+    assert held is not None
+    assert "find_players with norm='slice'" in held.fixed["model.embed_tokens"]
 
 
 def test_other_networks_have_no_configuration() -> None:
@@ -287,7 +306,9 @@ def test_a_group_that_no_field_counts_is_named() -> None:
     players = found("bert")
     kept = np.ones(players.n, dtype=bool)
     kept[players.group("bert.pooler.dense").indices[:3]] = False
-    with pytest.raises(InputError, match=r"group 'bert\.pooler\.dense' loses 3 players, and hidden_size cannot say"):
+    with pytest.raises(
+        InputError, match=r"group 'bert\.pooler\.dense' loses 3 players, and hidden_size is also a width of"
+    ):
         sp.prune(made("bert"), sp.Plan.from_coalition(players, kept), words(2), hf_uniform=True)
 
 

@@ -103,7 +103,7 @@ def numbered(
 def _sizes(candidate: Candidate) -> set[int]:
     """The number of players, the widths they own, and how many heads these are; empty where players differ in size."""
     members = [m for m in candidate.members if m.role in ("out", "in")]
-    if len(members) < len([m for m in candidate.members if m.role != "both"]):
+    if len(members) < len([m for m in candidate.members if m.role not in ("both", "norm")]):
         return set()
     if any(len(set(m.widths.tolist())) > 1 for m in members):
         return set()
@@ -183,7 +183,11 @@ def _combinations(
 ) -> list[list[_Number]]:
     """Which numbers are tried together: those that served another layer, then those nearest to the known names."""
     base = set(known)
-    sets = [set(c) for k in range(len(numbers) + 1) for c in combinations(numbers, k)] if len(numbers) < 12 else [base]
+    sets = (
+        [set(c) for k in range(len(numbers) + 1) for c in combinations(numbers, k)]
+        if len(numbers) < 12
+        else [base, set(numbers)]
+    )
     sets.sort(key=lambda c: ({n.sort for n in c} != sorts or not sorts, len(c ^ base)))
     return [[n for n in numbers if n in chosen] for chosen in sets if chosen][:_TRIALS]
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from shaprune.errors import InputError, ShapruneWarning, nearest
+from shaprune.errors import InputError, ShapruneWarning, check_choice, nearest
 from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.borrow import borrowed, preserve_globals
 from shaprune.network.discovery.attribute_counts import numbered
@@ -26,11 +26,13 @@ from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import measure_layers, stored_bytes
 from shaprune.network.removal.blocks import not_inside
 from shaprune.network.removal.hf_config import hf_fields_of
+from shaprune.network.removal.norms import with_held
 from shaprune.network.removal.player_kinds import KINDS
 from shaprune.network.shared_weights import private
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Players, Skipped
+from shaprune.players.roles import NORMS
 
 Filter = str | type[nn.Module]
 Unit = str | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -43,6 +45,7 @@ def find_players(
     include: Filter | Sequence[Filter] | None = None,
     exclude: Filter | Sequence[Filter] | None = None,
     *,
+    norm: str = "slice",
     max_seconds: float = 300.0,
     max_memory: int = 1 << 31,
 ) -> Players:
@@ -54,8 +57,9 @@ def find_players(
 
     - coupled channels, one name or several: ``"channel"``, the smallest sets of channels that can leave, of whatever
       layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``: hidden neurons
-      of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys), ``"recurrent"``: units of
-      LSTM, GRU and RNN layers (one of every layer and direction inside);
+      of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys), ``"hidden"``: channels of
+      a residual stream, through its norms (LayerNorm, RMSNorm and others by a statistic over channels, of any class),
+      ``"recurrent"``: units of LSTM, GRU and RNN layers (one of every layer and direction inside);
     - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
       blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
     - ``"expert"``: the experts in an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router (or a module
@@ -73,6 +77,10 @@ def find_players(
         include: names, globs (``"layer*.conv1"``) or module types; only groups with a matching producer (blocks,
             mixtures, layers that match) are kept.
         exclude: the same; groups with a matching producer are skipped.
+        norm: what the norms over a stream do without channels that left: ``"slice"``, their statistics run over those
+            that stay, as in a plain norm of that width; ``"compensated"``, they hold the means (RMSNorm: the mean
+            energies) over ``example_inputs`` of those that left in their place, so give some dozens of examples; such
+            norms become `shaprune.network.layers.norm_forms.HeldNorm`.
         max_seconds, max_memory: bounds of following channels through the network; bytes for its activations.
 
     Returns:
@@ -80,13 +88,14 @@ def find_players(
 
     Raises:
         InputError: inputs that the model does not take, a model that is not deterministic in eval mode or whose copies
-            run the original's layers, an unknown unit or units that do not go together, a filter that matches nothing,
-            too many weights, a named unit that cannot leave, or no prunable group at all (the reasons are in the
-            message).
+            run the original's layers, an unknown unit or ``norm``, units that do not go together, a filter that matches
+            nothing, too many weights, a named unit that cannot leave, or no prunable group at all (the reasons are in
+            the message).
 
     Warns:
         ShapruneWarning: layers that do not run on the example inputs may read players; labels among the inputs.
     """
+    check_choice("norm", norm, NORMS)
     units = "channel" if isinstance(unit, Mapping) else unit
     special = special_unit(units)
     kind = None if special is None else KINDS[special]
@@ -108,6 +117,7 @@ def find_players(
             found, skipped, layers, few = find_candidates(
                 copy, inputs, few, max_seconds=max_seconds, max_memory=max_memory
             )
+            layers = with_held(copy, inputs, layers) if norm == "compensated" else layers
             costs = _model_cost(copy, inputs, layers)
         else:
             ran = measure_layers(copy, inputs)

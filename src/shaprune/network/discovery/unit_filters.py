@@ -53,16 +53,28 @@ def are_gated(members: Sequence[Member], layers: Layers) -> bool:
 
 def are_neurons(members: Sequence[Member], layers: Layers) -> bool:
     """Neurons: one output of linear layers each, or two where a layer makes their gates, too."""
-    made = _makers(members)
-    alone = all(layers[m.module].kind == "linear" and bool((m.widths == 1).all()) for m in made)
-    return bool(made) and (alone or are_gated(members, layers))
+    return _are_linear(members, layers) and not are_hidden(members, layers)
 
 
 def are_feed_forward(members: Sequence[Member], layers: Layers) -> bool:
     """Hidden neurons of a feed-forward block, which writes as many features as it reads."""
     read = {layers[m.module].n_in for m in _makers(members)}
     written = {layers[m.module].n_out for m in _readers(members)}
-    return are_neurons(members, layers) and len(read) == 1 and read == written
+    return _are_linear(members, layers) and len(read) == 1 and read == written
+
+
+def are_hidden(members: Sequence[Member], layers: Layers) -> bool:
+    """Channels of a stream: norms run over them, and they are no neurons of a feed-forward block."""
+    return any(m.role == "norm" for m in members) and not (
+        are_feed_forward(members, layers) or are_heads(members, layers)
+    )
+
+
+def _are_linear(members: Sequence[Member], layers: Layers) -> bool:
+    """One output of linear layers each, or two where a layer makes their gates, too."""
+    made = _makers(members)
+    alone = all(layers[m.module].kind == "linear" and bool((m.widths == 1).all()) for m in made)
+    return bool(made) and (alone or are_gated(members, layers))
 
 
 def are_recurrent(members: Sequence[Member], layers: Layers) -> bool:
@@ -76,6 +88,7 @@ CHANNEL_UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
     "ffn": are_feed_forward,
     "head": are_heads,
     "recurrent": are_recurrent,
+    "hidden": are_hidden,
 }
 
 

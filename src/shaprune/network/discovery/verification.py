@@ -166,7 +166,7 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     model's own precision, where rounding cannot hide an operation that mixes channels only a little.
     """
     coalitions = _drawn(players, np.random.default_rng(0))
-    wider, limit = _precision(copy)
+    wider, limit = _precision(copy, players)
     dtype: torch.dtype | None = wider
     precise = transform(inputs, lambda t: in_type(t, wider))
     try:
@@ -185,15 +185,19 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     return None
 
 
-def _precision(model: nn.Module) -> tuple[torch.dtype, float]:
+def _precision(model: nn.Module, players: Players) -> tuple[torch.dtype, float]:
     """In which type a model is compared, and how close: doubles; float32 for a large model of 16 bits.
 
+    Where a norm over channels of players computes in float32, or is put together from measured weights, two ways to
+    the same statistic differ by its rounding.
     The copy then takes at most twice the model's memory; what float32 cannot resolve is far below what 16 bits can.
     """
     held = [p for p in model.parameters() if p.is_floating_point()]
     narrow = sum(p.numel() for p in held if p.element_size() < 4)
     large = 2 * narrow > sum(p.numel() for p in held) and narrow * 8 > _SMALL
-    return (torch.float32, 1e-5) if large else (torch.float64, 1e-9)
+    norms = [players.layers[m.module] for group in players.groups for m in group.members if m.role == "norm"]
+    rounded = large or any(layer.narrow or layer.held for layer in norms)
+    return torch.float32 if large else torch.float64, 1e-5 if rounded else 1e-9
 
 
 def _by_mask(

@@ -291,7 +291,7 @@ class Calibration:
         """The part of the trace behind the masks, or why it cannot be had."""
         input_masks = [site for site in sites if isinstance(site, ConsumerInputMask)]
         if len(input_masks) < len(sites):
-            return "its players are no channels"
+            return "its masks do not all stand at the inputs of layers"
         if self.trace is None:
             assert self.untraced_because is not None
             return self.untraced_because

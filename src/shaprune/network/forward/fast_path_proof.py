@@ -45,7 +45,14 @@ class ProofQuestion:
 
     def first(self, rows: int) -> ProofQuestion:
         """The question about its first rows, which are other examples each, under other coalitions."""
-        return ProofQuestion(self.examples[:rows], self.masks[:rows], self.outputs[:rows], self.dense[:rows])
+        return self._of(slice(rows))
+
+    def only(self, row: int) -> ProofQuestion:
+        """The question about one of its rows."""
+        return self._of(slice(row, row + 1))
+
+    def _of(self, rows: slice) -> ProofQuestion:
+        return ProofQuestion(self.examples[rows], self.masks[rows], self.outputs[rows], self.dense[rows])
 
     def moves_outputs(self) -> bool | None:
         """Whether the outputs change, beyond rounding, as all players leave; None where the network cannot run so."""

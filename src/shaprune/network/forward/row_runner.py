@@ -116,9 +116,9 @@ class RowRunner:
 
     # -- what is proved once ---------------------------------------------------------------------------------------
 
-    def asked_state(self, rows: int) -> CachedState:
-        """A copy of the values at the cut for the first rows of the question."""
-        return gather_rows(self._known_state, torch.arange(rows, device=self.device))
+    def asked_state(self, rows: int, first: int = 0) -> CachedState:
+        """A copy of the values at the cut for some rows of the question."""
+        return gather_rows(self._known_state, torch.arange(first, first + rows, device=self.device))
 
     def refuse(self, what: str, why: str) -> None:
         """Note, and warn, that a fast way is not used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from shaprune.network.game.worth_differences import HIDDEN, WorthDifferences
 from shaprune.network.game.worths import is_built_in, is_smooth
 from shaprune.network.precision import in_memory_layout
 from shaprune.network.removal.masks import ConsumerInputMask
+from shaprune.network.removal.norms import NormMask
 from shaprune.values.games.arrays import Coalitions, Examples, Worths
 
 _NEAR, _NEAR_LOW = 1e-3, 0.3  # how far apart derivatives may lie, relative; in lower precision
@@ -132,7 +133,7 @@ class MaskDerivatives:
                 (slopes,) = torch.autograd.grad(worths.sum(), leaf, allow_unused=True)
         if slopes is None:
             worth = self.evaluator.worth
-            multiplied = all(isinstance(site, ConsumerInputMask) for site in self.rows.sites)
+            multiplied = all(isinstance(site, (ConsumerInputMask, NormMask)) for site in self.rows.sites)
             instead = UNREACHED if multiplied and is_smooth(worth) else WITHOUT_DERIVATIVES
             raise InputError(f"worth {worth.name!r} has no derivatives by the masks of {self.evaluator.of}; {instead}")
         return outputs.detach(), worths.detach(), slopes
@@ -148,8 +149,8 @@ class MaskDerivatives:
         rows, asked = self.rows, self.rows.asked
         if asked is None:
             return
-        asked = asked.first(1)
-        ours = self._slopes_of(rows.asked_state(1), asked)
+        asked = asked.only(self._row)
+        ours = self._slopes_of(rows.asked_state(1, self._row), asked)
         exact = None if few_digits(rows.calibration.model) else self._differences(asked)
         near = _NEAR if rows.precision == "float32" else _NEAR_LOW
         if type(rows.runner) is not OneByOneRunner:
@@ -173,6 +174,17 @@ class MaskDerivatives:
                 "use method='permutation'"
             )
 
+    @cached_property
+    def _row(self) -> int:
+        """The row of the question on which derivatives are compared.
+
+        A norm over few channels bends so much that no step is short enough: where norms are masked, it is the row with
+        most players.
+        """
+        asked = self.rows.asked
+        normed = asked is not None and any(isinstance(site, NormMask) for site in self.rows.sites)
+        return int(asked.masks.sum(1).argmax()) if normed and asked is not None else 0
+
     def _slopes_of(self, state: CachedState, asked: ProofQuestion) -> Tensor:
         return self._differentiated(state, asked.masks, asked.examples, WorthEvaluator.check)[:, 1:]
 
@@ -187,7 +199,7 @@ class MaskDerivatives:
 
     def _differences(self, asked: ProofQuestion) -> WorthDifferences:
         """Differences of worths around the mask of one row."""
-        rows, state = self.rows, self.rows.asked_state(1)
+        rows, state = self.rows, self.rows.asked_state(1, self._row)
 
         def worths_of(masks: Tensor) -> Tensor:
             again = torch.zeros(len(masks), dtype=torch.int64, device=rows.device)

@@ -17,6 +17,7 @@ from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.recurrent import directions_of, gates_of, is_recurrent, parts_of, states_of, units_of
 from shaprune.network.state_dicts import distinct, tensors_of
 from shaprune.players.layer_costs import Kind, Layer
+from shaprune.players.roles import Role
 
 _CONV = nn.modules.conv._ConvNd
 _BATCH = nn.modules.batchnorm._BatchNorm
@@ -71,6 +72,19 @@ def channel_axis(module: nn.Module, ndim: int) -> int:
         return int(module.dim) % ndim
     last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.RNNCellBase)
     return ndim - 1 if isinstance(module, last) or is_transposed_linear(module) else 1
+
+
+def parameter_sides(module: nn.Module, layer: Layer, key: str) -> dict[int, Role]:
+    """Which side of a layer each axis of its parameter ``key`` belongs to; nothing where that is not known."""
+    if key not in ("weight", "bias") or layer.groups > 1:
+        return {}
+    if key == "bias":
+        return {0: "out"}
+    if layer.kind == "embedding":
+        return {1: "out"}
+    if layer.kind not in ("linear", "conv") or getattr(module, "transposed", False):
+        return {}
+    return {0: "in", 1: "out"} if is_transposed_linear(module) else {0: "out", 1: "in"}
 
 
 def widths_of(module: nn.Module) -> tuple[int, int] | None:

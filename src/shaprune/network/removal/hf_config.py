@@ -20,12 +20,13 @@ from torch import nn
 
 from shaprune.errors import SurgeryError
 from shaprune.network.borrow import preserve_globals
+from shaprune.network.layers.kinds import parameter_sides
 from shaprune.network.removal.player_kinds import kind_of_group
 from shaprune.network.removal.surgery import remove_players
 from shaprune.network.silence import silence
 from shaprune.network.state_dicts import tensors_of
 from shaprune.players.hf_fields import HfField, HfFields
-from shaprune.players.players import Group, Players
+from shaprune.players.players import Group, Member, Players
 
 _HIDDEN = ("inner", "intermediate", "ffn", "d_ff")  # in names of fields that may be None, for a multiple of the width
 KeptPlayers = NDArray[np.bool_]
@@ -142,6 +143,8 @@ def _field(part: _Pretrained, meta: nn.Module, players: Players, group: Group) -
     kind = kind_of_group(group)
     if kind is not None:
         return kind.fixed
+    if any(m.role == "norm" and players.layers[m.module].held for m in group.members):
+        return "its norms are compensated, which config.json cannot say; find_players with norm='slice'"
     if any(len(set(m.widths.tolist())) > 1 for m in group.members):
         return "its players differ in size, which no number of config.json can say"
     why = _difference(_shapes(meta.get_submodule(part.name)), part.built({}))
@@ -194,14 +197,27 @@ def _try_change(
     """What a knob does: the field it is, or what speaks against it."""
     n = len(group)
     several = _least(group) > 1  # classes often accept only some numbers of heads
-    tried = {left: part.built(knob.values(left)) for left in range(n - 1, 0, -1) if several or left in (n - 1, 1)}
+    counts: tuple[int, ...] | None = None
+    tried = {left: part.built(knob.values(left)) for left in (range(n - 1, 0, -1) if several else {n - 1, 1})}
+    step = next((s for s in range(2, n // 2 + 1) if n % s == 0), None)
+    while not several and step and all(isinstance(shapes, str) for shapes in tried.values()):  # a multiple of heads
+        tried |= {left: part.built(knob.values(left)) for left in (n - step, step)}
+        if not any(isinstance(tried[left], str) for left in (n - step, step)):
+            counts = tuple(range(step, n + 1, step))
+        step = next((s for s in range(step + 1, n // 2 + 1) if n % s == 0), None)
     built = {left: shapes for left, shapes in tried.items() if not isinstance(shapes, str)}
     if not built:
         return f"{knob} cannot say that {n - 1} of {n} players stay: {tried.get(n - 1, 'a layer would be empty')}"
     dense = part.built({})
     assert not isinstance(dense, str)
-    moved = {name for shapes in built.values() for name, shape in shapes.items() if dense.get(name) != shape}
-    groups = [g for g in players.groups if any(_touches(part, m.module, moved) for m in g.members)]
+    moved = {
+        (name, axis)
+        for shapes in built.values()
+        for name, shape in shapes.items()
+        for axis in range(len(shape))
+        if len(dense.get(name, ())) != len(shape) or dense[name][axis] != shape[axis]
+    }
+    groups = [g for g in players.groups if any(_touches(part, meta, players, m, moved) for m in g.members)]
     if group not in groups:
         return f"{knob} does not set the width of its layers: the size of each player follows from it"
     other = next((g for g in groups if len(g) != n), None)
@@ -218,16 +234,24 @@ def _try_change(
         why = _difference(_shapes(small.get_submodule(part.name)), built[left])
         if why is not None:
             return f"{knob} counts more than these players: {why}"
-    counts = (*sorted(built), n) if several else None
+    counts = (*sorted(built), n) if several else counts
     each, pinned = tuple(knob.each.values()), tuple(knob.pinned.items())
     return HfField(tuple(knob.each), each, tuple(g.name for g in groups), counts, part.name, pinned)
 
 
-def _touches(part: _Pretrained, layer: str, moved: set[str]) -> bool:
-    """Whether a parameter that changed its shape belongs to a layer."""
-    name = layer.partition("@")[0]
-    inside = name[len(part.name) + 1 :] if part.name else name
-    return any(key == inside or key.startswith(f"{inside}.") for key in moved)
+def _touches(part: _Pretrained, meta: nn.Module, players: Players, member: Member, moved: set[tuple[str, int]]) -> bool:
+    """Whether an axis of a parameter that changed its length is that of a member's channels."""
+    name = member.module.partition("@")[0]
+    inside, layer = name[len(part.name) + 1 :] if part.name else name, players.layers[member.module]
+    for key, axis in moved:
+        own = key[len(inside) + 1 :] if key.startswith(f"{inside}.") else None
+        if key == inside:
+            return axis == layer.axis
+        if own is not None:
+            sides = parameter_sides(meta.get_submodule(name), layer, own)
+            if not sides or sides.get(axis) == member.role:
+                return True
+    return False
 
 
 def _difference(ours: Shapes, built: Shapes | str) -> str | None:

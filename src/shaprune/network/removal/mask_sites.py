@@ -7,15 +7,26 @@ from collections.abc import Sequence
 import torch
 
 from shaprune.network.removal.masks import MaskSite, reader_masks
+from shaprune.network.removal.norms import norm_masks
 from shaprune.network.removal.player_kinds import kind_of_part
 from shaprune.network.removal.recurrent import RecurrentMask
 from shaprune.players.players import Group, Players, check_channels
 
 
+def channel_masks(players: Players, groups: Sequence[Group], device: torch.device) -> list[MaskSite]:
+    """The sites of the game over the players of ``groups``, which are channels.
+
+    Raises:
+        InputError: players that are no channels.
+    """
+    check_channels(groups, "a mask at the inputs of layers")
+    return mask_sites(players, groups, device)
+
+
 def mask_sites(players: Players, groups: Sequence[Group], device: torch.device) -> list[MaskSite]:
     """The sites of the game over the players of ``groups``, in that order."""
     n = sum(len(g) for g in groups)
-    sites: list[MaskSite] = [*reader_masks(players, groups, device)]
+    sites: list[MaskSite] = [*reader_masks(players, groups, device), *norm_masks(players, groups, device)]
     offset = 0
     for group in groups:
         for member in group.members:
@@ -28,13 +39,3 @@ def mask_sites(players: Players, groups: Sequence[Group], device: torch.device) 
             sites.append(site)
         offset += len(group)
     return sites
-
-
-def channel_sites(players: Players, groups: Sequence[Group], device: torch.device) -> list[MaskSite]:
-    """The sites of the game over the players of ``groups``.
-
-    Raises:
-        InputError: players that are no channels.
-    """
-    check_channels(groups, "a mask at the inputs of layers")
-    return mask_sites(players, groups, device)

@@ -24,6 +24,7 @@ from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import Arguments, input_of, is_packed, with_input
 from shaprune.network.model_turns import turn
 from shaprune.players.players import Group, Players, check_channels
+from shaprune.players.roles import Role
 
 
 class UnevenRowsError(GameError):
@@ -121,19 +122,26 @@ def consumer_input_masks(players: Players, groups: Sequence[Group], device: torc
 def reader_masks(players: Players, groups: Sequence[Group], device: torch.device) -> list[ConsumerInputMask]:
     """The input masks of all members that read channels of players, of any kind."""
     n = sum(len(g) for g in groups)
+    return [
+        ConsumerInputMask(name, n, owners.to(device), players.layers[name].kind != "conv")
+        for name, owners in owners_in(players, groups, "in").items()
+    ]
+
+
+def owners_in(players: Players, groups: Sequence[Group], role: Role) -> dict[str, Tensor]:
+    """By layer with members of a role: who owns each of the channels that it reads, see `MaskSite.owners`."""
+    n = sum(len(g) for g in groups)
     owners: dict[str, NDArray[np.int64]] = {}
     offset = 0
     for group in groups:
-        for member in group.consumers:
-            layer = players.layers[member.module]
-            ours = member.owners(layer.n_in, offset, n)
-            theirs = owners.setdefault(member.module, np.full(layer.n_in, n, dtype=np.int64))
-            owners[member.module] = np.where(ours < n, ours, theirs)
+        for member in group.members:
+            if member.role == role:
+                layer = players.layers[member.module]
+                ours = member.owners(layer.n_in, offset, n)
+                theirs = owners.setdefault(member.module, np.full(layer.n_in, n, dtype=np.int64))
+                owners[member.module] = np.where(ours < n, ours, theirs)
         offset += len(group)
-    return [
-        ConsumerInputMask(name, n, torch.from_numpy(columns).to(device), players.layers[name].kind != "conv")
-        for name, columns in owners.items()
-    ]
+    return {name: torch.from_numpy(columns) for name, columns in owners.items()}
 
 
 def each_row(kept: Tensor, rows: int, module: str) -> Tensor:

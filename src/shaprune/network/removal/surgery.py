@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy as shallow
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 import torch_pruning as tp
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
 from shaprune.network.model_turns import turn
+from shaprune.network.removal.norms import hold_norm, keep_entries, slice_norm
 from shaprune.network.removal.player_kinds import KINDS, kind_of_part
 from shaprune.network.removal.recurrent import cut_features, cut_units
+from shaprune.network.shared_weights import shared_parameters
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Group, Players
 from shaprune.players.roles import PARTS, Role
@@ -108,11 +110,15 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
         raise SurgeryError(
             f"layer {name!r} would be left with {left} {what}, and it needs at least {least}; keep more of its players"
         )
+    shared = shared_parameters(model)
     for name, role, channels in removals(players.groups, kept):
         layer = players.layers[name]
         try:
             if layer.kind == "parameter":
                 _cut_parameter(model, name, layer.axis, channels)
+                continue
+            if layer.held:
+                hold_norm(model, name, layer, channels)
                 continue
             module = model.get_submodule(name)
             kind = kind_of_part(PARTS[role])
@@ -125,8 +131,26 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
             raise SurgeryError(f"layer {name!r} could not be cut: {error}; exclude its group") from error
         for key, parameter in module.named_parameters(recurse=False):
             parameter.requires_grad_(not frozen.get(key, False))
+    _tie(model, shared)
     _update_head_counts(model, players, kept)
     return model
+
+
+def _tie(model: nn.Module, shared: Sequence[tuple[nn.Parameter, Sequence[tuple[str, str]]]]) -> None:
+    """Make layers that shared a parameter share it again; all have lost the same of it, or are not called."""
+    for dense, places in shared:
+        held = {name: getattr(model.get_submodule(name), key) for name, key in places}
+        cut = {name: parameter for name, parameter in held.items() if parameter is not dense}
+        if not cut:
+            continue
+        first = next(iter(cut))
+        for name, key in places:
+            module = model.get_submodule(name)
+            if cut.get(name, cut[first]).shape != cut[first].shape:
+                raise SurgeryError(f"{name!r} shares its {key} with {first!r}, which has lost other channels of it")
+            setattr(module, key, cut[first])
+            if name not in cut and isinstance(module, nn.Embedding):
+                module.embedding_dim = cut[first].shape[1]
 
 
 def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.bool_]) -> None:
@@ -177,10 +201,12 @@ def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
     if is_transposed_linear(module):
         return _cut_transposed_out if role == "out" else _cut_transposed_in
-    if isinstance(module, nn.GroupNorm):
+    if layer.kind == "norm" and isinstance(module, nn.GroupNorm):
         return _cut_group_norm
     if isinstance(module, nn.Unflatten):
         return _cut_unflatten
+    if layer.kind == "stream_norm":
+        return partial(slice_norm, width=layer.n_out)
     if layer.kind == "norm":
         return _cut_norm
     if layer.kind == "conv" and layer.by_group:
@@ -196,15 +222,15 @@ def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[
 def _cut_norm(module: Any, channels: Sequence[int]) -> None:
     """Channels of a batch or instance norm leave, with their running statistics."""
     for name in ("weight", "bias", "running_mean", "running_var"):
-        _keep(module, name, 0, channels)
+        keep_entries(module, name, 0, channels)
     module.num_features -= len(channels)
 
 
 def _cut_groups_out(module: Any, channels: Sequence[int]) -> None:
     """Whole groups of a convolution leave; `_cut_groups_in` takes their inputs."""
     if not module.transposed:
-        _keep(module, "weight", 0, channels)
-    _keep(module, "bias", 0, channels)
+        keep_entries(module, "weight", 0, channels)
+    keep_entries(module, "bias", 0, channels)
     left = module.out_channels - len(channels)
     module.groups = module.groups * left // module.out_channels
     module.out_channels = left
@@ -212,7 +238,7 @@ def _cut_groups_out(module: Any, channels: Sequence[int]) -> None:
 
 def _cut_groups_in(module: Any, channels: Sequence[int]) -> None:
     if module.transposed:
-        _keep(module, "weight", 0, channels)
+        keep_entries(module, "weight", 0, channels)
     module.in_channels -= len(channels)
 
 
@@ -225,21 +251,21 @@ def _cut_transposed_depthwise(module: Any, channels: Sequence[int]) -> None:
 def _cut_transposed_conv_out(module: Any, channels: Sequence[int]) -> None:
     """One slot of every group leaves: the weight is (inputs, slots, ...)."""
     slots = module.out_channels // module.groups
-    _keep(module, "weight", 1, sorted({channel % slots for channel in channels}))
-    _keep(module, "bias", 0, channels)
+    keep_entries(module, "weight", 1, sorted({channel % slots for channel in channels}))
+    keep_entries(module, "bias", 0, channels)
     module.out_channels -= len(channels)
 
 
 def _cut_transposed_conv_in(module: Any, channels: Sequence[int]) -> None:
-    _keep(module, "weight", 0, channels)
+    keep_entries(module, "weight", 0, channels)
     module.in_channels -= len(channels)
 
 
 def _cut_group_norm(module: nn.GroupNorm, channels: Sequence[int]) -> None:
     """Whole groups of a group norm leave."""
     size = module.num_channels // module.num_groups
-    _keep(module, "weight", 0, channels)
-    _keep(module, "bias", 0, channels)
+    keep_entries(module, "weight", 0, channels)
+    keep_entries(module, "bias", 0, channels)
     module.num_channels -= len(channels)
     module.num_groups = module.num_channels // size
 
@@ -252,29 +278,16 @@ def _cut_unflatten(module: Any, channels: Sequence[int]) -> None:
 
 
 def _cut_transposed_out(module: Any, channels: Sequence[int]) -> None:
-    _keep(module, "weight", 1, channels)
-    _keep(module, "bias", 0, channels)
+    keep_entries(module, "weight", 1, channels)
+    keep_entries(module, "bias", 0, channels)
     module.nf = module.weight.shape[1]
 
 
 def _cut_transposed_in(module: Any, channels: Sequence[int]) -> None:
-    _keep(module, "weight", 0, channels)
+    keep_entries(module, "weight", 0, channels)
     module.nx = module.weight.shape[0]
 
 
 def _cut_parameter(model: nn.Module, name: str, axis: int, channels: Sequence[int]) -> None:
     owner, _, attribute = name.partition("@")[0].rpartition(".")
-    _keep(model.get_submodule(owner), attribute, axis, channels)
-
-
-def _keep(module: nn.Module, name: str, axis: int, gone: Sequence[int]) -> None:
-    """Drop the entries ``gone`` of a parameter or buffer along an axis; None stays None."""
-    tensor = getattr(module, name)
-    if tensor is None:
-        return
-    left = np.setdiff1d(np.arange(tensor.shape[axis]), np.asarray(gone, dtype=np.int64))
-    rest: Tensor = tensor.detach().index_select(axis, torch.from_numpy(left).to(tensor.device))
-    if isinstance(tensor, nn.Parameter):
-        setattr(module, name, nn.Parameter(rest, requires_grad=tensor.requires_grad))
-    else:
-        setattr(module, name, rest)
+    keep_entries(model.get_submodule(owner), attribute, axis, channels)

@@ -28,8 +28,8 @@ Set = tuple[list[Block], set[Position]]  # blocks that may meet, and the positio
 def spread_of(marking: Marking, unsure: Unsure) -> tuple[set[int], dict[int, set[str]]]:
     """Find sources whose first channel, and whose last, reaches all positions in question of some reader.
 
-    An axis of a parameter must do so in all readers: it is then no channel axis. Of a table that is longer than the
-    example, the first and the last entry that are read are asked.
+    An axis of a parameter must do so in all readers that it reaches: it is then no channel axis. Of a table that is
+    longer than the example, the first and the last entry that are read are asked.
 
     Returns:
         Sources that are mixed there; and, per source, the readers that it passes channel by channel.
@@ -42,7 +42,8 @@ def spread_of(marking: Marking, unsure: Unsure) -> tuple[set[int], dict[int, set
         for i, (channel, run) in _end(marking, {i: unsure[i] for i in unsure if everywhere[i]}, last=last).items():
             ends[i].append(channel)
             left = {r for r in everywhere[i] if (run[r] | ~unsure[i][r]).all()}
-            everywhere[i] = left if marking.sources[i].is_layer or left == set(unsure[i]) else set()
+            none = {r for r in everywhere[i] if not (run[r] & unsure[i][r]).any()}  # of one position alone, say
+            everywhere[i] = left if marking.sources[i].is_layer or left | none == everywhere[i] else set()
     whole = {i: readers for i, readers in everywhere.items() if readers}
     passed = _passed(marking, {i: ends[i] for i in whole if marking.sources[i].alone}, whole)
     return {i for i, readers in whole.items() if readers - passed.get(i, set())}, passed

@@ -22,8 +22,15 @@ from shaprune.errors import InputError
 from shaprune.network.batches import Inputs
 from shaprune.network.discovery.channels.channel_links import Links, links_of
 from shaprune.network.discovery.channels.nan_marking import Lost, Marking, Source
-from shaprune.network.discovery.channels.shared_readers import STAYS, apart
+from shaprune.network.discovery.channels.shared_readers import STAYS, apart, reading
 from shaprune.network.discovery.channels.skip_reasons import functional, not_followed, why_not_grouped
+from shaprune.network.discovery.channels.stream_norms import find_norms
+from shaprune.network.discovery.channels.tied_weights import (
+    tied_channels,
+    tied_otherwise,
+    tied_to_input,
+    with_tied,
+)
 from shaprune.network.discovery.channels.unread_reasons import (
     UNREAD,
     reader_without_a_mask,
@@ -39,10 +46,11 @@ from shaprune.players.players import Member, Skipped
 from shaprune.players.roles import Role
 
 _NOT_RUN = "it does not run on the first of the example inputs, on which channels are followed"
+_MAP_BACK = "; shaprune.builtin.map_back(model, example_inputs) puts a map behind it that a refit fits"
 _TOGETHER = "all its channels can only leave together"
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
-_SIDES: tuple[Role, ...] = ("in", "both")
+_SIDES: tuple[Role, ...] = ("in", "both", "norm")
 
 
 def find_candidates(
@@ -65,6 +73,8 @@ def find_candidates(
         InputError: the bounds are passed.
     """
     ran, odd = measured(copy, inputs)
+    ran |= find_norms(copy, few)
+    ran = with_tied(copy, ran)
     marking, links = _followed(copy, few, ran, max_seconds, max_memory)
     more = more_examples(copy, inputs, few)
     if more is not None and (unread := unread_layers(marking, links)):
@@ -74,7 +84,6 @@ def find_candidates(
     layers = marking.layers | _parameters(copy, marking.sources)
     sets = _coupled(copy, marking.sources, links, layers)
     groups = list(_groups(sets, list(layers)))
-    shared = _shared_parameters(copy)
     to_output = {marking.sources[i].name for i in links.to_output if marking.sources[i].is_layer}
     found: list[Candidate] = []
     skipped: list[Skipped] = []
@@ -82,13 +91,13 @@ def find_candidates(
     read = _input_reaches(marking)
     for sides, parts in groups:
         candidate = _candidate(sides, parts, read)
-        reason = _refusal(copy, sides, parts, layers, shared, to_output)
+        reason = _refusal(copy, sides, parts, layers, to_output) or tied_to_input(copy, sides, read)
         if reason == _TOGETHER:
             sets_apart = apart(marking.sources, links, layers, sides)
             finer = [
                 _candidate(*group, read)
                 for group in _groups(sets_apart, list(layers))
-                if _refusal(copy, *group, layers, shared, to_output) is None
+                if _refusal(copy, *group, layers, to_output) is None
             ]
             found += finer
             if finer:
@@ -187,7 +196,7 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
     for i, channels, reader, positions in links.pairs:
         if not couples[i]:
             continue
-        role = _reading(layers[reader])
+        role = reading(layers[reader])
         for a, b in zip(channels.tolist(), positions.tolist(), strict=True):
             joined.join(_making(sources[i], a), (reader, role, b))
     for i, blocks, reached in links.mixed:
@@ -199,9 +208,9 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
                 joined.join(first, _making(sources[i], channel))
             for reader, position in where:
                 if layers[reader].kind in CHANNEL_KINDS:
-                    joined.join(first, (reader, _reading(layers[reader]), position))
+                    joined.join(first, (reader, reading(layers[reader]), position))
                 else:
-                    shared[reader, "both", position].append(first)
+                    shared[reader, reading(layers[reader]), position].append(first)
     for name, layer in layers.items():
         norm = copy.get_submodule(name) if layer.kind == "norm" else None
         if isinstance(norm, nn.GroupNorm):
@@ -216,6 +225,8 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
             _join_groups(joined, name, layer)
     for source in sources:
         _join_own(joined, copy, source, layers)
+    for a, b in tied_channels(copy, layers):
+        joined.join(a, b)
     for norm_channel, nodes in shared.items():
         if len({joined.find(node) for node in nodes}) == 1:  # a norm that all heads share stays whole
             joined.join(nodes[0], norm_channel)
@@ -257,10 +268,6 @@ def _sides_of(layer: Layer) -> tuple[tuple[Role, int], tuple[Role, int]]:
 
 def _making(source: Source, channel: int) -> _Node:
     return _key(source), "out" if source.is_layer else "both", channel
-
-
-def _reading(layer: Layer) -> Role:
-    return "in" if layer.kind in CONSUMERS else "both"
 
 
 class _UnionFind:
@@ -323,16 +330,16 @@ def _refusal(
     sides: list[_Side],
     parts: list[set[_Node]],
     layers: dict[str, Layer],
-    shared: dict[str, str],
     to_output: set[str],
 ) -> str | None:
     """Why a group cannot be pruned."""
     names = list(dict.fromkeys(name for name, _ in sides))
     if any(name in to_output for name, role in sides if role == "out"):
-        return "it feeds the network's output"
+        return "it feeds the network's output" + (_MAP_BACK if any(role == "norm" for _, role in sides) else "")
     for name, role in sides:
-        if name in shared and role != "both":
-            return f"{name} shares its weight with {shared[name]}"
+        other = tied_otherwise(copy, layers, name, role)
+        if other is not None:
+            return f"{name} shares its weight with {other}"
         if layers[name].kind != "parameter" and is_parametrized(copy.get_submodule(name)):
             return f"{name} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations on it first"
     if len(parts) > 1 and len({name.partition("@")[0] for name in names}) < len(names):
@@ -371,17 +378,3 @@ def _candidate(sides: list[_Side], parts: list[set[_Node]], of_input: set[_Node]
             owned[side].append(tuple(sorted(found)))
     members = [Member(name, role, tuple(channels)) for (name, role), channels in owned.items()]
     return Candidate(sides[0][0], tuple(members), any(part & of_input for part in parts))
-
-
-def _shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Layers that share a parameter with another layer: name -> the other's name."""
-    holders: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)].append(name)
-    return {
-        name: other
-        for names in holders.values()
-        if len(names) > 1
-        for name, other in zip(names, names[::-1], strict=True)
-    }

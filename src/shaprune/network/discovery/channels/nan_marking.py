@@ -98,7 +98,8 @@ class Marking:
         self._silent = {name: np.zeros(layers[name].n_in, dtype=bool) for name in self.readers}  # of experts, say
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
         self.sources = [Source(name, layers[name].n_out) for name in makers]
-        self.sources += [source for source in _outside(copy) if self.inside(source.name) is None]
+        self._norms = [name for name, layer in layers.items() if layer.kind == "stream_norm"]
+        self.sources += [source for source in _outside(copy, self._norms) if self.inside(source.name) is None]
         self._clean = self._record([*makers, *self.whole], max_memory)
         self._index = {name: i for i, name in enumerate(makers)}
         self.passed: frozenset[str] = frozenset()
@@ -241,6 +242,10 @@ class Marking:
                 module = self.model.get_submodule(name)
                 patched.append((module, vars(module).get("forward")))
                 module.forward = self._answer(module, name, marked.get(self._index.get(name, -1)))
+            for name in self._norms:
+                module = self.model.get_submodule(name)
+                patched.append((module, vars(module).get("forward")))
+                module.forward = _pass_each_channel
             for i, channels in marked.items():
                 source = self.sources[i]
                 if source.axis is not None and channels.any():
@@ -285,11 +290,12 @@ class Marking:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 x = input_of(args, kwargs)
                 assert x is not None
-                axis = channel_axis(module, x.ndim)
+                layer = self.layers[name]
+                axis = layer.axis % x.ndim if layer.kind == "stream_norm" else channel_axis(module, x.ndim)
                 others = [d for d in range(x.ndim) if d != axis]
                 sums = x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32)) if others else x  # keeps a NaN
                 found = torch.isnan(sums).cpu().numpy()
-                if len(found) != self.layers[name].n_in:
+                if len(found) != layer.n_in:
                     raise ValueError(f"layer {name!r} is given {len(found)} channels")
                 seen[name] = seen[name] | found if name in seen else found
 
@@ -298,6 +304,13 @@ class Marking:
         readers = self.readers.items()
         with hooked(module.register_forward_pre_hook(hook_of(name), with_kwargs=True) for name, module in readers):
             yield
+
+
+def _pass_each_channel(*args: Any, **kwargs: Any) -> Tensor:
+    """In the place of a norm over a stream, whose mask is its removal: channel k reaches channel k."""
+    x = input_of(args, kwargs)
+    assert x is not None
+    return x.clone()
 
 
 def _plain_attention(
@@ -339,11 +352,13 @@ def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:
     return tensor.clone().index_fill_(axis, which, float("nan"))
 
 
-def _outside(model: nn.Module) -> Iterator[Source]:
+def _outside(model: nn.Module, norms: Collection[str]) -> Iterator[Source]:
     """The axes of floating-point parameters and buffers that no known layer owns."""
     for prefix, module in model.named_modules():
         if is_recurrent(module):
             continue  # its own weights, whether or not it runs
+        if prefix in norms:
+            continue
         own = set() if kind_of(module) is None else {"weight", "bias", "running_mean", "running_var"}
         tensors_here = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in tensors_here:

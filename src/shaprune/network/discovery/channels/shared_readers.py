@@ -57,10 +57,12 @@ def apart(
     found = []
     for part in best:
         own = set[Node]().union(*(inner for positions, inner in parts.items() if positions <= part))
-        found.append(own | {_reading(layers, position) for position in part})
+        found.append(own | {(name, reading(layers[name]), channel) for name, channel in part})
     return found
 
 
-def _reading(layers: dict[str, Layer], position: Position) -> Node:
-    name, channel = position
-    return name, "in" if layers[name].kind in CONSUMERS else "both", channel
+def reading(layer: Layer) -> Role:
+    """The role of a layer that reads channels."""
+    if layer.kind == "stream_norm":
+        return "norm"
+    return "in" if layer.kind in CONSUMERS else "both"

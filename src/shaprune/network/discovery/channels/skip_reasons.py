@@ -37,7 +37,7 @@ def functional(copy: nn.Module, grouped: set[str]) -> list[Skipped]:
     """Matrices and kernels of modules that are no layers, where no axis goes with the channels of a layer."""
     found = []
     for prefix, module in copy.named_modules():
-        if kind_of(module) is not None or isinstance(module, _LISTED):
+        if kind_of(module) is not None or prefix in grouped or isinstance(module, _LISTED):
             continue
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.ndim > 1 and grouped.isdisjoint({name, *(f"{name}@{axis}" for axis in range(parameter.ndim))}):
