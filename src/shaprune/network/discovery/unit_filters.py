@@ -87,8 +87,8 @@ CHANNEL_UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
     "neuron": are_neurons,
     "ffn": are_feed_forward,
     "head": are_heads,
-    "recurrent": are_recurrent,
     "hidden": are_hidden,
+    "recurrent": are_recurrent,
 }
 
 
