@@ -1,4 +1,4 @@
-"""Recurrent networks: the weights of LSTM and GRU layers are no layers that can be cut, what stands around them is."""
+"""Recurrent networks: units of LSTM and GRU layers leave, and so does what stands around them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from architectures.entry import CLASSES, OUTPUT, Entry, seeded, tokens
 
 WORDS, LENGTH = 20, 6
-HIDDEN = "hidden units"
 
 
 class Recurrent(nn.Module):
@@ -29,18 +28,18 @@ class Recurrent(nn.Module):
 ENTRIES = {
     "lstm": Entry(
         family="LSTM",
-        note="hidden units stay, the classifier behind them is pruned",
+        note="hidden units, and the embedding in front",
         make=seeded(lambda: Recurrent(nn.LSTM)),
         inputs=lambda batch: tokens(batch, LENGTH, entries=WORDS),
-        players={"neuron": 12},
-        skips={"embedding": "(LSTM) mixes channels", "rnn": HIDDEN, "fc2": OUTPUT},
+        players={"channel": 18, "neuron": 12},
+        skips={"fc2": OUTPUT},
     ),
     "gru": Entry(
         family="GRU",
-        note="both directions; hidden units stay, the classifier behind them is pruned",
+        note="unit j of both directions, and the embedding in front",
         make=seeded(lambda: Recurrent(nn.GRU)),
         inputs=lambda batch: tokens(batch, LENGTH, entries=WORDS),
-        players={"neuron": 12},
-        skips={"embedding": "(GRU) mixes channels", "rnn": HIDDEN, "fc2": OUTPUT},
+        players={"channel": 18, "neuron": 12},
+        skips={"fc2": OUTPUT},
     ),
 }

@@ -26,6 +26,7 @@ from shaprune.network.batches import main_output
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.game.worths import AnyWorth, apply_row_worth
+from shaprune.network.layers.recurrent import is_recurrent, rows_of_units
 from shaprune.players.players import Group, Member, Players
 
 _FILTERS = [nn.modules.conv._ConvNd, nn.Linear]
@@ -114,6 +115,12 @@ def hessian(calibration: Calibration, players: Players, worth: AnyWorth) -> NDAr
 def _weights(model: nn.Module, players: Players) -> list[nn.Parameter]:
     """The weight of every producing layer, each once."""
     names = dict.fromkeys(member.module for group in players.groups for member in _filters(group))
+    inside = next((name for name in names if is_recurrent(model.get_submodule(name))), None)
+    if inside is not None:
+        raise InputError(
+            f"criterion 'hessian' knows filters of one weight, and {inside} has one per gate; exclude it, or take "
+            "'second_order'"
+        )
     return [cast(nn.Parameter, model.get_submodule(name).weight) for name in names]
 
 
@@ -127,9 +134,25 @@ def _scores(
     """(n,) an importance of every group, from private copies of its layers in double precision."""
     result = np.empty(players.n)
     for group in players.groups:
-        built = _group(lambda name: prepare(copied(model.get_submodule(name)).double()), members(group))
+        built = _group(lambda name: prepare(_as_rows(copied(model.get_submodule(name)).double())), members(group))
         result[group.indices] = _call(importance, built, group)
     return result
+
+
+def _as_rows(layer: nn.Module) -> nn.Module:
+    """A layer, or in the place of one that torch-pruning cannot score a linear one with a row of weights per channel.
+
+    A unit of a recurrent layer has the rows of all its gates in every layer inside.
+    """
+    if isinstance(layer, nn.Embedding):
+        rows = layer.weight.mT
+    elif is_recurrent(layer):
+        rows = rows_of_units(layer)
+    else:
+        return layer
+    linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False, dtype=rows.dtype, device="meta")
+    linear.weight = nn.Parameter(rows.detach().contiguous())
+    return linear
 
 
 def _filters(group: Group) -> tuple[Member, ...]:

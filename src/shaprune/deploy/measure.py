@@ -215,7 +215,7 @@ def count(model: nn.Module, example_inputs: Inputs) -> tuple[int, int]:
     with borrowed(model), torch.no_grad():
         layers = kinds.measure_layers(model, on)
         macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
-        macs += sum(compound_macs(model, on).values())
+        macs += sum(compound_macs(model, on, layers).values())
     return sum(p.numel() for p in model.parameters()), round(macs)
 
 

@@ -23,6 +23,7 @@ Kind = Literal[
     "block",
     "expert",
     "weight",
+    "recurrent",
 ]
 # Kinds whose weights belong to one channel each, and that count no multiply-adds.
 PER_CHANNEL = ("norm", "stream_norm", "prelu", "embedding", "parameter", "unflatten")
@@ -38,11 +39,12 @@ class Layer:
             per channel, ``stream_norm`` one that divides by a statistic over the channels; ``parameter`` a parameter
             or buffer outside such layers; ``unflatten`` a module without weights that knows a width; ``block`` a
             submodule that can be passed by, ``expert`` the list of a mixture's experts, ``weight`` the single weights
-            of a layer, which cost nothing because they stay, as zeros.
+            of a layer, which cost nothing because they stay, as zeros; ``recurrent`` an LSTM, GRU or RNN, whose
+            ``n_out`` counts both directions.
         n_in, n_out: channels (features) in and out; of experts and weights their number, of a block 1.
-        groups: groups of a convolution; 1 elsewhere.
+        groups: groups of a convolution; directions of a recurrent layer; 1 elsewhere.
         kernel: weights per pair of channels (9 for a 3x3 kernel), 1 for a linear layer; weights per channel of a
-            norm, an embedding or a parameter; all parameters of a block, or of one expert.
+            norm, an embedding or a parameter; gates of a recurrent layer; all parameters of a block, or of one expert.
         bias: whether there is a bias of ``n_out`` entries.
         positions: output positions per example at which the weights are used (input positions, where transposed);
             all multiply-adds of a block, or of one expert.
@@ -58,6 +60,8 @@ class Layer:
         buffers: bytes of buffers per output channel (running statistics), of a block, or of one expert.
         activation: bytes of its output per channel and example, over all times it runs; of a block or of one expert all
             outputs of the layers inside.
+        depth: layers inside a recurrent layer, each as wide as the others.
+        cells: hidden units of a recurrent layer whose outputs are projections of them; 0 where they are its outputs.
         tied: whether its weight is that of another layer, which counts it.
         norm, everywhere, eps: what a norm over a stream divides by, see `shaprune.network.layers.norm_forms.NormForm`.
         axes: axes of what it reads.
@@ -82,6 +86,8 @@ class Layer:
     itemsize: int = 4
     buffers: float = 0
     activation: float = 0
+    depth: int = 1
+    cells: int = 0
     tied: bool = False
     norm: str = ""
     everywhere: bool = False
@@ -101,6 +107,9 @@ class Layer:
             return n_out if self.bias else 0
         if self.kind in PER_CHANNEL or self.kind in WHOLE:
             return self.kernel * n_out + (n_out if self.bias else 0)
+        if self.kind == "recurrent":
+            biases = 2 * self.depth * self.groups * self.kernel * self._cells(n_out)
+            return self._matrices(n_in, n_out) + (biases if self.bias else 0)
         return self.kernel * self._fan_in(n_in) * n_out + (n_out if self.bias else 0)
 
     def macs(self, n_in: int, n_out: int) -> float:
@@ -109,6 +118,8 @@ class Layer:
             return 0.0
         if self.kind in WHOLE:
             return self.positions * n_out
+        if self.kind == "recurrent":
+            return self.positions * self._matrices(n_in, n_out)
         return self.positions * self.kernel * self._fan_in(n_in) * n_out
 
     @property
@@ -122,6 +133,15 @@ class Layer:
 
     def _fan_in(self, n_in: int) -> int:
         return (self.n_in if self.by_group else n_in) // self.groups
+
+    def _cells(self, n_out: int) -> int:
+        return self.cells or n_out // self.groups
+
+    def _matrices(self, n_in: int, n_out: int) -> int:
+        """Entries of the weight matrices of a recurrent layer."""
+        units, read = n_out // self.groups, n_in + (self.depth - 1) * n_out
+        each = self.kernel * self._cells(n_out) * (read + self.depth * units) + self.depth * self.cells * units
+        return self.groups * each
 
     def bytes(self, n_in: int, n_out: int) -> float:
         """Bytes of parameters and buffers when ``n_in`` and ``n_out`` channels are left."""

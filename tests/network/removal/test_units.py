@@ -357,7 +357,7 @@ def test_scoring_backwards_refuses_players_that_are_no_channels() -> None:
     ("unit", "words"),
     [
         ("blocks", "unknown unit 'blocks'; did you mean 'block'"),
-        (["channel", "block"], "'block' goes with no other unit, only channel, neuron, ffn, head, hidden go together"),
+        (["channel", "block"], "'block' goes with no other unit, only channel, neuron, .*, recurrent go together"),
         (["weight", "expert"], "'weight' goes with no other unit"),
         ([], "unit is empty"),
         ({}, "unit is an empty mapping"),

@@ -58,7 +58,8 @@ def find_players(
     - coupled channels, one name or several: ``"channel"``, the smallest sets of channels that can leave, of whatever
       layer (channels, neurons, heads); or only some of these: ``"neuron"`` of linear layers, ``"ffn"``: hidden neurons
       of feed-forward blocks, ``"head"``: attention heads (grouped queries with their keys), ``"hidden"``: channels of
-      a residual stream, through its norms (LayerNorm, RMSNorm and others by a statistic over channels, of any class);
+      a residual stream, through its norms (LayerNorm, RMSNorm and others by a statistic over channels, of any class),
+      ``"recurrent"``: units of LSTM, GRU and RNN layers (one of every layer and direction inside);
     - ``"block"``: parts of an `nn.Sequential` or `nn.ModuleList` whose output has the shape of their input (residual
       blocks, transformer layers), the outermost first; a removed one is passed by. All make one group, ``"blocks"``;
     - ``"expert"``: the experts in an `nn.ModuleList` or `nn.ModuleDict` beside an `nn.Linear` router (or a module
@@ -170,7 +171,7 @@ def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> lis
 
 def _model_cost(copy: nn.Module, inputs: Inputs, layers: dict[str, Layer]) -> Totals:
     macs = sum(layer.macs(layer.n_in, layer.n_out) for layer in layers.values())
-    macs += sum(compound_macs(copy, inputs).values())
+    macs += sum(compound_macs(copy, inputs, layers).values())
     outputs = sum(layer.activations(layer.n_in, layer.n_out) for layer in layers.values())
     return sum(p.numel() for p in copy.parameters()), macs, stored_bytes(copy), outputs
 

@@ -77,12 +77,18 @@ def _are_linear(members: Sequence[Member], layers: Layers) -> bool:
     return bool(made) and (alone or are_gated(members, layers))
 
 
+def are_recurrent(members: Sequence[Member], layers: Layers) -> bool:
+    """Units of recurrent layers."""
+    return any(layers[m.module].kind == "recurrent" for m in _makers(members))
+
+
 CHANNEL_UNITS: dict[str, Callable[[Sequence[Member], Layers], bool]] = {
     "channel": lambda members, layers: True,  # the smallest sets of channels that can leave, of whatever layer
     "neuron": are_neurons,
     "ffn": are_feed_forward,
     "head": are_heads,
     "hidden": are_hidden,
+    "recurrent": are_recurrent,
 }
 
 

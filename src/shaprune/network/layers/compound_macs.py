@@ -8,7 +8,7 @@ attention do not. A subclass with a ``forward`` of its own is not counted here: 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -24,15 +24,18 @@ _COMPOUNDS = (*_RECURRENT, *_CELLS, nn.MultiheadAttention)
 _OURS = tuple(kind.forward for kind in _COMPOUNDS)
 
 
-def compound_macs(model: nn.Module, inputs: Inputs) -> dict[str, float]:
+def compound_macs(model: nn.Module, inputs: Inputs, counted: Collection[str] = ()) -> dict[str, float]:
     """Return {name: multiply-adds per example} of every recurrent layer and torch attention that runs on ``inputs``.
 
     Args:
         model: in eval mode.
         inputs: batch first; they are not changed.
+        counted: layers that are left out.
     """
     names: dict[nn.Module, str] = {
-        m: n for n, m in model.named_modules() if isinstance(m, _COMPOUNDS) and type(m).forward in _OURS
+        m: n
+        for n, m in model.named_modules()
+        if isinstance(m, _COMPOUNDS) and type(m).forward in _OURS and n not in counted
     }
     if not names:
         return {}
@@ -40,8 +43,8 @@ def compound_macs(model: nn.Module, inputs: Inputs) -> dict[str, float]:
     rows = length(inputs)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        counted = _attention if isinstance(module, nn.MultiheadAttention) else _recurrent
-        found[names[module]] += counted(module, args, kwargs) / rows
+        macs = _attention if isinstance(module, nn.MultiheadAttention) else _recurrent
+        found[names[module]] += macs(module, args, kwargs) / rows
 
     with hooked(module.register_forward_hook(hook, with_kwargs=True) for module in names), torch.no_grad():
         run(model, inputs)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from shaprune.network.batches import Inputs, length, run
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
+from shaprune.network.layers.recurrent import directions_of, gates_of, is_recurrent, parts_of, states_of, units_of
 from shaprune.network.state_dicts import distinct, tensors_of
 from shaprune.players.layer_costs import Kind, Layer
 from shaprune.players.roles import Role
@@ -21,7 +22,7 @@ from shaprune.players.roles import Role
 _CONV = nn.modules.conv._ConvNd
 _BATCH = nn.modules.batchnorm._BatchNorm
 _INSTANCE = nn.modules.instancenorm._InstanceNorm
-PRODUCERS: tuple[Kind, ...] = ("conv", "linear", "embedding")  # they make channels of their own
+PRODUCERS: tuple[Kind, ...] = ("conv", "linear", "embedding", "recurrent")  # they make channels of their own
 _STORED = {  # what safetensors calls types, in the order in which it writes them
     torch.int64: "I64",
     torch.float64: "F64",
@@ -35,7 +36,7 @@ _STORED = {  # what safetensors calls types, in the order in which it writes the
     torch.bool: "BOOL",
 }
 CHANNEL_KINDS: tuple[Kind, ...] = (*PRODUCERS, "depthwise")  # all their channels are accounted for: players, or skipped
-CONSUMERS: tuple[Kind, ...] = ("conv", "linear")  # at their inputs stand the masks
+CONSUMERS: tuple[Kind, ...] = ("conv", "linear", "recurrent")  # at their inputs stand the masks
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -51,6 +52,8 @@ def kind_of(module: nn.Module) -> Kind | None:
         return "norm"
     if isinstance(module, nn.PReLU):
         return "prelu" if module.num_parameters > 1 else None  # one for all channels is no channel's
+    if is_recurrent(module):
+        return "recurrent"
     if isinstance(module, nn.Unflatten):
         return "unflatten" if widths_of(module) is not None else None
     return "embedding" if isinstance(module, nn.Embedding) else None
@@ -67,8 +70,8 @@ def channel_axis(module: nn.Module, ndim: int) -> int:
         return ndim - len(module.kernel_size) - 1
     if isinstance(module, nn.Unflatten):
         return int(module.dim) % ndim
-    last = isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)) or is_transposed_linear(module)
-    return ndim - 1 if last else 1
+    last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNBase, nn.RNNCellBase)
+    return ndim - 1 if isinstance(module, last) or is_transposed_linear(module) else 1
 
 
 def parameter_sides(module: nn.Module, layer: Layer, key: str) -> dict[int, Role]:
@@ -93,6 +96,8 @@ def widths_of(module: nn.Module) -> tuple[int, int] | None:
         return int(n_in), int(n_out)
     if isinstance(module, _CONV):
         return module.in_channels, module.out_channels
+    if is_recurrent(module):
+        return module.input_size, units_of(module) * directions_of(module)
     if isinstance(module, nn.Unflatten):
         size = module.unflattened_size
         known = all(isinstance(n, int) and n > 0 for n in size)
@@ -123,6 +128,10 @@ def _layer_of(module: nn.Module, positions: float) -> Layer:
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, _CONV):
         return Layer(kind, n_in, n_out, module.groups, prod(module.kernel_size), bias, positions)
+    if is_recurrent(module):
+        both, cells = directions_of(module), module.hidden_size
+        inside = Layer(kind, n_in, n_out, both, gates_of(module), module.bias, positions)
+        return replace(inside, depth=len(parts_of(module)) // both, cells=cells if cells != units_of(module) else 0)
     if kind == "linear":
         return Layer(kind, n_in, n_out, 1, 1, bias, positions)
     if kind == "embedding":
@@ -154,6 +163,7 @@ def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[s
         widths = widths_of(module)
         assert widths is not None
         x = input_of(args, kwargs)
+        output = states_of(module, output) if is_recurrent(module) else output
         why = _odd(module, "takes", x, widths[0]) or _odd(module, "gives", output, widths[1])
         if why is not None:
             odd.setdefault(names[module], why)

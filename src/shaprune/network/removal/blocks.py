@@ -151,7 +151,7 @@ def find_blocks(
         paths.setdefault(module, []).append(name)
     parts = list(_parts(copy))
     calls = _observe_calls(copy, inputs, parts)
-    compounds = compound_macs(copy, inputs)
+    compounds = compound_macs(copy, inputs, layers)
     found: list[Candidate] = []
     skipped: list[Skipped] = []
     blocks: dict[str, Layer] = {}

@@ -9,6 +9,7 @@ import torch
 from shaprune.network.removal.masks import MaskSite, reader_masks
 from shaprune.network.removal.norms import norm_masks
 from shaprune.network.removal.player_kinds import kind_of_part
+from shaprune.network.removal.recurrent import RecurrentMask
 from shaprune.players.players import Group, Players, check_channels
 
 
@@ -29,9 +30,12 @@ def mask_sites(players: Players, groups: Sequence[Group], device: torch.device) 
     offset = 0
     for group in groups:
         for member in group.members:
-            kind = kind_of_part(member.part)
-            if kind is not None:
-                owners = torch.from_numpy(member.owners(players.layers[member.module].n_out, offset, n)).to(device)
-                sites.append(kind.site(member, group, n, owners))
+            kind, layer = kind_of_part(member.part), players.layers[member.module]
+            inside = layer.kind == "recurrent" and member.role == "out"
+            if kind is None and not inside:
+                continue
+            owners = torch.from_numpy(member.owners(layer.n_out, offset, n)).to(device)
+            site = RecurrentMask(member.module, n, owners) if kind is None else kind.site(member, group, n, owners)
+            sites.append(site)
         offset += len(group)
     return sites

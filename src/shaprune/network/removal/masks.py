@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shaprune.errors import GameError
 from shaprune.network.hooks import hooked
-from shaprune.network.layers.layer_inputs import Arguments, input_of, with_input
+from shaprune.network.layers.layer_inputs import Arguments, input_of, is_packed, with_input
 from shaprune.network.model_turns import turn
 from shaprune.players.players import Group, Players, check_channels
 from shaprune.players.roles import Role
@@ -86,6 +86,8 @@ class ConsumerInputMask(MaskSite):
             x = input_of(args, kwargs)
             if x is None:
                 raise GameError(f"layer {self.module} is given no tensor, so that no mask can stand there; exclude it")
+            if len(mask) > 1 and is_packed(args, kwargs):
+                raise UnevenRowsError(f"{self.module} is given a packed sequence, whose rows are no examples")
             return with_input(args, kwargs, self.apply(x, mask))
 
         return [model.get_submodule(self.module).register_forward_pre_hook(hook, with_kwargs=True)]
@@ -121,7 +123,7 @@ def reader_masks(players: Players, groups: Sequence[Group], device: torch.device
     """The input masks of all members that read channels of players, of any kind."""
     n = sum(len(g) for g in groups)
     return [
-        ConsumerInputMask(name, n, owners.to(device), players.layers[name].kind == "linear")
+        ConsumerInputMask(name, n, owners.to(device), players.layers[name].kind != "conv")
         for name, owners in owners_in(players, groups, "in").items()
     ]
 

@@ -24,6 +24,7 @@ from shaprune.network.layers.kinds import is_transposed_linear, widths_of
 from shaprune.network.model_turns import turn
 from shaprune.network.removal.norms import hold_norm, keep_entries, slice_norm
 from shaprune.network.removal.player_kinds import KINDS, kind_of_part
+from shaprune.network.removal.recurrent import cut_features, cut_units
 from shaprune.network.shared_weights import shared_parameters
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Group, Players
@@ -37,6 +38,8 @@ _CUTTERS = {
     ("linear", "in"): tp.prune_linear_in_channels,
     ("prelu", "both"): tp.prune_prelu_out_channels,
     ("embedding", "out"): tp.prune_embedding_out_channels,
+    ("recurrent", "out"): cut_units,
+    ("recurrent", "in"): cut_features,
 }
 # What modules that reshape into heads call their numbers: all are divided as the heads are.
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "num_key_value_heads", "num_kv_heads")

@@ -217,6 +217,10 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
             size = norm.num_channels // norm.num_groups
             for channel in range(layer.n_in):
                 joined.join((name, "both", channel - channel % size), (name, "both", channel))
+        if layer.kind == "recurrent":  # unit j of both directions
+            units = layer.n_out // layer.groups
+            for channel in range(units, layer.n_out):
+                joined.join((name, "out", channel % units), (name, "out", channel))
         if layer.kind == "conv" and layer.groups > 1:
             _join_groups(joined, name, layer)
     for source in sources:

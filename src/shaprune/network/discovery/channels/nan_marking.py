@@ -27,6 +27,7 @@ from shaprune.network.error_location import container_of, error_location
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of
 from shaprune.network.layers.layer_inputs import input_of
+from shaprune.network.layers.recurrent import is_recurrent, mark, marked_states
 from shaprune.network.layers.replaced_calls import replace_forwards
 from shaprune.players.layer_costs import Layer
 
@@ -272,6 +273,9 @@ class Marking:
             output: Any = next(outputs, None) if run is None else run(*args, **kwargs)
             if name in self.whole:
                 return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
+            if is_recurrent(module):
+                which = marked_states(module, args, kwargs)
+                return mark(module, output, which if channels is None else which | torch.from_numpy(channels))
             if x is not None and (output is None or (x.ndim == output.ndim > 1 and len(x) != len(output))):
                 output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
             if channels is None or not channels.any():
@@ -351,6 +355,8 @@ def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:
 def _outside(model: nn.Module, norms: Collection[str]) -> Iterator[Source]:
     """The axes of floating-point parameters and buffers that no known layer owns."""
     for prefix, module in model.named_modules():
+        if is_recurrent(module):
+            continue  # its own weights, whether or not it runs
         if prefix in norms:
             continue
         own = set() if kind_of(module) is None else {"weight", "bias", "running_mean", "running_var"}

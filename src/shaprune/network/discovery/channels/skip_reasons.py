@@ -62,9 +62,11 @@ def not_followed(
     for name, module in copy.named_modules():
         if name in layers:
             continue
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase) and kind_of(module) is None:
             units = module.hidden_size * module.num_layers * (1 + module.bidirectional)
-            found.append(Skipped(name, units, f"the hidden units of nn.{type(module).__name__} cannot be cut"))
+            found.append(
+                Skipped(name, units, f"{type(module).__name__} is a recurrent layer with a forward of its own")
+            )
         widths = widths_of(module) if kind_of(module) in CHANNEL_KINDS else None
         if widths is not None:
             parent = copy.get_submodule(name.rpartition(".")[0])
