@@ -1,6 +1,7 @@
 """Documents that were changed anywhere: an error of ours, or what they say now; nothing else."""
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,10 +17,13 @@ from testkit.networks import NETWORKS, labelled
 
 import shaprune as sp
 from shaprune.deploy.save import MANIFEST
-from shaprune.errors import ShapruneError
+from shaprune.errors import InputError, ShapruneError
 from shaprune.planning.plan import Plan
 from shaprune.planning.scores import Scores
 from shaprune.planning.sensitivity_curves import Sensitivity
+from shaprune.players import player_documents
+from shaprune.players.layer_costs import Layer
+from shaprune.players.player_documents import check_players
 from shaprune.storage.atomic_files import read_json
 
 MAKE, EXAMPLE = NETWORKS["mlp"]
@@ -143,6 +147,26 @@ def test_a_changed_manifest_is_an_error_of_ours_or_gives_the_network(made: dict[
         fuzz()
     finally:
         path.write_text(json.dumps(good))
+
+
+def test_every_field_of_a_layer_is_checked_and_may_be_missing_where_it_has_a_default() -> None:
+    """A field that the document does not name would be taken as it stands."""
+    fields = {field.name: field.default for field in dataclasses.fields(Layer)}
+    checked = player_documents._Layer.model_fields
+    required = {name for name, default in fields.items() if default is dataclasses.MISSING}
+    assert set(checked) == set(fields)
+    assert {name for name, field in checked.items() if field.is_required()} == required
+    assert all(checked[name].default == fields[name] for name in fields if name not in required)
+
+
+@pytest.mark.parametrize(("key", "value"), [("depth", "two"), ("cells", -1), ("eps", float("nan")), ("held", [1.0])])
+def test_a_layer_that_was_changed_is_refused(key: str, value: object) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)).eval()
+    document = sp.find_players(model, torch.randn(4, 3)).to_json()
+    check_players(document)
+    document["layers"]["1"][key] = value
+    with pytest.raises(InputError, match="not players written by shaprune"):
+        check_players(document)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "\xff", "", "nul", '{"a": 1}x'])

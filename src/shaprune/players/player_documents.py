@@ -10,7 +10,7 @@ from pydantic import Field
 from shaprune.errors import InputError
 from shaprune.players.layer_costs import Kind
 from shaprune.players.roles import PARTS, Role
-from shaprune.storage.typed_json import Count, Document, Positive, Size, typed
+from shaprune.storage.typed_json import Count, Document, Number, Positive, Size, typed
 
 WHAT = "these are not players written by shaprune"
 LISTED = Field(strict=False)  # JSON has lists where we have tuples
@@ -46,12 +46,14 @@ class _Layer(Document):
     itemsize: Count = 4
     buffers: Size = 0
     activation: Size = 0
+    depth: Positive = 1
+    cells: Count = 0
     tied: bool = False
     norm: str = ""
     everywhere: bool = False
-    eps: float = 0.0
+    eps: Number = 0.0
     axes: Count = 0
-    held: Sequence[float] = ()
+    held: Sequence[Number] = ()
     narrow: bool = False
 
 
@@ -121,6 +123,8 @@ def check_config(data: Any, groups: list[str]) -> None:
 def _check_member(member: _Member, group: str, layer: _Layer | None) -> None:
     if layer is None:
         raise InputError(f"{WHAT}: layer {member.module!r} of group {group!r} is missing")
+    if len(layer.held) not in (0, layer.n_out):
+        raise InputError(f"{WHAT}: what layer {member.module!r} holds does not fit its channels")
     part = PARTS[member.role]
     width = layer.n_in if part.takes_in and not part.takes_out else max(layer.n_in, layer.n_out)
     top = max((max(channels) for channels in member.channels if channels), default=-1)
