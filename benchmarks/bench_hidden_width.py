@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_minilm import JUDGED, REFITTED, REMOVED, SCORED, TOKENS, Embedder, folder, sentences, survival
+from bench_minilm import JUDGED, REFITTED, REMOVED, SCORED, Embedder, loaded, survival
 from common import write
 from torch import Tensor, nn
 
@@ -36,25 +35,14 @@ class MappedBack(Embedder):
         nn.init.zeros_(self.back.bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        there = attention_mask[..., None]
-        return F.normalize(self.back((tokens * there).sum(1) / there.sum(1)), dim=-1)
+        mean = self.summed(input_ids, attention_mask) / attention_mask[..., None].sum(1)
+        return F.normalize(self.back(mean), dim=-1)
 
 
 def main() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
     started = time.perf_counter()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder())
-    encoder = transformers.BertModel.from_pretrained(folder(), add_pooling_layer=False, attn_implementation="eager")
+    encoder, part = loaded()
     model = MappedBack(encoder, encoder.config.hidden_size).eval()
-    tokens = tokenizer(sentences(), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-
-    def part(start: int, n: int) -> dict[str, Tensor]:
-        return {key: tokens[key][start : start + n] for key in ("input_ids", "attention_mask")}
-
     scored, refitted, judged = part(0, SCORED), part(0, REFITTED), part(REFITTED, JUDGED)
     with torch.no_grad():
         dense = model(**judged)

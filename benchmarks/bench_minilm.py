@@ -47,8 +47,12 @@ class Embedder(nn.Module):
         self.encoder = encoder
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return F.normalize(self.summed(input_ids, attention_mask), dim=-1)
+
+    def summed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(sentences, width) the sum of the token embeddings; padding does not count."""
         tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return F.normalize((tokens * attention_mask[..., None]).sum(1), dim=-1)
+        return (tokens * attention_mask[..., None]).sum(1)
 
 
 def folder() -> Path:
@@ -70,6 +74,19 @@ def sentences() -> list[str]:
     allowed = re.compile(r"[A-Z][\w ,;:'()\-./\[\]=+<>{}!?%@&#~^$\\]+")
     good = list(dict.fromkeys(s for s in clean if 4 <= len(s.split()) <= 24 and allowed.fullmatch(s)))
     return [good[i] for i in np.random.default_rng(SEED).permutation(len(good))]
+
+
+def loaded() -> tuple[nn.Module, Callable[[int, int], dict[str, Tensor]]]:
+    """The encoder, and the function ``(start, n) -> tokens`` of so many of the sentences."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder())
+    encoder = transformers.BertModel.from_pretrained(folder(), add_pooling_layer=False, attn_implementation="eager")
+    tokens = tokenizer(sentences(), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    keys = "input_ids", "attention_mask"
+    return encoder, lambda start, n: {key: tokens[key][start : start + n] for key in keys}
 
 
 def similarities(embeddings: Tensor) -> np.ndarray:
@@ -109,20 +126,9 @@ def layers_alone(model: nn.Module, data: Any, example: dict[str, Tensor]) -> dic
 
 
 def main() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
     started = time.perf_counter()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder())
-    encoder = transformers.BertModel.from_pretrained(folder(), add_pooling_layer=False, attn_implementation="eager")
+    encoder, part = loaded()
     model = Embedder(encoder).eval()
-    texts = sentences()
-    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-
-    def part(start: int, n: int) -> dict[str, Tensor]:
-        return {key: tokens[key][start : start + n] for key in ("input_ids", "attention_mask")}
-
     scored, refitted, judged = part(0, SCORED), part(0, REFITTED), part(REFITTED, JUDGED)
     example = {key: t[:2] for key, t in judged.items()}
     with torch.no_grad():
@@ -130,7 +136,7 @@ def main() -> None:
     clock = time.perf_counter()
     players = sp.find_players(model, example, unit=("head", "ffn"))
     results: dict[str, Any] = {
-        "sentences": {"all": len(texts), "scored on": SCORED, "refitted on": REFITTED, "judged by": JUDGED},
+        "sentences": {"all": len(sentences()), "scored on": SCORED, "refitted on": REFITTED, "judged by": JUDGED},
         "tokens": TOKENS,
         "players": {"groups": len(players.groups), "all": players.n},
         "seconds to find players": round(time.perf_counter() - clock, 1),

@@ -12,6 +12,8 @@ from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.borrow import copied
 from shaprune.network.dispatch_mode import DispatchMode
 
+SharedParameters = list[tuple[nn.Parameter, list[tuple[str, str]]]]  # modules, and what it is called there
+
 
 class _Writes(Exception):
     """A network writes to its own parameters."""
@@ -75,7 +77,7 @@ def _alias(parameter: nn.Parameter) -> nn.Parameter:
     return other
 
 
-def shared_parameters(model: nn.Module) -> list[tuple[nn.Parameter, list[tuple[str, str]]]]:
+def shared_parameters(model: nn.Module) -> SharedParameters:
     """Parameters that stand in several modules: each with the modules' names and what it is called there."""
     holders: dict[nn.Parameter, list[tuple[str, str]]] = defaultdict(list)
     for name, module in model.named_modules():

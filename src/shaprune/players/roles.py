@@ -44,12 +44,5 @@ PARTS: dict[Role, Part] = {
     "weight": Part(takes_in=False, takes_out=False, unit="weight", plural="single weights", stays_zero=True),
 }
 NORMS = ("slice", "compensated")  # what norms over a stream do without channels that left
-CHANNEL_UNITS = (
-    "channel",
-    "neuron",
-    "ffn",
-    "head",
-    "hidden",
-    "recurrent",
-)  # units of coupled channels, which go together
+CHANNEL_UNITS = ("channel", "neuron", "ffn", "head", "hidden", "recurrent")  # units of coupled channels: go together
 SPECIAL_UNITS = tuple(part.unit for part in PARTS.values() if part.unit)  # units that go with no other

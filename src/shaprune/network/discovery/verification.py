@@ -188,9 +188,9 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
 def _precision(model: nn.Module, players: Players) -> tuple[torch.dtype, float]:
     """In which type a model is compared, and how close: doubles; float32 for a large model of 16 bits.
 
+    The copy then takes at most twice the model's memory; what float32 cannot resolve is far below what 16 bits can.
     Where a norm over channels of players computes in float32, or is put together from measured weights, two ways to
     the same statistic differ by its rounding.
-    The copy then takes at most twice the model's memory; what float32 cannot resolve is far below what 16 bits can.
     """
     held = [p for p in model.parameters() if p.is_floating_point()]
     narrow = sum(p.numel() for p in held if p.element_size() < 4)

@@ -17,11 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from shaprune.network.batches import Inputs, length, run
 from shaprune.network.hooks import hooked
-
-_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
-_CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
-_COMPOUNDS = (*_RECURRENT, *_CELLS, nn.MultiheadAttention)
-_OURS = tuple(kind.forward for kind in _COMPOUNDS)
+from shaprune.network.layers.recurrent import given_to, is_recurrent
 
 
 def compound_macs(model: nn.Module, inputs: Inputs, counted: Collection[str] = ()) -> dict[str, float]:
@@ -33,9 +29,7 @@ def compound_macs(model: nn.Module, inputs: Inputs, counted: Collection[str] = (
         counted: layers that are left out.
     """
     names: dict[nn.Module, str] = {
-        m: n
-        for n, m in model.named_modules()
-        if isinstance(m, _COMPOUNDS) and type(m).forward in _OURS and n not in counted
+        m: n for n, m in model.named_modules() if (is_recurrent(m) or _is_attention(m)) and n not in counted
     }
     if not names:
         return {}
@@ -51,9 +45,13 @@ def compound_macs(model: nn.Module, inputs: Inputs, counted: Collection[str] = (
     return dict(found)
 
 
-def _recurrent(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+def _is_attention(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+
+
+def _recurrent(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """Every step of every sequence meets each weight matrix once: gates, directions, layers and projections."""
-    given = args[0] if args else kwargs["input"]
+    given, _ = given_to(args, kwargs)
     steps = given.data if isinstance(given, PackedSequence) else given
     weights = sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
     return float(steps.numel() / module.input_size * weights)

@@ -130,8 +130,8 @@ def _layer_of(module: nn.Module, positions: float) -> Layer:
         return Layer(kind, n_in, n_out, module.groups, prod(module.kernel_size), bias, positions)
     if is_recurrent(module):
         both, cells = directions_of(module), module.hidden_size
-        inside = Layer(kind, n_in, n_out, both, gates_of(module), module.bias, positions)
-        return replace(inside, depth=len(parts_of(module)) // both, cells=cells if cells != units_of(module) else 0)
+        depth, cells = len(parts_of(module)) // both, cells if cells != units_of(module) else 0
+        return Layer(kind, n_in, n_out, both, gates_of(module), module.bias, positions, depth=depth, cells=cells)
     if kind == "linear":
         return Layer(kind, n_in, n_out, 1, 1, bias, positions)
     if kind == "embedding":

@@ -12,14 +12,17 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional, by keyword
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The first tensor that a layer is given, the data of a packed sequence among them; None where it is given none."""
-    given = next((value for value in (*args, *kwargs.values()) if isinstance(value, (Tensor, PackedSequence))), None)
+    given = _first(args, kwargs)
     return given.data if isinstance(given, PackedSequence) else given
 
 
 def is_packed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the first tensor that a layer is given is a packed sequence, whose rows are no examples."""
-    given = next((value for value in (*args, *kwargs.values()) if isinstance(value, (Tensor, PackedSequence))), None)
-    return isinstance(given, PackedSequence)
+    return isinstance(_first(args, kwargs), PackedSequence)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | PackedSequence | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, (Tensor, PackedSequence))), None)
 
 
 def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Arguments:

@@ -50,6 +50,12 @@ def parts_of(module: Recurrent) -> list[tuple[int, int, str]]:
     return [(layer, direction, f"_l{layer}{'_reverse' if direction else ''}") for layer, direction in each]
 
 
+def given_to(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The sequence, and the initial states or None, that a layer or cell is given, by position or by keyword."""
+    given = {**dict(zip(("input", "hx"), args, strict=False)), **kwargs}
+    return given["input"], given.get("hx")
+
+
 def states_of(module: Recurrent, output: Any) -> Tensor:
     """The outputs (..., directions x units) in what a layer or cell returns."""
     first = output[0] if isinstance(output, tuple) else output
@@ -174,7 +180,7 @@ def marked_states(module: Recurrent, args: tuple[Any, ...], kwargs: Mapping[str,
     units, both = units_of(module), directions_of(module)
     found = torch.zeros(both, units, dtype=torch.bool)
     layers = len(parts_of(module)) // both
-    state = kwargs.get("hx", args[1] if len(args) > 1 else None)
+    _, state = given_to(args, kwargs)
     for given in state if isinstance(state, (tuple, list)) else (state,):
         if given is None:
             continue

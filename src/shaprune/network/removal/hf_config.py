@@ -199,12 +199,13 @@ def _try_change(
     several = _least(group) > 1  # classes often accept only some numbers of heads
     counts: tuple[int, ...] | None = None
     tried = {left: part.built(knob.values(left)) for left in (range(n - 1, 0, -1) if several else {n - 1, 1})}
-    step = next((s for s in range(2, n // 2 + 1) if n % s == 0), None)
-    while not several and step and all(isinstance(shapes, str) for shapes in tried.values()):  # a multiple of heads
-        tried |= {left: part.built(knob.values(left)) for left in (n - step, step)}
-        if not any(isinstance(tried[left], str) for left in (n - step, step)):
+    for step in [] if several else [s for s in range(2, n // 2 + 1) if n % s == 0]:  # a multiple of heads
+        if not all(isinstance(shapes, str) for shapes in tried.values()):
+            break
+        ends = {left: part.built(knob.values(left)) for left in (n - step, step)}
+        if not any(isinstance(shapes, str) for shapes in ends.values()):
             counts = tuple(range(step, n + 1, step))
-        step = next((s for s in range(step + 1, n // 2 + 1) if n % s == 0), None)
+        tried |= ends
     built = {left: shapes for left, shapes in tried.items() if not isinstance(shapes, str)}
     if not built:
         return f"{knob} cannot say that {n - 1} of {n} players stay: {tried.get(n - 1, 'a layer would be empty')}"

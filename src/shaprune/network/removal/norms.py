@@ -23,6 +23,7 @@ from shaprune.network.layers.norm_forms import (
     NormForm,
     measure_norm,
 )
+from shaprune.network.removal.entries import keep_entries
 from shaprune.network.removal.masks import MaskSite, each_row, owners_in
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Group, Players
@@ -157,16 +158,3 @@ def slice_norm(module: nn.Module, gone: Sequence[int], width: int) -> None:
             setattr(module, key, left)
         elif type(value) in (tuple, list, torch.Size) and any(type(n) is int and n == width for n in value):
             setattr(module, key, type(value)([left if type(n) is int and n == width else n for n in value]))
-
-
-def keep_entries(module: nn.Module, name: str, axis: int, gone: Sequence[int]) -> None:
-    """Drop the entries ``gone`` of a parameter or buffer along an axis; None stays None."""
-    tensor = getattr(module, name)
-    if tensor is None:
-        return
-    left = np.setdiff1d(np.arange(tensor.shape[axis]), np.asarray(gone, dtype=np.int64))
-    rest: Tensor = tensor.detach().index_select(axis, torch.from_numpy(left).to(tensor.device))
-    if isinstance(tensor, nn.Parameter):
-        setattr(module, name, nn.Parameter(rest, requires_grad=tensor.requires_grad))
-    else:
-        setattr(module, name, rest)

@@ -9,13 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from shaprune.network.layers.recurrent import directions_of, gates_of, parts_of, run_in_steps, run_masked, units_of
+from shaprune.network.layers.recurrent import (
+    directions_of,
+    gates_of,
+    given_to,
+    parts_of,
+    run_in_steps,
+    run_masked,
+    units_of,
+)
+from shaprune.network.removal.entries import keep_entries
 from shaprune.network.removal.masks import MaskSite, UnevenRowsError, each_row
 
 
@@ -25,7 +32,7 @@ class RecurrentMask(MaskSite):
 
     def attach(self, model: nn.Module, mask: Tensor) -> list[RemovableHandle]:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x, state = _given(args, kwargs)
+            x, state = given_to(args, kwargs)
             if state is None:
                 return args, kwargs
             h = state[0] if isinstance(state, tuple) else state
@@ -37,7 +44,7 @@ class RecurrentMask(MaskSite):
             kept = self.columns(mask)[:, : units_of(module)]  # the same in both directions
             if len(kept) == 1:
                 return run_masked(module, args, kwargs, kept[0])
-            x, state = _given(args, kwargs)
+            x, state = given_to(args, kwargs)
             if isinstance(x, PackedSequence) or x.ndim != 3:
                 raise UnevenRowsError(f"{self.module} is given sequences that are not one row per example")
             rows = each_row(kept.to(x.dtype), x.shape[0 if module.batch_first else 1], self.module)
@@ -49,49 +56,40 @@ class RecurrentMask(MaskSite):
         return [layer.register_forward_hook(behind, with_kwargs=True)]
 
 
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The sequence and the initial states that a layer is given, by position or by keyword."""
-    given = {**dict(zip(("input", "hx"), args, strict=False)), **kwargs}
-    return given["input"], given.get("hx")
-
-
 def cut_units(module: Any, channels: Sequence[int]) -> None:
     """Cut units from every layer and direction of a recurrent layer, given the outputs that leave."""
     units, both = units_of(module), directions_of(module)
     gone = sorted({channel % units for channel in channels})
     if len(channels) != both * len(gone):
         raise ValueError("its directions would be left with different units")
-    left = torch.from_numpy(np.setdiff1d(np.arange(units), gone))
-    stacked = torch.cat([left + gate * units for gate in range(gates_of(module))])
+    projected = bool(getattr(module, "proj_size", 0))
+    made = ["weight_hr"] if projected else ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ())]
+    rows = gone if projected else _repeated(gone, units, gates_of(module))
     for layer, _, end in parts_of(module):
-        if getattr(module, "proj_size", 0):
-            _take(module, f"weight_hr{end}", 0, left)
-        else:
-            for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ())):
-                _take(module, f"{name}{end}", 0, stacked)
-        _take(module, f"weight_hh{end}", 1, left)
+        for name in made:
+            keep_entries(module, f"{name}{end}", 0, rows)
+        keep_entries(module, f"weight_hh{end}", 1, gone)
         if layer:
-            _take(module, f"weight_ih{end}", 1, torch.cat([left + d * units for d in range(both)]))
-    if getattr(module, "proj_size", 0):
-        module.proj_size = len(left)
-    else:
-        module.hidden_size = len(left)
-    if isinstance(module, nn.RNNBase):
-        module.flatten_parameters()
+            keep_entries(module, f"weight_ih{end}", 1, _repeated(gone, units, both))
+    setattr(module, "proj_size" if projected else "hidden_size", units - len(gone))
+    _compact(module)
 
 
 def cut_features(module: Any, channels: Sequence[int]) -> None:
     """Cut inputs from the first layer of a recurrent layer."""
-    left = torch.from_numpy(np.setdiff1d(np.arange(module.input_size), channels))
     for layer, _, end in parts_of(module):
         if not layer:
-            _take(module, f"weight_ih{end}", 1, left)
-    module.input_size = len(left)
+            keep_entries(module, f"weight_ih{end}", 1, channels)
+    module.input_size -= len(channels)
+    _compact(module)
+
+
+def _repeated(units: Sequence[int], width: int, times: int) -> list[int]:
+    """The entries of units in ``times`` parts of this width, side by side."""
+    return [unit + part * width for part in range(times) for unit in units]
+
+
+def _compact(module: nn.Module) -> None:
+    """Put the weights of a layer side by side again, where a GPU reads them so."""
     if isinstance(module, nn.RNNBase):
         module.flatten_parameters()
-
-
-def _take(module: nn.Module, name: str, axis: int, left: Tensor) -> None:
-    old = getattr(module, name)
-    new = old.detach().index_select(axis, left.to(old.device))
-    setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))

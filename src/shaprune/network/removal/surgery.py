@@ -22,10 +22,11 @@ from torch import nn
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
 from shaprune.network.model_turns import turn
-from shaprune.network.removal.norms import hold_norm, keep_entries, slice_norm
+from shaprune.network.removal.entries import keep_entries
+from shaprune.network.removal.norms import hold_norm, slice_norm
 from shaprune.network.removal.player_kinds import KINDS, kind_of_part
 from shaprune.network.removal.recurrent import cut_features, cut_units
-from shaprune.network.shared_weights import shared_parameters
+from shaprune.network.shared_weights import SharedParameters, shared_parameters
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Group, Players
 from shaprune.players.roles import PARTS, Role
@@ -136,7 +137,7 @@ def remove_players(model: nn.Module, players: Players, kept: NDArray[np.bool_]) 
     return model
 
 
-def _tie(model: nn.Module, shared: Sequence[tuple[nn.Parameter, Sequence[tuple[str, str]]]]) -> None:
+def _tie(model: nn.Module, shared: SharedParameters) -> None:
     """Make layers that shared a parameter share it again; all have lost the same of it, or are not called."""
     for dense, places in shared:
         held = {name: getattr(model.get_submodule(name), key) for name, key in places}

@@ -40,6 +40,7 @@ from shaprune.network.discovery.channels.unread_reasons import (
 from shaprune.network.discovery.few_examples import more_examples
 from shaprune.network.layers.kinds import CHANNEL_KINDS, CONSUMERS, measured
 from shaprune.network.layers.used_parameters import modules_used
+from shaprune.network.shared_weights import SharedParameters, shared_parameters
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 from shaprune.players.players import Member, Skipped
@@ -74,7 +75,8 @@ def find_candidates(
     """
     ran, odd = measured(copy, inputs)
     ran |= find_norms(copy, few)
-    ran = with_tied(copy, ran)
+    shared = shared_parameters(copy)
+    ran = with_tied(shared, ran)
     marking, links = _followed(copy, few, ran, max_seconds, max_memory)
     more = more_examples(copy, inputs, few)
     if more is not None and (unread := unread_layers(marking, links)):
@@ -82,7 +84,7 @@ def find_candidates(
         if len(unread_layers(*again)) < len(unread):
             (marking, links), few = again, more
     layers = marking.layers | _parameters(copy, marking.sources)
-    sets = _coupled(copy, marking.sources, links, layers)
+    sets = _coupled(copy, marking.sources, links, layers, shared)
     groups = list(_groups(sets, list(layers)))
     to_output = {marking.sources[i].name for i in links.to_output if marking.sources[i].is_layer}
     found: list[Candidate] = []
@@ -91,13 +93,13 @@ def find_candidates(
     read = _input_reaches(marking)
     for sides, parts in groups:
         candidate = _candidate(sides, parts, read)
-        reason = _refusal(copy, sides, parts, layers, to_output) or tied_to_input(copy, sides, read)
+        reason = _refusal(copy, sides, parts, layers, shared, to_output) or tied_to_input(shared, sides, read)
         if reason == _TOGETHER:
             sets_apart = apart(marking.sources, links, layers, sides)
             finer = [
                 _candidate(*group, read)
                 for group in _groups(sets_apart, list(layers))
-                if _refusal(copy, *group, layers, to_output) is None
+                if _refusal(copy, *group, layers, shared, to_output) is None
             ]
             found += finer
             if finer:
@@ -188,7 +190,9 @@ def _key(source: Source) -> str:
     return source.name if source.axis is None or source.alone else f"{source.name}@{source.axis}"
 
 
-def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[str, Layer]) -> list[set[_Node]]:
+def _coupled(
+    copy: nn.Module, sources: list[Source], links: Links, layers: dict[str, Layer], tied: SharedParameters
+) -> list[set[_Node]]:
     """Sets of channels that can only leave together."""
     joined = _UnionFind()
     shared: dict[_Node, list[_Node]] = defaultdict(list)  # channel of a norm -> who reaches it together with others
@@ -225,7 +229,7 @@ def _coupled(copy: nn.Module, sources: list[Source], links: Links, layers: dict[
             _join_groups(joined, name, layer)
     for source in sources:
         _join_own(joined, copy, source, layers)
-    for a, b in tied_channels(copy, layers):
+    for a, b in tied_channels(copy, tied, layers):
         joined.join(a, b)
     for norm_channel, nodes in shared.items():
         if len({joined.find(node) for node in nodes}) == 1:  # a norm that all heads share stays whole
@@ -330,6 +334,7 @@ def _refusal(
     sides: list[_Side],
     parts: list[set[_Node]],
     layers: dict[str, Layer],
+    shared: SharedParameters,
     to_output: set[str],
 ) -> str | None:
     """Why a group cannot be pruned."""
@@ -337,7 +342,7 @@ def _refusal(
     if any(name in to_output for name, role in sides if role == "out"):
         return "it feeds the network's output" + (_MAP_BACK if any(role == "norm" for _, role in sides) else "")
     for name, role in sides:
-        other = tied_otherwise(copy, layers, name, role)
+        other = tied_otherwise(copy, shared, layers, name, role)
         if other is not None:
             return f"{name} shares its weight with {other}"
         if layers[name].kind != "parameter" and is_parametrized(copy.get_submodule(name)):

@@ -238,14 +238,12 @@ class Marking:
         patched: list[tuple[nn.Module, Any]] = []
         kept: list[tuple[Tensor, Tensor]] = []
         try:
-            for name in self._clean:
+            for name in (*self._clean, *self._norms):
                 module = self.model.get_submodule(name)
                 patched.append((module, vars(module).get("forward")))
-                module.forward = self._answer(module, name, marked.get(self._index.get(name, -1)))
-            for name in self._norms:
-                module = self.model.get_submodule(name)
-                patched.append((module, vars(module).get("forward")))
-                module.forward = _pass_each_channel
+                followed = name in self._clean
+                channels = marked.get(self._index.get(name, -1))
+                module.forward = self._answer(module, name, channels) if followed else _pass_each_channel
             for i, channels in marked.items():
                 source = self.sources[i]
                 if source.axis is not None and channels.any():
@@ -355,9 +353,7 @@ def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:
 def _outside(model: nn.Module, norms: Collection[str]) -> Iterator[Source]:
     """The axes of floating-point parameters and buffers that no known layer owns."""
     for prefix, module in model.named_modules():
-        if is_recurrent(module):
-            continue  # its own weights, whether or not it runs
-        if prefix in norms:
+        if is_recurrent(module) or prefix in norms:  # their own weights; of the former whether or not it runs
             continue
         own = set() if kind_of(module) is None else {"weight", "bias", "running_mean", "running_var"}
         tensors_here = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

@@ -8,16 +8,16 @@ from dataclasses import replace
 from torch import nn
 
 from shaprune.network.layers.kinds import parameter_sides
-from shaprune.network.shared_weights import shared_parameters
+from shaprune.network.shared_weights import SharedParameters
 from shaprune.players.layer_costs import Layer
 from shaprune.players.roles import Role
 
 Node = tuple[str, Role, int]  # a layer, its side, and a channel
 
 
-def with_tied(copy: nn.Module, layers: dict[str, Layer]) -> dict[str, Layer]:
+def with_tied(shared: SharedParameters, layers: dict[str, Layer]) -> dict[str, Layer]:
     """The layers, of which only the first with a shared weight counts it."""
-    held = [{name for name, key in places if key == "weight"} for _, places in shared_parameters(copy)]
+    held = [{name for name, key in places if key == "weight"} for _, places in shared]
     found = dict(layers)
     for names in held:
         for name in [name for name in layers if name in names][1:]:
@@ -25,9 +25,9 @@ def with_tied(copy: nn.Module, layers: dict[str, Layer]) -> dict[str, Layer]:
     return found
 
 
-def tied_channels(copy: nn.Module, layers: dict[str, Layer]) -> Iterator[tuple[Node, Node]]:
+def tied_channels(copy: nn.Module, shared: SharedParameters, layers: dict[str, Layer]) -> Iterator[tuple[Node, Node]]:
     """Pairs of channels that stand on the same entries of a shared parameter."""
-    for _, places in shared_parameters(copy):
+    for _, places in shared:
         places = [(name, key) for name, key in places if not _is_silent_table(copy, layers, name)]
         sides = [_sides(copy, layers, name, key) for name, key in places]
         if not sides:
@@ -39,9 +39,11 @@ def tied_channels(copy: nn.Module, layers: dict[str, Layer]) -> Iterator[tuple[N
                 yield from (((first, role, k), (name, other, k)) for k in range(width))
 
 
-def tied_otherwise(copy: nn.Module, layers: dict[str, Layer], name: str, role: Role) -> str | None:
+def tied_otherwise(
+    copy: nn.Module, shared: SharedParameters, layers: dict[str, Layer], name: str, role: Role
+) -> str | None:
     """A layer that shares a parameter with ``name`` and cannot lose the channels that this one loses; None: none."""
-    for _, places in shared_parameters(copy):
+    for _, places in shared:
         for key in [key for holder, key in places if holder == name]:
             axis = next((a for a, own in _sides(copy, layers, name, key).items() if own == role), None)
             others = [(h, own) for h, own in places if h != name and not _is_silent_table(copy, layers, h)]
@@ -51,10 +53,12 @@ def tied_otherwise(copy: nn.Module, layers: dict[str, Layer], name: str, role: R
     return None
 
 
-def tied_to_input(copy: nn.Module, sides: Collection[tuple[str, Role]], of_input: Collection[Node]) -> str | None:
+def tied_to_input(
+    shared: SharedParameters, sides: Collection[tuple[str, Role]], of_input: Collection[Node]
+) -> str | None:
     """Why a group stays of which a layer with a shared weight reads the network's input; None where none does."""
     reading = {name for name, role, _ in of_input if role == "in"}
-    for _, places in shared_parameters(copy):
+    for _, places in shared:
         names = [name for name, key in places if key == "weight"]
         for name in (name for name in names if (name, "in") in sides and name in reading):
             other = next((n for n in names if n != name), None)
