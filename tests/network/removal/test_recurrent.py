@@ -184,6 +184,19 @@ class Started(nn.Module):
         return self.out(self.lstm(read, hx=state)[0][:, -1])  # type: ignore[no-any-return]
 
 
+class ByKeyword(nn.Module):
+    """A layer that is given its states before what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gru, self.out = nn.Linear(3, 6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 4)
+        self.h = nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.h.expand(-1, len(x), -1).contiguous()
+        return self.out(self.gru(hx=h, input=self.stem(x))[0][:, -1])  # type: ignore[no-any-return]
+
+
 class Packed(nn.Module):
     """Sequences of several lengths, as `pack_padded_sequence` makes them."""
 
@@ -222,6 +235,7 @@ NETWORKS = {
     "parameters": (lambda: Started("parameters"), {"stem": 6, "lstm": 5}),
     "encoder": (lambda: Started("encoder"), {"stem": 6, "first": 5}),
     "linear": (lambda: Started("linear"), {"stem": 6, "begin": 5}),
+    "by keyword": (ByKeyword, {"stem": 6, "gru": 5}),
     "packed": (Packed, {"words": 6, "lstm": 5}),
     "lstm cell": (lambda: Cells(nn.LSTMCell), {"stem": 6, "cell": 5, "gru": 4}),
     "gru cell": (lambda: Cells(nn.GRUCell), {"stem": 6, "cell": 5, "gru": 4}),
