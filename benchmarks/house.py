@@ -19,9 +19,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def modules_of(source: Path) -> dict[str, Path]:
-    """Every module below ``source``/shaprune by its name without ``shaprune.``; the package itself is ``""``."""
+    """Every module that can be imported by its name without ``shaprune.``; the package itself is ``""``."""
     package = source / "shaprune"
-    files = sorted(package.rglob("*.py"))
+    files = sorted(file for file in package.rglob("*.py") if file.stem != "__main__")
     assert files, f"no source below {package}"
     parts = {file: file.relative_to(package).with_suffix("").parts for file in files}
     return {".".join(p[:-1] if p[-1] == "__init__" else p): file for file, p in parts.items()}

@@ -120,6 +120,11 @@ def test_every_command_has_the_common_options_and_an_example(command: str) -> No
         assert option in text
 
 
+def test_python_runs_the_package_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "shaprune", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").stdout
+
+
 def test_version() -> None:
     assert re.fullmatch(r"shaprune \d+\.\d+\.\d+\n", run("--version").stdout)
 
