@@ -21,19 +21,23 @@ _copies: WeakKeyDictionary[nn.Module, dict[str, _Copy]] = WeakKeyDictionary()
 
 
 @contextmanager
-def kept_buffers(model: nn.Module, but: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
-    """Put back, on any exit, buffers of ``model`` that were written to or replaced, ``but`` those of some modules."""
+def kept_buffers(model: nn.Module, but: tuple[type[nn.Module], ...] = ()) -> Iterator[list[nn.Module]]:
+    """Put back, on any exit, buffers of ``model`` that were written to or replaced, ``but`` those of some modules.
+
+    The list holds, after the exit, a module per buffer that was.
+    """
     owners = [module for module in model.modules() if module._buffers and not isinstance(module, but)]
     before = [(module, dict(module._buffers), _copied(module)) for module in owners]
+    changed: list[nn.Module] = []
     try:
-        yield
+        yield changed
     finally:
         for module, buffers, copies in before:
             if [*map(id, module._buffers.values())] != [*map(id, buffers.values())]:
                 module._buffers.clear()
                 module._buffers.update(buffers)
-            for copy in copies.values():
-                _put_back(*copy)
+                changed.append(module)
+            changed += [module for copy in copies.values() if _put_back(*copy)]
 
 
 def _copied(module: nn.Module) -> Mapping[str, _Copy]:
@@ -56,7 +60,9 @@ def _written(buffer: Tensor, version: int, copy: Tensor) -> bool:
     return buffer.device.type == "cpu" and buffer.numel() <= _SMALL and not torch.equal(buffer, copy)
 
 
-def _put_back(buffer: Tensor, version: int, copy: Tensor) -> None:
-    if _written(buffer, version, copy):
+def _put_back(buffer: Tensor, version: int, copy: Tensor) -> bool:
+    written = _written(buffer, version, copy)
+    if written:
         with torch.no_grad():
             buffer.copy_(copy)
+    return written

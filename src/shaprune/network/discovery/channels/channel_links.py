@@ -11,13 +11,13 @@ whose outputs are added or mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.network.discovery.channels.channel_mixing import Position, met, positions_of, spread_of
+from shaprune.network.discovery.channels.channel_mixing import Position, apart, met, positions_of, spread_of
 from shaprune.network.discovery.channels.nan_marking import OUTPUT, Channels, Marking
 
 Mixed = tuple[int, list[NDArray[np.int64]], list[set[Position]]]
@@ -84,9 +84,10 @@ def _whole(marking: Marking, source: int, where: set[Position] | None = None) ->
 def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int, frozenset[str]]:
     """Follow some sources; return the layers that single ones of them pass channel by channel."""
     together = [i for i in sources if marking.sources[i].alone]
-    channel = _decode(marking, {i: np.arange(marking.sources[i].width) for i in together})
-    source = _decode(marking, {i: np.full(marking.sources[i].width, i) for i in together})
-    apart = [i for i in sources if not marking.sources[i].alone or marking.missed(marking.sources[i].name)]
+    widths = {i: marking.sources[i].width for i in together}
+    numbered = {i: np.arange(width) for i, width in widths.items()}, {i: np.full(w, i) for i, w in widths.items()}
+    channel, source = _decode(marking, numbered)
+    others = [i for i in sources if not marking.sources[i].alone or marking.missed(marking.sources[i].name)]
     open_positions: dict[str, tuple[Channels, Channels]] = {}  # several sources; several numbers of channels
     for reader in source:
         number, which = channel[reader], source[reader]
@@ -100,7 +101,9 @@ def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int,
         several, mixed = which.ambiguous, number.ambiguous & (which.unique | which.ambiguous)
         open_positions[reader] = several, mixed & (reader != OUTPUT)
     asked = [i for i in together if any(_reaches(source[r], i, a | b).any() for r, (a, b) in open_positions.items())]
-    reach = {i: marking.run({i: np.ones(marking.sources[i].width, dtype=bool)}) for i in (*asked, *apart)}
+    alone = [*asked, *others]
+    all_of = [{i: np.ones(marking.sources[i].width, dtype=bool)} for i in alone]
+    reach = dict(zip(alone, marking.runs(all_of), strict=True))
     unsure: dict[int, dict[str, Channels]] = {}
     for i in asked:
         for reader, (several, mixed) in open_positions.items():
@@ -115,7 +118,7 @@ def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int,
                 links.pairs.append((i, channel[reader].value[at], reader, at))
             if (here & mixed).any():
                 unsure.setdefault(i, {})[reader] = here & mixed
-    for i in apart:
+    for i in others:
         unsure[i] = {reader: here for reader, here in reach[i].items() if reader != OUTPUT and here.any()}
         if marking.sources[i].is_layer and reach[i][OUTPUT].any():
             links.to_output.add(i)
@@ -149,27 +152,33 @@ def _reaches(code: _DecodedChannels, number: int, where: Channels) -> Channels:
     return np.asarray(np.logical_and.reduce([*seen, where]))
 
 
-def _decode(marking: Marking, numbers: dict[int, NDArray[np.int64]]) -> dict[str, _DecodedChannels]:
-    """Mark the channels whose number has a bit set, and those where it has not, for every bit."""
-    bits = max([int(n.max()).bit_length() for n in numbers.values()] + [1])
-    seen = [
-        [marking.run({i: (n >> bit & 1) == polarity for i, n in numbers.items()}) for bit in range(bits)]
+def _decode(marking: Marking, numbered: Sequence[dict[int, NDArray[np.int64]]]) -> list[dict[str, _DecodedChannels]]:
+    """Mark the channels whose number has a bit set, and those where it has not, for every bit of every numbering."""
+    bits = [max([int(n.max()).bit_length() for n in numbers.values()] + [1]) for numbers in numbered]
+    marks = [
+        {i: (n >> bit & 1) == polarity for i, n in numbers.items()}
+        for numbers, many in zip(numbered, bits, strict=True)
         for polarity in (0, 1)
+        for bit in range(many)
     ]
-    return {
-        reader: _DecodedChannels(*(np.array([run[reader] for run in seen[polarity]]) for polarity in (1, 0)))
-        for reader in seen[0][0]
-    }
+    runs = iter(marking.runs(marks))
+    found = []
+    for many in bits:
+        zeros, ones = ([next(runs) for _ in range(many)] for _ in (0, 1))
+        found.append(
+            {r: _DecodedChannels(*(np.array([run[r] for run in seen]) for seen in (ones, zeros))) for r in zeros[0]}
+        )
+    return found
 
 
 def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: Links) -> dict[int, frozenset[str]]:
     """Number the channels of single sources; sources that share no reader are marked in the same runs."""
     passing: dict[int, frozenset[str]] = {}
     mixing: dict[int, dict[str, Channels]] = {}
-    for together in _apart(unsure):
-        _ask_whether_spread(marking, {i: unsure[i] for i in together}, links, passing)
-    for together in _apart(_left(unsure, links)):
-        codes = _decode(marking, {i: np.arange(marking.sources[i].width) for i in together})
+    _ask_whether_spread(marking, unsure, links, passing)
+    parts = apart(_left(unsure, links))
+    numbered = [{i: np.arange(marking.sources[i].width) for i in together} for together in parts]
+    for together, codes in zip(parts, _decode(marking, numbered), strict=True):
         for i in together:
             for reader, where in unsure[i].items():
                 code = codes[reader]
@@ -178,10 +187,9 @@ def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: 
                     links.pairs.append((i, code.value[at], reader, at))
                 if (where & code.ambiguous).any():
                     mixing.setdefault(i, {})[reader] = where & code.ambiguous
-    for together in _apart(mixing):
-        _ask_whether_spread(marking, {i: mixing[i] for i in together}, links, passing)
-        for i, entries in met(marking, _left({i: mixing[i] for i in together}, links)).items():
-            links.mixed.append((i, [block for block, _ in entries], [positions for _, positions in entries]))
+    _ask_whether_spread(marking, mixing, links, passing)
+    for i, entries in met(marking, _left(mixing, links)).items():
+        links.mixed.append((i, [block for block, _ in entries], [positions for _, positions in entries]))
     new = {i: layers - marking.passed for i, layers in passing.items() if i not in links.spread}
     return {i: layers for i, layers in new.items() if layers}
 
@@ -206,17 +214,3 @@ def _ask_whether_spread(
         passing[i] = passing.get(i, frozenset()) | {r for r in readers if marking.is_maker(r)}
         for reader in readers:
             del unsure[i][reader]
-
-
-def _apart(unsure: dict[int, dict[str, Channels]]) -> Iterator[list[int]]:
-    """Partition sources so that no two of a part reach the same reader."""
-    parts: list[tuple[set[str], list[int]]] = []
-    for i, where in unsure.items():
-        for readers, members in parts:
-            if not readers & set(where):
-                readers.update(where)
-                members.append(i)
-                break
-        else:
-            parts.append((set(where), [i]))
-    yield from (members for _, members in parts)

@@ -45,33 +45,33 @@ def spread_of(marking: Marking, unsure: Unsure) -> tuple[set[int], dict[int, set
             none = {r for r in everywhere[i] if not (run[r] & unsure[i][r]).any()}  # of one position alone, say
             everywhere[i] = left if marking.sources[i].is_layer or left | none == everywhere[i] else set()
     whole = {i: readers for i, readers in everywhere.items() if readers}
-    passed = _passed(marking, {i: ends[i] for i in whole if marking.sources[i].alone}, whole)
+    passed = _passed(marking, unsure, {i: ends[i] for i in whole if marking.sources[i].alone}, whole)
     return {i for i, readers in whole.items() if readers - passed.get(i, set())}, passed
 
 
 def _passed(
-    marking: Marking, ends: Mapping[int, Sequence[int]], readers: Mapping[int, set[str]]
+    marking: Marking, unsure: Unsure, ends: Mapping[int, Sequence[int]], readers: Mapping[int, set[str]]
 ) -> dict[int, set[str]]:
     """Readers that are given the first channel and the last in different entries, and keep channels apart.
 
     Whether they do is seen in what they give for two neighbours: a convolution along the channels joins them.
     """
-    if not ends:
-        return {}
-    named = set().union(*(readers[i] for i in ends))
-    first, last = (marking.entries({i: _only(marking, i, ends[i][end]) for i in ends}, named) for end in (0, 1))
     found = {}
-    for i, (one, other) in ends.items():
-        given_apart = {r for r in readers[i] if one != other and _apart(first[r], last[r])}
-        if given_apart:
-            past = marking.past(frozenset(filter(marking.is_maker, given_apart)))
-            beside = one + (1 if one < other else -1)
-            here, there = (past.entries({i: _only(marking, i, c)}, given_apart, behind=True) for c in (one, beside))
-            found[i] = {r for r in given_apart if _apart(here[r], there[r])}
+    for together in apart({i: unsure[i] for i in ends}):
+        named = set().union(*(readers[i] for i in together))
+        first, last = (marking.entries({i: _only(marking, i, ends[i][end]) for i in together}, named) for end in (0, 1))
+        for i in together:
+            one, other = ends[i]
+            given_apart = {r for r in readers[i] if one != other and _differ(first[r], last[r])}
+            if given_apart:
+                past = marking.past(frozenset(filter(marking.is_maker, given_apart)))
+                beside = one + (1 if one < other else -1)
+                here, there = (past.entries({i: _only(marking, i, c)}, given_apart, behind=True) for c in (one, beside))
+                found[i] = {r for r in given_apart if _differ(here[r], there[r])}
     return {i: passed for i, passed in found.items() if passed}
 
 
-def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+def _differ(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     return not any((a & b).any() for a, b in zip(ours, theirs, strict=True))
 
 
@@ -85,10 +85,11 @@ def _end(marking: Marking, unsure: Unsure, *, last: bool) -> dict[int, tuple[int
     Where the very first reaches nothing, halves of the others are asked, all sources in the same runs.
     """
     numbers = {i: np.arange(marking.sources[i].width)[:: -1 if last else 1] for i in unsure}  # from this end
+    parts = apart(unsure)
 
     def ask(ranges: Mapping[int, tuple[int, int]]) -> dict[int, dict[str, Channels]]:
         marked = {i: (numbers[i] >= low) & (numbers[i] <= high) for i, (low, high) in ranges.items()}
-        return dict.fromkeys(ranges, marking.run(marked)) if marked else {}
+        return _ask_parts(marking, parts, marked)
 
     def reaches(i: int, run: Mapping[str, Channels]) -> bool:
         return any((run[reader] & where).any() for reader, where in unsure[i].items())
@@ -129,20 +130,34 @@ def met(marking: Marking, unsure: Unsure) -> dict[int, Met]:
 def _reached(marking: Marking, sets: Mapping[int, list[Set]], unsure: Unsure) -> dict[int, Met]:
     """What every block reaches, of the positions of its set; blocks of different sets are marked together."""
     found: dict[int, Met] = {i: [] for i in sets}
-    for k in range(max(len(blocks) for of_source in sets.values() for blocks, _ in of_source)):
-        asked = {i: [(blocks[k], where) for blocks, where in s if k < len(blocks)] for i, s in sets.items()}
-        positions = _ask(marking, {i: [block for block, _ in a] for i, a in asked.items() if a}, unsure)
+    most = max(len(blocks) for of_source in sets.values() for blocks, _ in of_source)
+    rounds = [{i: [(b[k], where) for b, where in s if k < len(b)] for i, s in sets.items()} for k in range(most)]
+    marks = [{i: [block for block, _ in a] for i, a in asked.items() if a} for asked in rounds]
+    for asked, positions in zip(rounds, _ask(marking, marks, unsure), strict=True):
         for i in positions:
             found[i] += [(block, where & positions[i]) for block, where in asked[i]]
     return found
 
 
-def _ask(marking: Marking, marked: Mapping[int, Sequence[Block]], unsure: Unsure) -> dict[int, set[Position]]:
-    which = {i: np.zeros(marking.sources[i].width, dtype=bool) for i in marked}
-    for i, blocks in marked.items():
-        which[i][np.concatenate(blocks)] = True
-    run = marking.run(which)
-    return {i: positions_of(run, unsure[i]) for i in marked}
+def _ask(
+    marking: Marking, rounds: Sequence[Mapping[int, Sequence[Block]]], unsure: Unsure
+) -> list[dict[int, set[Position]]]:
+    """The positions that blocks of each source reach, per round."""
+    marks: list[dict[int, Channels]] = []
+    for asked in rounds:
+        marks.append({i: np.zeros(marking.sources[i].width, dtype=bool) for i in asked})
+        for i, blocks in asked.items():
+            marks[-1][i][np.concatenate(blocks)] = True
+    together = apart(unsure)
+    each = [[part for part in ([i for i in group if i in marked] for group in together) if part] for marked in marks]
+    runs = iter(
+        marking.runs([{i: marked[i] for i in p} for marked, parts in zip(marks, each, strict=True) for p in parts])
+    )
+    found = []
+    for parts in each:
+        reached = [(i, run) for part, run in zip(parts, runs, strict=False) for i in part]
+        found.append({i: positions_of(run, unsure[i]) for i, run in reached})
+    return found
 
 
 def _parts(entries: Met) -> list[Met]:
@@ -175,7 +190,7 @@ def _closed(marking: Marking, parts: Mapping[int, list[Met]], unsure: Unsure) ->
         for i, of_source in parts.items()
     }
     asked = {i: blocks for i, blocks in firsts.items() if blocks}
-    for i, reached in (_ask(marking, asked, unsure) if asked else {}).items():
+    for i, reached in _ask(marking, [asked], unsure)[0].items():
         closed[i] |= {k for k, part in enumerate(parts[i]) if _all_of(part) <= reached}
     return closed
 
@@ -195,3 +210,26 @@ def _blocks(width: int) -> list[Block]:
     while width % (2 * size) == 0 and width // (2 * size) >= _BLOCKS:
         size *= 2
     return np.split(np.arange(width), range(size, width, size))
+
+
+def apart(unsure: Unsure) -> list[list[int]]:
+    """Partition sources so that no two of a part reach the same reader: they may be marked in the same run."""
+    parts: list[tuple[set[str], list[int]]] = []
+    for i, where in unsure.items():
+        for readers, members in parts:
+            if not readers & set(where):
+                readers.update(where)
+                members.append(i)
+                break
+        else:
+            parts.append((set(where), [i]))
+    return [members for _, members in parts]
+
+
+def _ask_parts(
+    marking: Marking, parts: Sequence[Sequence[int]], marked: Mapping[int, Channels]
+) -> dict[int, dict[str, Channels]]:
+    """The run, per source, in which those of its part are marked."""
+    asked = [part for part in ([i for i in part if i in marked] for part in parts) if part]
+    runs = marking.runs([{i: marked[i] for i in part} for part in asked])
+    return {i: run for part, run in zip(asked, runs, strict=True) for i in part}

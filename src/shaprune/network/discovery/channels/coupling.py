@@ -21,9 +21,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs
 from shaprune.network.discovery.channels.channel_links import Links, links_of
-from shaprune.network.discovery.channels.nan_marking import Lost, Marking, Source
+from shaprune.network.discovery.channels.nan_marking import Lost, Marking
 from shaprune.network.discovery.channels.shared_readers import STAYS, apart, reading
 from shaprune.network.discovery.channels.skip_reasons import functional, not_followed, why_not_grouped
+from shaprune.network.discovery.channels.sources import Source
 from shaprune.network.discovery.channels.stream_norms import find_norms
 from shaprune.network.discovery.channels.tied_weights import (
     tied_channels,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy as copying
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,16 @@ from torch import Tensor, nn
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.buffers import kept_buffers
+from shaprune.network.discovery.channels.clean_run import (
+    ATTENTION,
+    UnevenCopies,
+    by_copy,
+    can_be_marked,
+    copied,
+    record,
+    with_marks,
+)
+from shaprune.network.discovery.channels.sources import Source, outside_layers, tensor_of
 from shaprune.network.error_location import container_of, error_location
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.kinds import PRODUCERS, channel_axis, kind_of
@@ -33,21 +44,6 @@ from shaprune.players.layer_costs import Layer
 
 OUTPUT = ""  # the reader that stands for the network's output
 Channels = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Channels that may be marked: of a layer's output, or of one axis of a parameter or buffer outside layers."""
-
-    name: str
-    width: int
-    axis: int | None = None  # of a parameter; None for a layer
-    alone: bool = True  # no other axis of the same parameter is a source
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether these are the outputs of a layer."""
-        return self.axis is None
 
 
 class Lost(Exception):
@@ -99,9 +95,11 @@ class Marking:
         makers = [name for name, layer in layers.items() if layer.kind in PRODUCERS]
         self.sources = [Source(name, layers[name].n_out) for name in makers]
         self._norms = [name for name, layer in layers.items() if layer.kind == "stream_norm"]
-        self.sources += [source for source in _outside(copy, self._norms) if self.inside(source.name) is None]
-        self._clean = self._record([*makers, *self.whole], max_memory)
+        self.sources += [source for source in outside_layers(copy, self._norms) if self.inside(source.name) is None]
         self._index = {name: i for i, name in enumerate(makers)}
+        self._clean = record(copy, inputs, [*makers, *self.whole], layers, max_memory)
+        self._calls: Counter[str] = Counter()  # of each layer, in this run
+        self._rows: dict[str, int] = {}  # copies that the last call of a layer was given
         self.passed: frozenset[str] = frozenset()
         self._called: set[str] = set()
         self._missed: set[str] = set()  # layers that were to be marked in a run which went past them
@@ -116,24 +114,85 @@ class Marking:
         Returns:
             Per layer (n_in,) bool; and for `OUTPUT` (1,) bool.
         """
+        try:
+            return self._run([marked], inputs)[0]
+        except InputError:
+            raise
+        except Exception as error:
+            raise Lost(container_of(error, self.model), error_location(error)) from error
+
+    def runs(self, marks: Sequence[Mapping[int, Channels]]) -> list[dict[str, Channels]]:
+        """What `run` answers to each of ``marks``: copies of the example, with marks of their own, run side by side.
+
+        Parameters and positions are the same for all copies, and are marked in runs of their own: what two sets of
+        marks reach is what both reach together.
+        """
+        if len(marks) < 3 or self._most() == 1:
+            return [self.run(marked) for marked in marks]
+        layers = [{i: c for i, c in marked.items() if self._is_copied(i)} for marked in marks]
+        others = [{i: c for i, c in marked.items() if not self._is_copied(i) and c.any()} for marked in marks]
+        found: list[dict[str, Channels]] = []
+        while len(found) < len(marks):
+            now = layers[len(found) :][: self._most()]
+            found += self._side_by_side(now) or [self.run(marked) for marked in now]
+        for k, marked in enumerate(others):
+            if marked:
+                found[k] = {reader: which | found[k][reader] for reader, which in self.run(marked).items()}
+        return found
+
+    def _side_by_side(self, marks: Sequence[Mapping[int, Channels]]) -> list[dict[str, Channels]] | None:
+        """`run` for several marks at once; None, from now on, where copies do not run side by side."""
+        try:
+            return self._run(marks) if len(marks) > 1 else None
+        except InputError:
+            raise
+        except Exception:  # one after the other is always right
+            self._clean.most = 1
+            return None
+
+    def _is_copied(self, source: int) -> bool:
+        """Whether copies of the example may carry other marks of a source."""
+        return self.sources[source].is_layer and self.sources[source].name not in self._clean.shared
+
+    def _most(self) -> int:
+        """How many copies of the example may run side by side: 1 where one reaches another."""
+        if not self._clean.most:
+            one_by_one = self.whole or any(map(is_recurrent, self.readers.values()))
+            self._clean.most = 1 if one_by_one else max(1, self._clean.room)
+            if self._clean.most > 1 and self._side_by_side([{}] * 3):
+                every = {i: np.ones(s.width, dtype=bool) for i, s in enumerate(self.sources) if self._is_copied(i)}
+                alone, copies = self.run(every), self._side_by_side([every, {}, {}])
+                same = copies and all(np.array_equal(alone[reader], copies[0][reader]) for reader in alone)
+                if not copies or not same or any(which.any() for c in copies[1:] for which in c.values()):
+                    self._clean.most = 1
+        return self._clean.most
+
+    def _run(self, marks: Sequence[Mapping[int, Channels]], inputs: bool = False) -> list[dict[str, Channels]]:
         if time.monotonic() - self.started > self.max_seconds:
             raise InputError(
                 f"following the channels of this model takes more than {self.max_seconds:.0f} seconds; give smaller "
                 "example_inputs, or raise max_seconds"
             )
+        copies = len(marks)
+        sources = {i for marked in marks for i, channels in marked.items() if channels.any()}
+        none = {i: np.zeros(self.sources[i].width, dtype=bool) for i in sources}
+        marked = {i: np.array([m.get(i, none[i]) for m in marks]) for i in sources}
         seen: dict[str, Channels] = {}
         self._called.clear()
-        plain = replace_forwards(("scaled_dot_product_attention",), lambda *_: _plain_attention)
-        kept = kept_buffers(self.model)  # a mark that the network writes into one is not there in the next run
-        with torch.no_grad(), plain, kept, self._patched(marked), self._watched(seen):
-            try:
-                outputs = tensors(call(self.model, transform(self.inputs, _all_marked if inputs else torch.clone)))
-            except Exception as error:
-                raise Lost(container_of(error, self.model), error_location(error)) from error
-        seen[OUTPUT] = np.array([any(bool(torch.isnan(t).any()) for t in outputs if _can_be_marked(t))])
-        layers = {self.sources[i].name for i, channels in marked.items() if self.sources[i].is_layer and channels.any()}
+        self._calls.clear()
+        self._rows.clear()
+        plain = replace_forwards(ATTENTION, lambda *_: _plain_attention) if self._clean.attends else nullcontext()
+        kept = kept_buffers(self.model) if self._clean.writes else nullcontext()  # a mark in one would stay there
+        given = transform(self.inputs, _all_marked if inputs else partial(copied, copies=copies))
+        with torch.no_grad(), plain, kept, self._patched(marked, copies), self._watched(seen, copies):
+            outputs = [t for t in tensors(call(self.model, given)) if can_be_marked(t)]
+        if copies > 1:
+            self._clean.check_calls(self._calls)
+        reached = [self._clean.marked_copies(t, i, copies) for i, t in enumerate(outputs)]
+        seen[OUTPUT] = np.logical_or.reduce([np.zeros((copies, 1), dtype=bool), *reached])
+        layers = {self.sources[i].name for i in sources if self.sources[i].is_layer}
         self._missed |= layers - self._called
-        return {**self._silent, **seen}
+        return [{**self._silent, **{reader: found[k] for reader, found in seen.items()}} for k in range(copies)]
 
     def missed(self, layer: str) -> bool:
         """Whether a layer that runs on the clean example was left out of a marked run (marks may choose experts)."""
@@ -149,7 +208,7 @@ class Marking:
 
     def is_silent(self, layer: str) -> bool:
         """Whether a layer that makes channels is not called on the example that is followed."""
-        return layer in self._index and not self._clean[layer]
+        return layer in self._index and not self._clean.outputs[layer]
 
     def past(self, layers: frozenset[str]) -> Marking:
         """The same, with marks that pass these layers."""
@@ -207,95 +266,89 @@ class Marking:
                     break
         return found[0] if found else None
 
-    def _record(self, makers: list[str], max_memory: int) -> dict[str, list[Any]]:
-        clean: dict[str, list[Any]] = {name: [] for name in makers}
-        room = max_memory
-
-        def hook_of(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                nonlocal room
-                room -= sum(t.numel() * t.element_size() for t in tensors(output))
-                if room < 0:
-                    raise MemoryError
-                clean[name].append(transform(output, lambda t: t.detach().clone()))
-
-            return hook
-
-        hooks = (self.model.get_submodule(name).register_forward_hook(hook_of(name)) for name in makers)
-        try:
-            with hooked(hooks), torch.no_grad():
-                call(self.model, transform(self.inputs, torch.clone))
-        except MemoryError as error:
-            raise InputError(
-                f"the activations of this model take more than {max_memory:,} bytes; give smaller "
-                "example_inputs, or raise max_memory"
-            ) from error
-        return clean
-
     @contextmanager
-    def _patched(self, marked: Mapping[int, Channels]) -> Iterator[None]:
-        """Layers return their clean outputs with marks; parameters carry theirs."""
+    def _patched(self, marked: Mapping[int, Channels], copies: int) -> Iterator[None]:
+        """Layers return their clean outputs with marks (copies, width); parameters carry those of the only copy."""
         patched: list[tuple[nn.Module, Any]] = []
         kept: list[tuple[Tensor, Tensor]] = []
         try:
-            for name in (*self._clean, *self._norms):
+            for name in (*self._clean.outputs, *self._norms):
                 module = self.model.get_submodule(name)
-                patched.append((module, vars(module).get("forward")))
-                followed = name in self._clean
+                own = vars(module)  # as `nn.Module` would set it, without its search for parameters
+                patched.append((module, own.get("forward")))
+                followed = name in self._clean.outputs
                 channels = marked.get(self._index.get(name, -1))
-                module.forward = self._answer(module, name, channels) if followed else _pass_each_channel
+                own["forward"] = self._answer(module, name, channels, copies) if followed else _pass_each_channel
             for i, channels in marked.items():
                 source = self.sources[i]
-                if source.axis is not None and channels.any():
-                    tensor = _tensor(self.model, source.name)
+                if source.axis is not None:
+                    tensor = tensor_of(self.model, source.name)
                     kept.append((tensor, tensor.data))
-                    tensor.data = _with_marks(tensor.data, source.axis, channels)
+                    tensor.data = with_marks(tensor.data, source.axis, channels)
             yield
         finally:
-            for module, own in patched:
-                if own is None:
-                    del module.forward
+            for module, before in patched:
+                if before is None:
+                    del vars(module)["forward"]
                 else:
-                    module.forward = own
+                    vars(module)["forward"] = before
             for tensor, data in reversed(kept):
                 tensor.data = data
 
-    def _answer(self, module: nn.Module, name: str, channels: Channels | None) -> Any:
-        outputs = iter(self._clean[name])
+    def _answer(self, module: nn.Module, name: str, channels: Channels | None, copies: int) -> Any:
+        outputs = iter(self._clean.outputs[name])
         run = module.forward if name in self.passed else None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             x = input_of(args, kwargs)
             if x is None or x.numel():  # experts without tokens carry no marks
                 self._called.add(name)
-            output: Any = next(outputs, None) if run is None else run(*args, **kwargs)
+            if name not in self.readers and x is not None:
+                self._note_call(name, x, copies)
+            rows = self._rows.get(name, copies)
+            if run is not None:
+                output = run(*args, **kwargs)
+            else:
+                clean: Any = next(outputs, None)
+                output = copied(clean, rows) if rows > 1 else clean
             if name in self.whole:
                 return transform(output, _all_marked if _marked_share((args, kwargs)) else torch.clone)
             if is_recurrent(module):
                 which = marked_states(module, args, kwargs)
-                return mark(module, output, which if channels is None else which | torch.from_numpy(channels))
-            if x is not None and (output is None or (x.ndim == output.ndim > 1 and len(x) != len(output))):
+                return mark(module, output, which if channels is None else which | torch.from_numpy(channels[0]))
+            uneven = x is not None and x.ndim == getattr(output, "ndim", 0) > 1 and len(x) != len(output)
+            if copies == 1 and x is not None and (output is None or uneven):
                 output = type(module).forward(module, torch.zeros_like(x))  # marked routers share tokens out otherwise
-            if channels is None or not channels.any():
-                return output.clone()
-            return _with_marks(output, channel_axis(module, output.ndim), channels)
+            if channels is None:
+                return output if rows > 1 else output.clone()
+            return with_marks(output, channel_axis(module, output.ndim), channels, copies=copies)
 
         return forward
 
+    def _note_call(self, layer: str, x: Tensor, copies: int) -> None:
+        self._rows[layer] = self._clean.check_call(layer, self._calls[layer], x, copies) if copies > 1 else 1
+        self._calls[layer] += 1
+
     @contextmanager
-    def _watched(self, seen: dict[str, Channels]) -> Iterator[None]:
+    def _watched(self, seen: dict[str, Channels], copies: int) -> Iterator[None]:
+        """Note which channels (copies, n_in) of each layer's input are marked."""
+
         def hook_of(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 x = input_of(args, kwargs)
                 assert x is not None
+                self._note_call(name, x, copies)
                 layer = self.layers[name]
                 axis = layer.axis % x.ndim if layer.kind == "stream_norm" else channel_axis(module, x.ndim)
-                others = [d for d in range(x.ndim) if d != axis]
-                sums = x.sum(others, dtype=torch.promote_types(x.dtype, torch.float32)) if others else x  # keeps a NaN
-                found = torch.isnan(sums).cpu().numpy()
-                if len(found) != layer.n_in:
-                    raise ValueError(f"layer {name!r} is given {len(found)} channels")
-                seen[name] = seen[name] | found if name in seen else found
+                others = [d + 1 for d in range(x.ndim) if d != axis % x.ndim]
+                each = by_copy(x, self._rows[name])
+                kind = torch.promote_types(x.dtype, torch.float32)
+                found = torch.isnan(each.sum(others, dtype=kind) if others else each).cpu().numpy()  # keeps a NaN
+                if found.shape[1] != layer.n_in:
+                    raise ValueError(f"layer {name!r} is given {found.shape[1]} channels")
+                if len(found) < copies and found.any():
+                    raise UnevenCopies(name)
+                seen[name] = seen[name] | found if name in seen else np.broadcast_to(found, (copies, layer.n_in))
 
             return hook
 
@@ -331,43 +384,10 @@ def _plain_attention(
     return answer
 
 
-def _can_be_marked(tensor: Tensor) -> bool:
-    """Whether entries of a tensor can be NaN."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _marked_share(values: Any) -> float:
-    found = [t for t in tensors(values) if _can_be_marked(t)]
+    found = [t for t in tensors(values) if can_be_marked(t)]
     return sum(int(torch.isnan(t).sum()) for t in found) / max(1, sum(t.numel() for t in found))
 
 
 def _all_marked(tensor: Tensor) -> Tensor:
-    return torch.full_like(tensor, float("nan")) if _can_be_marked(tensor) else tensor.clone()
-
-
-def _with_marks(tensor: Tensor, axis: int, channels: Channels) -> Tensor:
-    which = torch.from_numpy(np.flatnonzero(channels)).to(tensor.device)
-    return tensor.clone().index_fill_(axis, which, float("nan"))
-
-
-def _outside(model: nn.Module, norms: Collection[str]) -> Iterator[Source]:
-    """The axes of floating-point parameters and buffers that no known layer owns."""
-    for prefix, module in model.named_modules():
-        if is_recurrent(module) or prefix in norms:  # their own weights; of the former whether or not it runs
-            continue
-        own = set() if kind_of(module) is None else {"weight", "bias", "running_mean", "running_var"}
-        tensors_here = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in tensors_here:
-            if name in own or not tensor.is_floating_point():
-                continue
-            axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
-            for axis in axes:
-                full = f"{prefix}.{name}" if prefix else name
-                yield Source(full, tensor.shape[axis], axis, alone=len(axes) == 1)
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    owner, _, attribute = name.rpartition(".")
-    tensor = getattr(model.get_submodule(owner), attribute)
-    assert isinstance(tensor, Tensor)
-    return tensor
+    return torch.full_like(tensor, float("nan")) if can_be_marked(tensor) else tensor.clone()

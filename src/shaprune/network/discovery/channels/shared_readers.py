@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from shaprune.network.discovery.channels.channel_links import Links
 from shaprune.network.discovery.channels.channel_mixing import Position
-from shaprune.network.discovery.channels.nan_marking import Source
+from shaprune.network.discovery.channels.sources import Source
 from shaprune.network.layers.kinds import CHANNEL_KINDS, CONSUMERS
 from shaprune.players.layer_costs import Layer
 from shaprune.players.roles import Role
