@@ -133,12 +133,13 @@ def find_players(
             chosen, not_settled = kind.settle(copy, inputs, chosen, layers, include is not None)
             left_out += not_settled
         accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
-        found_numbers, refused = numbered(copy, few, refused, layers, costs) if kind is None else ({}, refused)
-        if found_numbers:
-            layers |= found_numbers
-            named = dict(refused)
-            accepted, refused = verify_candidates(copy, few, [c for c in chosen if c not in named], layers, costs)
-            refused += named.items()
+        if refused and kind is None:
+            found_numbers = numbered(copy, few, chosen, refused, layers, costs)
+            refused = found_numbers.left
+            if found_numbers.chosen != chosen or found_numbers.layers:
+                layers |= found_numbers.layers
+                accepted, again = verify_candidates(copy, few, found_numbers.chosen, layers, costs)
+                refused = [*again, *refused]
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind is not None and kind.one_group:
             skipped = not_inside(skipped, accepted)

@@ -24,10 +24,11 @@ from shaprune.network.shared_weights import convert, in_precision, in_type, rele
 from shaprune.network.tolerance import relative_difference, tolerance_for
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Member, Players, Skipped, number_groups
+from shaprune.players.players import Group, Member, Players, Skipped, number_groups
 
 _SMALL = 1 << 26  # bytes in doubles up to which every model is compared in doubles
 Refused = tuple[Candidate, str]
+ALL_GONE = "one must stay: "  # how a reason begins where a group agrees but for all its players at once
 Totals = tuple[int, float, int, float]  # parameters, multiply-adds, bytes on disk, bytes of layer outputs
 
 
@@ -69,10 +70,10 @@ def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Ca
             by_layer[needed.get(i)].append(i)
         for name, these in by_layer.items():
             if name is None:
-                free.append(_only(candidate, these))
+                free.append(some_of(candidate, these))
             else:
                 why = _because(candidate, f"without it too little would be left of layer {name!r}")
-                stuck.append((_only(candidate, these), why))
+                stuck.append((some_of(candidate, these), why))
     return free, stuck
 
 
@@ -87,11 +88,13 @@ def _halved(
         return list(found), []
     if len(found) == 1:
         whole = any(m.part.unit for m in found[0].members)
-        numbers = [] if whole else _kinds(found[0])
-        kinds = [_only(found[0], players) for players in numbers] or found
+        numbers = [] if whole else kinds_of(found[0].members)
+        kinds = [some_of(found[0], players) for players in numbers] or found
         tried = [(kind, disagreement(copy, inputs, candidates_as_players([kind], layers, costs))) for kind in kinds]
-        good = [kind for kind, why in tried if why is None and len(kinds) > 1]
-        for tied in [] if good or whole else _tied(found[0], numbers):
+        if not whole:
+            tried = [e for kind, why in tried for e in _one_kept(copy, inputs, kind, why, layers, costs)]
+        good = [kind for kind, why in tried if why is None and kind != found[0]]
+        for tied in [] if good or whole else (*tied_shares(found[0]), *tied_parts(found[0])):
             if disagreement(copy, inputs, candidates_as_players([tied], layers, costs)) is None:
                 return [tied], []
         return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
@@ -116,28 +119,55 @@ def _halved(
     return left[0] + added, left[1] + right[1] + not_added
 
 
+def _one_kept(
+    copy: nn.Module, inputs: Inputs, kind: Candidate, why: str | None, layers: dict[str, Layer], costs: Totals
+) -> list[tuple[Candidate, str | None]]:
+    """A candidate and why it was refused; apart from its first player where only all of them cannot leave at once."""
+    if why is None or not why.startswith(ALL_GONE):
+        return [(kind, why)]
+    first, others = some_of(kind, [0]), some_of(kind, range(1, len(kind.members[0].channels)))
+    again = disagreement(copy, inputs, candidates_as_players([others], layers, costs))
+    return [(kind, why)] if again is not None else [(others, None), (first, why)]
+
+
 def _because(candidate: Candidate, reason: str) -> str:
     met = "its channels meet those of the network's input, which stay: " if candidate.meets_input else ""
     return f"{met}{reason}"
 
 
-def _kinds(candidate: Candidate) -> list[list[int]]:
+def kinds_of(members: Sequence[Member]) -> list[list[int]]:
     """Numbers of the players that have as many channels in the same members."""
+    if all((m.widths == m.widths[0]).all() for m in members):
+        return [list(range(len(members[0].channels)))]
     kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for player in range(len(candidate.members[0].channels)):
-        kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
+    for player, widths in enumerate(zip(*(m.widths.tolist() for m in members), strict=True)):
+        kinds[widths].append(player)
     return list(kinds.values())
 
 
-def _tied(candidate: Candidate, kinds: Sequence[Sequence[int]]) -> Iterator[Candidate]:
-    """Candidates of players that are several of this one's: one of every kind, or the k-th of each of some parts."""
-    n = len(candidate.members[0].channels)
-    ways = [list(map(list, kinds))] if len(kinds) > 1 and len({*map(len, kinds)}) == 1 else []
-    parts = [np.arange(n).reshape(number, -1).tolist() for number in (2, 3, 4) if n % number == 0]
-    for way in ways + [part for part in parts if part not in ways]:
-        if len(way[0]) > 1:
-            tied = list(zip(*way, strict=True))
-            yield replace(candidate, members=tuple(_united(m, tied) for m in candidate.members))
+def tied_shares(candidate: Candidate) -> list[Candidate]:
+    """The candidate, if any, in whose players several are tied: a share of every kind.
+
+    Kinds of 8, 4 and 4 players make four new ones, each of two, one and one.
+    """
+    kinds = kinds_of(candidate.members)
+    number = gcd(*map(len, kinds))
+    tied = zip(*(np.split(np.array(kind), number) for kind in kinds), strict=True)
+    return [_tied(candidate, [np.concatenate(share) for share in tied])] if min(len(kinds), number) > 1 else []
+
+
+def tied_parts(candidate: Candidate, these: Sequence[int] | None = None) -> Iterator[Candidate]:
+    """Candidates in which ``these`` players (all) are tied: the k-th of each of some equal parts; behind the others."""
+    every = range(len(candidate.members[0].channels))
+    chosen = np.array(every if these is None else these)
+    others = [np.array([i]) for i in np.setdiff1d(every, chosen)]
+    for parts in (2, 3, 4):
+        if len(chosen) % parts == 0 and len(chosen) > parts:
+            yield _tied(candidate, [*others, *chosen.reshape(parts, -1).T])
+
+
+def _tied(candidate: Candidate, players: Sequence[NDArray[np.int64]]) -> Candidate:
+    return replace(candidate, members=tuple(_united(m, [p.tolist() for p in players]) for m in candidate.members))
 
 
 def _united(member: Member, players: Sequence[Sequence[int]]) -> Member:
@@ -146,7 +176,7 @@ def _united(member: Member, players: Sequence[Sequence[int]]) -> Member:
     return replace(member, channels=tuple(map(tuple, owned)))
 
 
-def _only(candidate: Candidate, players: Sequence[int]) -> Candidate:
+def some_of(candidate: Candidate, players: Sequence[int]) -> Candidate:
     """Some of a candidate's players, with the members in which they have channels."""
     if len(players) == len(candidate.members[0].channels):
         return candidate
@@ -165,23 +195,25 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     One coalition for all rows does not ask which axis the batch is, nor whether rows meet each other. In more than the
     model's own precision, where rounding cannot hide an operation that mixes channels only a little.
     """
-    coalitions = _drawn(players, np.random.default_rng(0))
+    coalitions, at_once = _drawn(players, np.random.default_rng(0))
     wider, limit = _precision(copy, players)
     dtype: torch.dtype | None = wider
     precise = transform(inputs, lambda t: in_type(t, wider))
+    more = ""
     try:
         by_mask = _by_mask(copy, precise, players, coalitions, dtype)
         if by_mask is None:  # a model that insists on its own precision is compared in that
             dtype, limit, precise = None, 1e-5, inputs
             by_mask = _by_mask(copy, inputs, players, coalitions, None)
             assert by_mask is not None
-        for kept, masks in zip(coalitions, by_mask, strict=True):
+        for k, (kept, masks) in enumerate(zip(coalitions, by_mask, strict=True)):
+            more = ALL_GONE if k == at_once else ""
             reason = _difference(masks, _by_removal(copy, precise, players, kept, dtype), limit)
             if reason is not None:
-                return reason
+                return more + reason
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
         place, said = error_location(error), str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"removal breaks the network{f' at {place}' if place else ''}: {said}"
+        return f"{more}removal breaks the network{f' at {place}' if place else ''}: {said}"
     return None
 
 
@@ -250,11 +282,12 @@ def _by_removal(
         release(small)
 
 
-def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _drawn(players: Players, rng: np.random.Generator) -> tuple[NDArray[np.bool_], int | None]:
     """(rows, n) random coalitions, two or a few more: every player leaves in one, and enough stay for layers to run.
 
     How many of a group stay shares no divisor with how many there are, so that neither broadcasting nor a whole number
-    of groups (of a norm, a convolution) hides what does not fit.
+    of groups (of a norm, a convolution) hides what does not fit. In a last row, its number given, all of a kind leave
+    at once where its layers keep other channels.
     """
     coalitions = np.ones((2, players.n), dtype=bool)
     for group in players.groups:
@@ -268,7 +301,24 @@ def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
     while (left := np.logical_and.reduce(rows)).any():  # players that were put back in all rows so far
         row = _widened(players, ~left, rng)
         rows.append(np.arange(players.n) != left.argmax() if row.all() else row)  # each can leave alone
-    return np.array([row for row in rows if not row.all()])
+    rows = [row for row in rows if not row.all()]
+    gone = [_at_once(players, group) for group in players.groups if len(group) > 1]
+    if not any(map(len, gone)):
+        return np.array(rows), None
+    all_gone = ~np.isin(np.arange(players.n), np.concatenate(gone))
+    return np.array([*rows, _widened(players, all_gone, rng)]), len(rows)
+
+
+def _at_once(players: Players, group: Group) -> NDArray[np.int64]:
+    """Players of a group, all of a kind, that can leave at once with enough channels left in each of its layers."""
+    gone = np.zeros(len(group), dtype=bool)
+    for kind in [] if any(m.part.unit for m in group.members) else kinds_of(group.members):
+        tried = gone.copy()
+        tried[kind] = True
+        left = ((players.layers[m.module], m) for m in group.members)
+        if all(min(m.left(layer, int(m.widths[tried].sum()))) >= layer.least for layer, m in left):
+            gone = tried
+    return group.indices[gone]
 
 
 def _widened(players: Players, kept: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -175,6 +175,12 @@ def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.boo
         n_in, n_out = left[name]
         for path in layer.numbers or ():
             _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+    gone: dict[str, set[int]] = defaultdict(set)
+    for name, role, channels in removals(players.groups, kept):
+        gone[name].update(channels if PARTS[role].takes_out else ())
+    for name, layer in players.layers.items():
+        for path, counted in layer.sizes:
+            _divide(model, path, len(set(counted) - gone[name]), len(counted))
 
 
 def _is_read_only(module: nn.Module, name: str) -> bool:
@@ -185,18 +191,21 @@ def _is_read_only(module: nn.Module, name: str) -> bool:
 
 def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
     """Give an attribute of a module, or of a module's own copy of an object, its share."""
-    owner, _, name = path.rpartition(".")
+    owner, _, key = path.rpartition(".")
+    name, _, entry = key.rstrip("]").partition("[")  # ``sizes[0]``: an entry of a list or tuple
     try:
         holder: Any = model.get_submodule(owner)
     except AttributeError:
-        outer, _, key = owner.rpartition(".")
+        outer, _, kept_as = owner.rpartition(".")
         module = model.get_submodule(outer)
-        holder = shallow(getattr(module, key))  # a configuration, which other layers read, too
-        setattr(module, key, holder)
-    value = getattr(holder, name)
+        holder = shallow(getattr(module, kept_as))  # a configuration, which other layers read, too
+        setattr(module, kept_as, holder)
+    held = getattr(holder, name)
+    value = held[int(entry)] if entry else held
     if value * left % dense:
         raise SurgeryError(f"{path} = {value} cannot be divided as {left} of {dense} channels; keep others")
-    setattr(holder, name, value * left // dense)
+    share = value * left // dense
+    setattr(holder, name, type(held)((*held[: int(entry)], share, *held[int(entry) + 1 :])) if entry else share)
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:
