@@ -4,14 +4,13 @@ Attention reshapes into heads by a number that stands beside its layers under an
 configuration that all layers share; code splits its channels by such numbers. Where removal fails with the names of
 `surgery`, the numbers around the layers of a group that equal its count or a width, and that change what the dense
 network gives, are divided in every combination, those nearest to the known names first; the first that the proof
-accepts is stored in `Layer.numbers` or `Layer.sizes`. Parts of a group that go different ways are tried apart, then
-tied.
+accepts is stored in `Layer.numbers` or `Layer.sizes`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from typing import Literal
@@ -20,138 +19,59 @@ from torch import nn
 
 from shaprune.network.batches import Inputs
 from shaprune.network.discovery.attribute_numbers import AttributeNumber, matters, numbers_in
-from shaprune.network.discovery.verification import (
-    ALL_GONE,
-    Refused,
-    Totals,
-    candidates_as_players,
-    disagreement,
-    some_of,
-    tied_parts,
-    tied_shares,
-)
+from shaprune.network.discovery.tied_players import some_of
+from shaprune.network.discovery.verification import ALL_GONE, Totals, candidates_as_players, disagreement
 from shaprune.network.removal.surgery import COUNTS, WIDTHS
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 
-_TRIALS = 64  # of one group
 _Sort = tuple[str, str, int | None]
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """What trying numbers has found.
+@dataclass
+class NumberSearch:
+    """Trials of candidates with numbers around them.
 
     Attributes:
-        layers: those that have numbers now.
-        chosen: candidates to verify with these; parts that go different ways are tied where they must be.
-        left: groups, or parts of groups, that no number serves, and why.
-    """
-
-    layers: dict[str, Layer]
-    chosen: list[Candidate]
-    left: list[Refused]
-
-
-def numbered(
-    copy: nn.Module,
-    inputs: Inputs,
-    chosen: Sequence[Candidate],
-    refused: Sequence[Refused],
-    layers: Mapping[str, Layer],
-    costs: Totals,
-) -> Numbered:
-    """Find the numbers by which groups that were refused can be removed.
-
-    Args:
         copy: a private copy, in eval mode.
         inputs: example inputs.
-        chosen: the groups.
-        refused: those of them, or their parts, that were refused, and why.
-        layers: the costs of all layers.
+        layers: the costs of all layers; those of candidates that agreed have their numbers.
         costs: of the whole network.
-
-    Returns:
-        The numbers and the groups that they serve; the reasons of others name numbers of the whole network that stand
-        in the way.
+        trials: how many are left.
+        reason: why the last candidate was refused, before any number was tried.
     """
-    search = _Search(copy, inputs, dict(layers), costs)
-    parts: dict[int, list[Refused]] = defaultdict(list)
-    for part, reason in refused:
-        parts[_origin(chosen, part)].append((part, reason))
-    result = list(chosen)
-    left: list[Refused] = []
-    for k, of_one in parts.items():
-        result[k], stay = search.settled(chosen[k], of_one)
-        left += [(part, reason + search.in_the_way(part)) for part, reason in stay]
-    found = {name: layer for name, layer in search.layers.items() if layer != layers[name]}
-    return Numbered(found, [c for c in result if c.members], left)
-
-
-def _origin(chosen: Sequence[Candidate], part: Candidate) -> int:
-    """Which candidate a part is of."""
-    first = part.members[0]
-    channel = next(chain(*first.channels))
-    for k, candidate in enumerate(chosen):
-        for m in candidate.members:
-            if (m.module, m.role) == (first.module, first.role) and channel in chain(*m.channels):
-                return k
-    raise LookupError(part.name)
-
-
-@dataclass
-class _Search:
-    """Trials of numbers; ``layers`` have those that were found."""
 
     copy: nn.Module
     inputs: Inputs
     layers: dict[str, Layer]
     costs: Totals
     trials: int = 0
-    sorts: frozenset[_Sort] = frozenset()  # of the last numbers that were found
-    known: dict[str, bool] = field(default_factory=dict)  # by path, whether a number matters
+    reason: str = ""
+    _sorts: frozenset[_Sort] = frozenset()  # of the last numbers that were found
+    _known: dict[str, bool] = field(default_factory=dict)  # by path, whether a number matters
 
-    def settled(self, whole: Candidate, refused: Sequence[Refused]) -> tuple[Candidate, list[Refused]]:
-        """What can leave of a group by numbers, all of it if possible, and what cannot."""
-        self.trials, before = 0, dict(self.layers)
-        stay = [(part, reason) for part, reason in refused if not self.serves(part)]
-        if not stay:
-            return whole, []
-        apart, self.layers = self.layers, before
-        shared = next((way for way in tied_shares(whole) if self.serves(way, plain=True)), None)
-        if shared is not None:
-            return shared, []
-        self.layers = apart
-        left, rest = [], whole
-        for part, reason in stay:
-            own = _players_of(rest, part)
-            others = [i for i in range(len(rest.members[0].channels)) if i not in own]
-            ways = tied_parts(rest, sorted(own))
-            fits = (way for way in ways if self.serves(some_of(way, range(len(others), len(way.members[0].channels)))))
-            tied = next(fits, None)
-            left += [(part, reason)] if tied is None else []
-            rest = tied or some_of(rest, others)
-        return rest, left
+    def first_of(self, ways: Iterable[Candidate]) -> Candidate | None:
+        """The first of several candidates that agrees, with numbers or without."""
+        return next((found for way in ways if (found := self.agreeing(way)) is not None), None)
 
-    def serves(self, candidate: Candidate, *, plain: bool = False) -> bool:
-        """Whether a candidate agrees with some numbers, or (``plain``) without any; they are noted."""
+    def agreeing(self, candidate: Candidate, *, plain: bool = True) -> Candidate | None:
+        """A candidate that agrees (``plain``: without numbers, too); less its first player where all cannot leave."""
+        self.reason = ""
         if candidates_as_players([candidate], self.layers, self.costs).needed():
-            return False
-        sizes = _sizes(candidate)
-        numbers = numbers_in(self.copy, _around(self.copy, candidate), sizes) if sizes else []
-        named = [n for n in numbers if _is_known(n, candidate)]
-        numbers = [n for n in numbers if n in named or self._matters(n)]
-        none: list[list[AttributeNumber]] = [[]] if plain else []
-        for chosen in none + _combinations(numbers, named, self.sorts):
-            if self.trials == _TRIALS:
+            return None
+        for chosen in self._choices(candidate, plain=plain):
+            if not self.trials:
                 break
-            self.trials += 1
             layers = self.layers | (_with(candidate, self.layers, chosen) if chosen else {})
-            reason = disagreement(self.copy, self.inputs, candidates_as_players([candidate], layers, self.costs))
-            if reason is None or reason.startswith(ALL_GONE):
-                self.layers, self.sorts = layers, frozenset(n.sort for n in chosen)
-                return True
-        return False
+            found, reason = candidate, self._disagreement(candidate, layers)
+            self.reason = self.reason or reason or ""
+            if reason is not None and reason.startswith(ALL_GONE):
+                found, self.reason = some_of(candidate, range(1, len(candidate.members[0].channels))), reason
+                reason = self._disagreement(found, layers)
+            if reason is None:
+                self.layers, self._sorts = layers, frozenset(n.sort for n in chosen)
+                return found
+        return None
 
     def in_the_way(self, candidate: Candidate) -> str:
         """What to add to a reason: a number of the whole network that is read, too."""
@@ -161,18 +81,24 @@ class _Search:
         above = [n for n in numbers_in(self.copy, outer, counts, own=True) if self._matters(n)]
         return f"; {above[0].path} = {above[0].value} is read, too, one number for all layers" if above else ""
 
+    def _choices(self, candidate: Candidate, *, plain: bool) -> Iterable[list[AttributeNumber]]:
+        """Numbers to try together; they are looked for only after nothing, where that is tried."""
+        if plain:
+            yield []
+        sizes = _sizes(candidate)
+        numbers = numbers_in(self.copy, _around(self.copy, candidate), sizes) if sizes else []
+        named = [n for n in numbers if _is_known(n, candidate)]
+        numbers = [n for n in numbers if n in named or self._matters(n)]
+        yield from _combinations(numbers, named, self._sorts)
+
+    def _disagreement(self, candidate: Candidate, layers: dict[str, Layer]) -> str | None:
+        self.trials -= 1
+        return disagreement(self.copy, self.inputs, candidates_as_players([candidate], layers, self.costs))
+
     def _matters(self, number: AttributeNumber) -> bool:
-        if number.path not in self.known:
-            self.known[number.path] = matters(self.copy, self.inputs, number)
-        return self.known[number.path]
-
-
-def _players_of(whole: Candidate, part: Candidate) -> set[int]:
-    """Numbers of the players of a group that own the channels of a part of it."""
-    first = part.members[0]
-    owned = set(chain(*first.channels))
-    member = next(m for m in whole.members if (m.module, m.role) == (first.module, first.role))
-    return {i for i, channels in enumerate(member.channels) if not owned.isdisjoint(channels)}
+        if number.path not in self._known:
+            self._known[number.path] = matters(self.copy, self.inputs, number)
+        return self._known[number.path]
 
 
 def _sizes(candidate: Candidate) -> set[int]:

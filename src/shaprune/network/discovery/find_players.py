@@ -12,7 +12,6 @@ from torch import nn
 from shaprune.errors import InputError, ShapruneWarning, check_choice, nearest
 from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.borrow import borrowed, preserve_globals
-from shaprune.network.discovery.attribute_counts import numbered
 from shaprune.network.discovery.channels.coupling import find_candidates
 from shaprune.network.discovery.channels.unseen_readers import split_by_unseen, unseen_readers, unseen_warning
 from shaprune.network.discovery.copy_check import check_copy
@@ -20,6 +19,7 @@ from shaprune.network.discovery.few_examples import few_examples
 from shaprune.network.discovery.input_checks import check_example_inputs
 from shaprune.network.discovery.model_support import check_model
 from shaprune.network.discovery.named_units import named_units, unite
+from shaprune.network.discovery.settling import settle
 from shaprune.network.discovery.unit_filters import has_unit, special_unit
 from shaprune.network.discovery.verification import Totals, candidates_as_players, disagreement, verify_candidates
 from shaprune.network.layers.compound_macs import compound_macs
@@ -134,11 +134,13 @@ def find_players(
             left_out += not_settled
         accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
         if refused and kind is None:
-            found_numbers = numbered(copy, few, chosen, refused, layers, costs)
-            refused = found_numbers.left
-            if found_numbers.chosen != chosen or found_numbers.layers:
-                layers |= found_numbers.layers
-                accepted, again = verify_candidates(copy, few, found_numbers.chosen, layers, costs)
+            settled = settle(copy, few, refused, layers, costs)
+            refused = settled.left
+            if settled.chosen:
+                layers |= settled.layers
+                place = {name: i for i, name in enumerate(layers)}
+                together = sorted([*accepted, *settled.chosen], key=lambda c: place[c.members[0].module])
+                accepted, again = verify_candidates(copy, few, together, layers, costs)
                 refused = [*again, *refused]
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind is not None and kind.one_group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.discovery.tied_players import kinds_of, some_of
 from shaprune.network.discovery.unit_filters import are_heads
 from shaprune.network.error_location import error_location
 from shaprune.network.hooks import hooked
@@ -24,11 +25,12 @@ from shaprune.network.shared_weights import convert, in_precision, in_type, rele
 from shaprune.network.tolerance import relative_difference, tolerance_for
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Group, Member, Players, Skipped, number_groups
+from shaprune.players.players import Group, Players, Skipped, number_groups
 
 _SMALL = 1 << 26  # bytes in doubles up to which every model is compared in doubles
 Refused = tuple[Candidate, str]
 ALL_GONE = "one must stay: "  # how a reason begins where a group agrees but for all its players at once
+BESIDE = "together with other groups "  # of groups that agree alone
 Totals = tuple[int, float, int, float]  # parameters, multiply-adds, bytes on disk, bytes of layer outputs
 
 
@@ -48,12 +50,7 @@ def candidates_as_players(
 def verify_candidates(
     copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: Totals
 ) -> tuple[list[Candidate], list[Refused]]:
-    """Split candidates into those whose mask equals their removal and those that disagree, by halving.
-
-    Of a single candidate, players that take channels from the same layers are tried together: behind a padded shortcut
-    those that run through all of the network can leave, and those that the padding adds cannot. If none can, players
-    are tied: where code cuts a map into equal parts that go different ways, as much must leave from each.
-    """
+    """Split candidates into those whose mask equals their removal and those that disagree, by halving."""
     free, stuck = _free(found, layers)
     good, bad = _halved(copy, inputs, free, layers, costs)
     return good, [*stuck, *bad]
@@ -72,7 +69,7 @@ def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Ca
             if name is None:
                 free.append(some_of(candidate, these))
             else:
-                why = _because(candidate, f"without it too little would be left of layer {name!r}")
+                why = because(candidate, f"without it too little would be left of layer {name!r}")
                 stuck.append((some_of(candidate, these), why))
     return free, stuck
 
@@ -87,17 +84,7 @@ def _halved(
     if reason is None:
         return list(found), []
     if len(found) == 1:
-        whole = any(m.part.unit for m in found[0].members)
-        numbers = [] if whole else kinds_of(found[0].members)
-        kinds = [some_of(found[0], players) for players in numbers] or found
-        tried = [(kind, disagreement(copy, inputs, candidates_as_players([kind], layers, costs))) for kind in kinds]
-        if not whole:
-            tried = [e for kind, why in tried for e in _one_kept(copy, inputs, kind, why, layers, costs)]
-        good = [kind for kind, why in tried if why is None and kind != found[0]]
-        for tied in [] if good or whole else (*tied_shares(found[0]), *tied_parts(found[0])):
-            if disagreement(copy, inputs, candidates_as_players([tied], layers, costs)) is None:
-                return [tied], []
-        return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
+        return [], [(found[0], because(found[0], reason))]
     middle = len(found) // 2
     left, right = (_halved(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
 
@@ -109,7 +96,7 @@ def _halved(
         if reason is None:
             return more, []
         if len(more) == 1:
-            return [], [(more[0], f"together with other groups {reason}")]
+            return [], [(more[0], f"{BESIDE}{reason}")]
         middle = len(more) // 2
         first = joined(base, more[:middle])
         second = joined([*base, *first[0]], more[middle:])
@@ -119,74 +106,10 @@ def _halved(
     return left[0] + added, left[1] + right[1] + not_added
 
 
-def _one_kept(
-    copy: nn.Module, inputs: Inputs, kind: Candidate, why: str | None, layers: dict[str, Layer], costs: Totals
-) -> list[tuple[Candidate, str | None]]:
-    """A candidate and why it was refused; apart from its first player where only all of them cannot leave at once."""
-    if why is None or not why.startswith(ALL_GONE):
-        return [(kind, why)]
-    first, others = some_of(kind, [0]), some_of(kind, range(1, len(kind.members[0].channels)))
-    again = disagreement(copy, inputs, candidates_as_players([others], layers, costs))
-    return [(kind, why)] if again is not None else [(others, None), (first, why)]
-
-
-def _because(candidate: Candidate, reason: str) -> str:
+def because(candidate: Candidate, reason: str) -> str:
+    """A reason, and that a candidate meets the network's input where it does."""
     met = "its channels meet those of the network's input, which stay: " if candidate.meets_input else ""
     return f"{met}{reason}"
-
-
-def kinds_of(members: Sequence[Member]) -> list[list[int]]:
-    """Numbers of the players that have as many channels in the same members."""
-    if all((m.widths == m.widths[0]).all() for m in members):
-        return [list(range(len(members[0].channels)))]
-    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for player, widths in enumerate(zip(*(m.widths.tolist() for m in members), strict=True)):
-        kinds[widths].append(player)
-    return list(kinds.values())
-
-
-def tied_shares(candidate: Candidate) -> list[Candidate]:
-    """The candidate, if any, in whose players several are tied: a share of every kind.
-
-    Kinds of 8, 4 and 4 players make four new ones, each of two, one and one.
-    """
-    kinds = kinds_of(candidate.members)
-    number = gcd(*map(len, kinds))
-    tied = zip(*(np.split(np.array(kind), number) for kind in kinds), strict=True)
-    return [_tied(candidate, [np.concatenate(share) for share in tied])] if min(len(kinds), number) > 1 else []
-
-
-def tied_parts(candidate: Candidate, these: Sequence[int] | None = None) -> Iterator[Candidate]:
-    """Candidates in which ``these`` players (all) are tied: the k-th of each of some equal parts; behind the others."""
-    every = range(len(candidate.members[0].channels))
-    chosen = np.array(every if these is None else these)
-    others = [np.array([i]) for i in np.setdiff1d(every, chosen)]
-    for parts in (2, 3, 4):
-        if len(chosen) % parts == 0 and len(chosen) > parts:
-            yield _tied(candidate, [*others, *chosen.reshape(parts, -1).T])
-
-
-def _tied(candidate: Candidate, players: Sequence[NDArray[np.int64]]) -> Candidate:
-    return replace(candidate, members=tuple(_united(m, [p.tolist() for p in players]) for m in candidate.members))
-
-
-def _united(member: Member, players: Sequence[Sequence[int]]) -> Member:
-    """A member of new players, each of which owns what several did."""
-    owned = [sorted({c for player in several for c in member.channels[player]}) for several in players]
-    return replace(member, channels=tuple(map(tuple, owned)))
-
-
-def some_of(candidate: Candidate, players: Sequence[int]) -> Candidate:
-    """Some of a candidate's players, with the members in which they have channels."""
-    if len(players) == len(candidate.members[0].channels):
-        return candidate
-    members = [Member(m.module, m.role, tuple(m.channels[p] for p in players)) for m in candidate.members]
-    owning = [m for m in members if m.widths.any()]
-    first = next((m for m in owning if m.role == candidate.members[0].role), None)
-    if first is None:
-        return replace(candidate, members=tuple(owning))
-    name = first.module if first.role == "out" else candidate.name
-    return replace(candidate, name=name, members=(first, *(m for m in owning if m is not first)))
 
 
 def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
