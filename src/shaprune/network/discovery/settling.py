@@ -7,7 +7,7 @@ parts that go different ways, as much must leave from each. Groups that a shuffl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -33,6 +33,7 @@ from shaprune.network.discovery.verification import (
     candidates_as_players,
     disagreement,
 )
+from shaprune.network.layers.plain_layers import computing_layers
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 
@@ -82,9 +83,22 @@ def settle(
         if tied is not None:
             chosen.append(tied)
             left = [(rest, reason) for part, reason in left if (rest := without(part, [tied])).members]
-    left = [(part, reason + search.numbers.in_the_way(part)) for part, reason in left]
+    anew = computing_layers(copy, inputs) if left else {}
+    left = [(part, reason + (_anew(part, copy, anew) or search.numbers.in_the_way(part))) for part, reason in left]
     found_numbers = {name: layer for name, layer in search.numbers.layers.items() if layer != layers[name]}
     return Settled(found_numbers, chosen, left)
+
+
+def _anew(part: Candidate, copy: nn.Module, computing: Collection[str]) -> str:
+    """What to add to a reason: a layer of the group that computes its weight anew."""
+    name = next((m.module for m in part.members if m.module in computing), None)
+    if name is None:
+        return ""
+    kind = type(copy.get_submodule(name)).__name__
+    return (
+        f"; {name} ({kind}) computes its weight anew from all that it reads: shaprune.builtin.plain_layers(model, "
+        "example_inputs) gives plain layers"
+    )
 
 
 @dataclass
