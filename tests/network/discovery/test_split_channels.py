@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import shaprune as sp
+from shaprune.network.game.network_game import NetworkGame
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
+from shaprune.network.removal.surgery import remove_players
 from shaprune.players.players import Players
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,6 +164,27 @@ class Fused(nn.Module):
         return self.out(torch.cat((F.silu(gate) * value, beside.relu()), -1))  # type: ignore[no-any-return]
 
 
+class Shuffled(nn.Module):
+    """ShuffleNet: half passes, half is convolved, both are interleaved; the first block has no half that passes."""
+
+    def __init__(self, width: int, n_in: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.passes = nn.Identity() if n_in == width else conv(n_in, half)
+        self.branch, self.whole = conv(half if n_in == width else n_in, half), n_in != width
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (x, x) if self.whole else x.chunk(2, 1)
+        y = torch.cat((self.passes(a), self.branch(b)), 1)
+        return y.unflatten(1, (2, y.shape[1] // 2)).transpose(1, 2).flatten(1, 2)
+
+
+def shuffle(width: int) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(
+        *(Shuffled(width, n) for n in (3, width, width)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)
+    )
+
+
 def staged(block: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(conv(3, 12), block(), block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
 
@@ -180,6 +203,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str, list[int]]] = {
     "an end that is not read": (Unread, "stem.0", [1] * 12),
     "padded with zeros": (Padded, "conv.0", [1] * 6 + [2] * 3),
     "three parts, gated": (Fused, "fused", [3] * 6),
+    "shuffled": (shuffle(16), "0.passes.0", [4] * 2),
+    "shuffled, of odd halves": (shuffle(20), "0.passes.0", [4] * 2),
 }
 
 
@@ -202,8 +227,8 @@ def by_mask(model: nn.Module, players: Players, kept: np.ndarray) -> Tensor:  # 
 
 def coalitions(players: Players) -> list[np.ndarray]:  # type: ignore[type-arg]
     rng = np.random.default_rng(0)
-    rows = [rng.random(players.n) < share for share in (0.8, 0.5, 0.3)]
-    return [row for row in rows if not players.too_narrow(row)]
+    rows = [rng.random(players.n) < share for share in (0.8, 0.6, 0.5, 0.5, 0.4, 0.3)]
+    return [row for row in rows if not (row.all() or players.too_narrow(row))]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -222,3 +247,64 @@ def test_parts_of_a_split_leave(name: str, tmp_path: Path) -> None:
         assert sum(p.numel() for p in small.parameters()) == players.cost(kept)[0]
         sp.save(small, plan, tmp_path / "small", overwrite=True)
         assert torch.equal(sp.load(tmp_path / "small", build=lambda: seeded(build))(X), small(X))
+
+
+def picked(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.gather(1, targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("name", ["halves of one size", "half of a width", "padded with zeros", "shuffled"])
+def test_games_ask_what_is_left_after_surgery(name: str) -> None:
+    model = seeded(NETWORKS[name][0])
+    players = sp.find_players(model, X)
+    data = [(X, torch.tensor([k, (k + 1) % 3])) for k in range(3)]
+    game = NetworkGame(model, players, data, picked)
+    rng = np.random.default_rng(0)
+    orders = rng.permuted(np.tile(np.arange(players.n), (3, 1)), axis=1)[:, : players.n // 3]
+    walks = game.walk(orders, np.arange(3))
+    for order, example, worths in zip(orders, range(3), walks, strict=True):
+        kept = np.ones(players.n, dtype=bool)
+        for player, worth in zip(order, worths[1:], strict=True):
+            kept[player] = False
+            if players.too_narrow(kept):
+                break
+            small = remove_players(copy.deepcopy(model), players, kept)
+            x, target = data[example // 2][0][example % 2], data[example // 2][1][example % 2]
+            with torch.no_grad():
+                assert abs(float(small(x[None])[0, target]) - worth) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["halves of one size", "padded with zeros", "shuffled"])
+def test_pruned_by_a_criterion_and_refitted(name: str) -> None:
+    model = seeded(NETWORKS[name][0])
+    x = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    data = [(x, torch.arange(48) % 3)]
+    result = sp.compress(model, data, sp.Budget(params=0.7), example_inputs=X, method="second_order")
+    assert result.model(X).shape == (2, 3)
+    assert sum(p.numel() for p in result.model.parameters()) <= 0.7 * sum(p.numel() for p in model.parameters())
+
+
+def test_sizes_in_the_code_are_refused_by_their_place() -> None:
+    class Literal(Split):
+        def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.split([8, 4], 1)
+
+    players = sp.find_players(seeded(Literal), X)
+    reasons = [s.reason for s in players.skipped if s.name == "stem.0"]
+    assert len(reasons) == 2
+    assert all("removal breaks the network at" in why and '"return x.split([8, 4], 1)"' in why for why in reasons)
+    assert not owned(players, "stem.0")
+
+
+def test_a_kind_that_cannot_go_at_once_keeps_one() -> None:
+    class Passed(Split):
+        """The second part may shrink, and must not be nothing, for there are two names for the parts."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.stem(x).split(8, 1)
+            return self.out(torch.cat((self.a(a), b), 1)).mean((2, 3))  # type: ignore[no-any-return]
+
+    players = sp.find_players(seeded(Passed), X)
+    assert owned(players, "stem.0") == [1] * 3
+    stays = [(s.name, s.channels) for s in players.skipped if s.reason.startswith("one must stay: ")]
+    assert stays == [("stem.0", 1)]
