@@ -21,7 +21,14 @@ from shaprune.network.discovery.model_support import check_model
 from shaprune.network.discovery.named_units import named_units, unite
 from shaprune.network.discovery.settling import settle
 from shaprune.network.discovery.unit_filters import has_unit, special_unit
-from shaprune.network.discovery.verification import Totals, candidates_as_players, disagreement, verify_candidates
+from shaprune.network.discovery.verification import (
+    Refused,
+    Totals,
+    candidates_as_players,
+    disagreement,
+    verify_candidates,
+)
+from shaprune.network.discovery.zero_weights import zeros_filled
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import measure_layers, stored_bytes
 from shaprune.network.removal.blocks import not_inside
@@ -132,16 +139,8 @@ def find_players(
         if kind is not None:
             chosen, not_settled = kind.settle(copy, inputs, chosen, layers, include is not None)
             left_out += not_settled
-        accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
-        if refused and kind is None:
-            settled = settle(copy, few, refused, layers, costs)
-            refused = settled.left
-            if settled.chosen:
-                layers |= settled.layers
-                place = {name: i for i, name in enumerate(layers)}
-                together = sorted([*accepted, *settled.chosen], key=lambda c: place[c.members[0].module])
-                accepted, again = verify_candidates(copy, few, together, layers, costs)
-                refused = [*again, *refused]
+        with zeros_filled(copy):
+            accepted, refused, layers = _proven(copy, few, chosen, layers, costs, split=kind is None)
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind is not None and kind.one_group:
             skipped = not_inside(skipped, accepted)
@@ -164,6 +163,23 @@ def find_players(
         if risk is not None:
             warnings.warn(risk, ShapruneWarning, stacklevel=2)
         return replace(players, config=hf_fields_of(copy, players))
+
+
+def _proven(
+    copy: nn.Module, few: Inputs, chosen: list[Candidate], layers: dict[str, Layer], costs: Totals, *, split: bool
+) -> tuple[list[Candidate], list[Refused], dict[str, Layer]]:
+    """What agrees, what does not and why, and the layers with their numbers; refused groups may be ``split``."""
+    accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
+    if not refused or not split:
+        return accepted, refused, layers
+    settled = settle(copy, few, refused, layers, costs)
+    if not settled.chosen:
+        return accepted, settled.left, layers
+    layers = layers | settled.layers
+    place = {name: i for i, name in enumerate(layers)}
+    together = sorted([*accepted, *settled.chosen], key=lambda c: place[c.members[0].module])
+    accepted, refused = verify_candidates(copy, few, together, layers, costs)
+    return accepted, [*refused, *settled.left], layers
 
 
 def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> list[Skipped]:
