@@ -21,11 +21,12 @@ from shaprune.network.batches import Inputs
 from shaprune.network.discovery.attribute_numbers import AttributeNumber, matters, numbers_in
 from shaprune.network.discovery.tied_players import some_of
 from shaprune.network.discovery.verification import ALL_GONE, Totals, candidates_as_players, disagreement
+from shaprune.network.removal.kept_numbers import Entry
 from shaprune.network.removal.surgery import COUNTS, WIDTHS
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
 
-_Sort = tuple[str, str, int | None]
+_Sort = tuple[str, str, Entry]
 
 
 @dataclass
@@ -86,7 +87,8 @@ class NumberSearch:
         if plain:
             yield []
         sizes = _sizes(candidate)
-        numbers = numbers_in(self.copy, _around(self.copy, candidate), sizes) if sizes else []
+        full = {self.layers[m.module].n_out for m in candidate.members if m.role == "out"}  # of which these are a part
+        numbers = numbers_in(self.copy, _around(self.copy, candidate), sizes | full) if sizes else []
         named = [n for n in numbers if _is_known(n, candidate)]
         numbers = [n for n in numbers if n in named or self._matters(n)]
         yield from _combinations(numbers, named, self._sorts)
@@ -135,7 +137,9 @@ def _around(copy: nn.Module, candidate: Candidate) -> list[str]:
     for parent in parents:
         while parent != together:
             parent = parent.rpartition(".")[0]
-            names.append(parent)
+            beside = copy.get_submodule(parent).named_children()
+            plain = [key for key, m in beside if next(m.parameters(), None) is None]
+            names += [parent, *(f"{parent}.{key}" if parent else key for key in plain)]
     return list(dict.fromkeys(names))
 
 

@@ -1,4 +1,4 @@
-"""Whole numbers that modules keep as attributes, in lists, or in plain objects such as a configuration."""
+"""Whole numbers that modules keep: attributes, in lists, in functions, or in plain objects such as a configuration."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, all_equal, call, tensors, transform
 from shaprune.network.layers.kinds import kind_of
+from shaprune.network.removal.kept_numbers import Entry, entries_of, entry_text, with_entry
 
 _NO_OBJECTS = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType, torch.dtype, torch.device)
 
 
 @dataclass(frozen=True, eq=False)
 class AttributeNumber:
-    """An attribute of a module, or of a plain object that it keeps; an ``entry`` where that is a list or tuple."""
+    """A number of an attribute of a module, or of a plain object that it keeps."""
 
     path: str
     owner: Any
     name: str
-    entry: int | None = None
+    entry: Entry = None
 
     @property
     def value(self) -> int:
-        held = getattr(self.owner, self.name)
-        return int(held if self.entry is None else held[self.entry])
+        return dict(entries_of(getattr(self.owner, self.name)))[self.entry]
 
     @property
-    def sort(self) -> tuple[str, str, int | None]:
+    def sort(self) -> tuple[str, str, Entry]:
         """The same for the same number of another layer."""
         return type(self.owner).__name__, self.name, self.entry
 
@@ -40,11 +40,7 @@ class AttributeNumber:
     def changed(self) -> Iterator[None]:
         """Double it for a while; one more is often rounded away."""
         before = getattr(self.owner, self.name)
-        if self.entry is None:
-            after = 2 * before
-        else:
-            after = type(before)(value * (1 + (i == self.entry)) for i, value in enumerate(before))
-        setattr(self.owner, self.name, after)
+        setattr(self.owner, self.name, with_entry(before, self.entry, 2 * self.value))
         try:
             yield
         finally:
@@ -67,20 +63,13 @@ def _numbers(copy: nn.Module, name: str, sizes: set[int], own: bool) -> list[Att
     places: list[tuple[str, Any]] = [(prefix, module)]
     places += [] if own else [(f"{prefix}{key}.", o) for key, o in kept.items()]
     return [
-        AttributeNumber(f"{place}{key}" if entry is None else f"{place}{key}[{entry}]", owner, key, entry)
+        AttributeNumber(f"{place}{key}{entry_text(entry)}", owner, key, entry)
         for place, owner in places
         for key, held in vars(owner).items()
         if not key.startswith("__")
-        for entry, value in _entries(held)
+        for entry, value in entries_of(held)
         if value in sizes
     ]
-
-
-def _entries(held: Any) -> Iterable[tuple[int | None, int]]:
-    """The numbers of an attribute: itself, or those of a list or tuple."""
-    if type(held) is int:
-        return [(None, held)]
-    return ((i, value) for i, value in enumerate(held) if type(value) is int) if type(held) in (list, tuple) else ()
 
 
 def matters(copy: nn.Module, inputs: Inputs, number: AttributeNumber) -> bool:
