@@ -11,10 +11,11 @@ from architectures import (
     plain,
     recurrent,
     residual,
+    split,
     traps,
     unet,
 )
 from architectures.entry import Entry
 
-_FAMILIES = (plain, residual, mobile, branched, unet, hierarchical, attention, huggingface, recurrent, traps)
+_FAMILIES = (plain, residual, mobile, split, branched, unet, hierarchical, attention, huggingface, recurrent, traps)
 ZOO: dict[str, Entry] = {name: entry for family in _FAMILIES for name, entry in family.ENTRIES.items()}

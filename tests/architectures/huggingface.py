@@ -57,6 +57,29 @@ def llama() -> nn.Module:
     return t.LlamaForCausalLM(config)  # type: ignore[no-any-return]
 
 
+def phi3() -> nn.Module:
+    """Phi-3 (Abdin et al. 2024): queries, keys and values from one layer, gates and values from another."""
+    t = _transformers()
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = t.Phi3Config(**_SMALL, **ends, num_key_value_heads=2, use_cache=False)
+    return t.Phi3ForCausalLM(config)  # type: ignore[no-any-return]
+
+
+def glm() -> nn.Module:
+    """GLM-4: gates and values from one layer, rotary positions on half of a head."""
+    t = _transformers()
+    config = t.GlmConfig(**_SMALL, pad_token_id=0, num_key_value_heads=2, head_dim=4, use_cache=False)
+    return t.GlmForCausalLM(config)  # type: ignore[no-any-return]
+
+
+def modernbert() -> nn.Module:
+    """ModernBERT (Warner et al. 2024): gated feed-forward from one layer, local and global attention."""
+    t = _transformers()
+    small = {key: value for key, value in _SMALL.items() if key != "initializer_range"}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
+    return t.ModernBertForSequenceClassification(t.ModernBertConfig(**small, **ends, num_labels=CLASSES))  # type: ignore[no-any-return]
+
+
 def _words(batch: int) -> dict[str, Any]:
     ids = tokens(batch, LENGTH, entries=WORDS)
     mask = ids.new_ones(ids.shape)
@@ -111,5 +134,29 @@ ENTRIES = {
         {"hidden channel": 16, "head": 4, "neuron": 40},
         {"lm_head": OUTPUT},
         _ids,
+    ),
+    "phi3": _entry(
+        "Phi-3 (transformers)",
+        "one layer for gates and values of a feed-forward block, one for queries, keys and values",
+        phi3,
+        {"hidden channel": 16, "head": 4, "neuron": 40},
+        {"lm_head": OUTPUT},
+        _ids,
+    ),
+    "glm": _entry(
+        "GLM-4 (transformers)",
+        "one layer for gates and values of a feed-forward block; grouped queries",
+        glm,
+        {"hidden channel": 16, "head": 4, "neuron": 40},
+        {"lm_head": OUTPUT},
+        _ids,
+    ),
+    "modernbert": _entry(
+        "ModernBERT (transformers)",
+        "one layer for gates and values; local and global attention",
+        modernbert,
+        {"hidden channel": 32, "head": 8, "neuron": 40},
+        {"classifier": OUTPUT},
+        classes=CLASSES,
     ),
 }

@@ -9,8 +9,9 @@ from large_networks import Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from architectures.entry import BREAKS, CLASSES, OUTPUT, Entry, images, seeded
+from architectures.entry import CLASSES, OUTPUT, Entry, images, seeded
 from architectures.parts import Excite
+from shaprune.builtin import plain_layers
 from shaprune.builtin.resnet import BasicBlock as PaddedBlock
 
 Block = Callable[[int, int, int], nn.Module]  # channels in, channels out, stride
@@ -81,6 +82,41 @@ class PreActivation(nn.Module):
         return self.conv2(F.relu(self.bn2(y))) + shortcut  # type: ignore[no-any-return]
 
 
+class StandardConv(nn.Conv2d):
+    """A convolution whose weights are standardised in every pass, with a gain (Brock et al. 2021)."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(n_in, n_out, kernel, stride, kernel // 2)
+        self.gain = nn.Parameter(torch.rand(n_out) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, n_in, H, W) -> (N, n_out, H / stride, W / stride)."""
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, self.gain, training=True, momentum=0.0).reshape_as(self.weight)
+        return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return]
+
+
+class Unnormed(nn.Module):
+    """NF-ResNet: scaled residual blocks of standardised convolutions, without norms over the batch."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = StandardConv(width, inner, 1), StandardConv(inner, inner, 3)
+        self.conv3 = StandardConv(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) -> the same."""
+        y = F.relu(self.conv2(F.relu(self.conv1(F.relu(x)))))
+        return x + 0.2 * self.conv3(y)  # type: ignore[no-any-return]
+
+
+def nf_resnet() -> nn.Module:
+    """NF-ResNet with its weights as they come out."""
+    pooled = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    model = nn.Sequential(StandardConv(3, 8, 3), Unnormed(8, 6), Unnormed(8, 6), *pooled)
+    return plain_layers(model, torch.ones(2, 3, 8, 8))
+
+
 def _grouped_norm(width: int) -> nn.Module:
     return nn.GroupNorm(4, width)
 
@@ -104,11 +140,19 @@ ENTRIES = {
     ),
     "resnet56": Entry(
         family="ResNet-56",
-        note="option-A shortcuts: strided slices padded with zero channels",
+        note="option-A shortcuts: strided slices padded with zero channels, which leave, too",
         make=seeded(lambda: ResNet(lambda a, b, s: PaddedBlock(a, b, stride=s), (6, 12, 24))),
         inputs=images(3, 8, 8),
-        players={"channel": 90},
-        skips={"layers.*.conv2": BREAKS, "fc": OUTPUT},
+        players={"channel": 99},
+        skips={"fc": OUTPUT},
+    ),
+    "nf-resnet": Entry(
+        family="NF-ResNet",
+        note="standardised weights, without norms: with `plain_layers`",
+        make=seeded(nf_resnet),
+        inputs=images(3, 8, 8),
+        players={"channel": 32},
+        skips={"6": OUTPUT},
     ),
     "resnet-preact": Entry(
         family="Pre-activation ResNet",

@@ -285,7 +285,7 @@ def test_modules_know_how_many_heads_they_have(name: str) -> None:
             if hasattr(before, number):
                 assert getattr(after, number) * len(group) == getattr(before, number) * plan.kept[group.indices].sum()
                 told += 1
-    assert told > 0 or name == "llama"  # which reshapes by the width of a head alone
+    assert told > 0 or name in ("llama", "phi3", "glm", "modernbert")  # by the width of a head, or the configuration
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself and of what it traces

@@ -1,4 +1,4 @@
-"""Data sets, networks and factories that ``--data`` and ``--model`` name; open attention, outputs mapped back."""
+"""Data sets, networks and factories that ``--data`` and ``--model`` name; attention opened, plain layers, map_back."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shaprune.builtin.splits import Split as Split
     from shaprune.network.layers.map_back import map_back as map_back
     from shaprune.network.layers.open_attention import open_attention as open_attention
+    from shaprune.network.layers.plain_layers import plain_layers as plain_layers
 
 _HOMES = {
     "Dataset": "shaprune.builtin.splits",
@@ -21,6 +22,7 @@ _HOMES = {
     "load_dataset": "shaprune.builtin.datasets",
     "map_back": "shaprune.network.layers.map_back",
     "open_attention": "shaprune.network.layers.open_attention",
+    "plain_layers": "shaprune.network.layers.plain_layers",
 }
 __all__ = sorted(_HOMES)
 

@@ -54,6 +54,7 @@ class Layer:
         numbers: attributes, by their path from the network, that are divided as its outputs (or its inputs, by
             ``divided``) are; None for those of known names around heads. A plain object on the path is copied for its
             module.
+        sizes: attributes that count some of its outputs, with these outputs: each loses the share of them that leaves.
         returns: entries of the tuple that a block returns; None for a bare tensor.
         passes: for each of these entries but the first, the input (position or keyword) that it is; None for another.
         itemsize: bytes of one parameter.
@@ -81,6 +82,7 @@ class Layer:
     heads: Literal["out", "in"] | None = None
     numbers: tuple[str, ...] | None = None
     divided: Literal["out", "in"] = "out"
+    sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     returns: int | None = None
     passes: tuple[int | str | None, ...] = ()
     itemsize: int = 4
@@ -99,6 +101,7 @@ class Layer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))  # a list, where it comes from JSON
         object.__setattr__(self, "held", tuple(self.held))
+        object.__setattr__(self, "sizes", tuple((path, tuple(counted)) for path, counted in self.sizes))
         object.__setattr__(self, "numbers", None if self.numbers is None else tuple(self.numbers))
 
     def params(self, n_in: int, n_out: int) -> int:

@@ -41,6 +41,7 @@ class _Layer(Document):
     heads: Literal["out", "in"] | None = None
     numbers: Sequence[str] | None = None
     divided: Literal["out", "in"] = "out"
+    sizes: Sequence[Annotated[tuple[str, Sequence[Count]], LISTED]] = ()
     passes: Sequence[Count | str | None] = ()
     returns: Count | None = None
     itemsize: Count = 4
@@ -125,6 +126,8 @@ def _check_member(member: _Member, group: str, layer: _Layer | None) -> None:
         raise InputError(f"{WHAT}: layer {member.module!r} of group {group!r} is missing")
     if len(layer.held) not in (0, layer.n_out):
         raise InputError(f"{WHAT}: what layer {member.module!r} holds does not fit its channels")
+    if any(not counted or max(counted) >= layer.n_out for _, counted in layer.sizes):
+        raise InputError(f"{WHAT}: a size of layer {member.module!r} counts outputs that it does not have")
     part = PARTS[member.role]
     width = layer.n_in if part.takes_in and not part.takes_out else max(layer.n_in, layer.n_out)
     top = max((max(channels) for channels in member.channels if channels), default=-1)

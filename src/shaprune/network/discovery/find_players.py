@@ -12,7 +12,6 @@ from torch import nn
 from shaprune.errors import InputError, ShapruneWarning, check_choice, nearest
 from shaprune.network.batches import Inputs, copied_inputs, example_of
 from shaprune.network.borrow import borrowed, preserve_globals
-from shaprune.network.discovery.attribute_counts import numbered
 from shaprune.network.discovery.channels.coupling import find_candidates
 from shaprune.network.discovery.channels.unseen_readers import split_by_unseen, unseen_readers, unseen_warning
 from shaprune.network.discovery.copy_check import check_copy
@@ -20,8 +19,16 @@ from shaprune.network.discovery.few_examples import few_examples
 from shaprune.network.discovery.input_checks import check_example_inputs
 from shaprune.network.discovery.model_support import check_model
 from shaprune.network.discovery.named_units import named_units, unite
+from shaprune.network.discovery.settling import settle
 from shaprune.network.discovery.unit_filters import has_unit, special_unit
-from shaprune.network.discovery.verification import Totals, candidates_as_players, disagreement, verify_candidates
+from shaprune.network.discovery.verification import (
+    Refused,
+    Totals,
+    candidates_as_players,
+    disagreement,
+    verify_candidates,
+)
+from shaprune.network.discovery.zero_weights import zeros_filled
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import measure_layers, stored_bytes
 from shaprune.network.removal.blocks import not_inside
@@ -132,13 +139,8 @@ def find_players(
         if kind is not None:
             chosen, not_settled = kind.settle(copy, inputs, chosen, layers, include is not None)
             left_out += not_settled
-        accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
-        found_numbers, refused = numbered(copy, few, refused, layers, costs) if kind is None else ({}, refused)
-        if found_numbers:
-            layers |= found_numbers
-            named = dict(refused)
-            accepted, refused = verify_candidates(copy, few, [c for c in chosen if c not in named], layers, costs)
-            refused += named.items()
+        with zeros_filled(copy):
+            accepted, refused, layers = _proven(copy, few, chosen, layers, costs, split=kind is None)
         skipped += [s for candidate, why in (*left_out, *refused) for s in _skipped(candidate, layers, why)]
         if kind is not None and kind.one_group:
             skipped = not_inside(skipped, accepted)
@@ -161,6 +163,23 @@ def find_players(
         if risk is not None:
             warnings.warn(risk, ShapruneWarning, stacklevel=2)
         return replace(players, config=hf_fields_of(copy, players))
+
+
+def _proven(
+    copy: nn.Module, few: Inputs, chosen: list[Candidate], layers: dict[str, Layer], costs: Totals, *, split: bool
+) -> tuple[list[Candidate], list[Refused], dict[str, Layer]]:
+    """What agrees, what does not and why, and the layers with their numbers; refused groups may be ``split``."""
+    accepted, refused = verify_candidates(copy, few, chosen, layers, costs)
+    if not refused or not split:
+        return accepted, refused, layers
+    settled = settle(copy, few, refused, layers, costs)
+    if not settled.chosen:
+        return accepted, settled.left, layers
+    layers = layers | settled.layers
+    place = {name: i for i, name in enumerate(layers)}
+    together = sorted([*accepted, *settled.chosen], key=lambda c: place[c.members[0].module])
+    accepted, refused = verify_candidates(copy, few, together, layers, costs)
+    return accepted, [*refused, *settled.left], layers
 
 
 def _skipped(candidate: Candidate, layers: dict[str, Layer], reason: str) -> list[Skipped]:

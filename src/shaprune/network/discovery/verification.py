@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.network.batches import Inputs, call, tensors, transform
+from shaprune.network.discovery.tied_players import kinds_of, some_of
 from shaprune.network.discovery.unit_filters import are_heads
 from shaprune.network.error_location import error_location
 from shaprune.network.hooks import hooked
@@ -24,10 +25,12 @@ from shaprune.network.shared_weights import convert, in_precision, in_type, rele
 from shaprune.network.tolerance import relative_difference, tolerance_for
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer
-from shaprune.players.players import Member, Players, Skipped, number_groups
+from shaprune.players.players import Group, Players, Skipped, number_groups
 
 _SMALL = 1 << 26  # bytes in doubles up to which every model is compared in doubles
 Refused = tuple[Candidate, str]
+ALL_GONE = "one must stay: "  # how a reason begins where a group agrees but for all its players at once
+BESIDE = "together with other groups "  # of groups that agree alone
 Totals = tuple[int, float, int, float]  # parameters, multiply-adds, bytes on disk, bytes of layer outputs
 
 
@@ -47,12 +50,7 @@ def candidates_as_players(
 def verify_candidates(
     copy: nn.Module, inputs: Inputs, found: Sequence[Candidate], layers: dict[str, Layer], costs: Totals
 ) -> tuple[list[Candidate], list[Refused]]:
-    """Split candidates into those whose mask equals their removal and those that disagree, by halving.
-
-    Of a single candidate, players that take channels from the same layers are tried together: behind a padded shortcut
-    those that run through all of the network can leave, and those that the padding adds cannot. If none can, players
-    are tied: where code cuts a map into equal parts that go different ways, as much must leave from each.
-    """
+    """Split candidates into those whose mask equals their removal and those that disagree, by halving."""
     free, stuck = _free(found, layers)
     good, bad = _halved(copy, inputs, free, layers, costs)
     return good, [*stuck, *bad]
@@ -69,10 +67,10 @@ def _free(found: Sequence[Candidate], layers: dict[str, Layer]) -> tuple[list[Ca
             by_layer[needed.get(i)].append(i)
         for name, these in by_layer.items():
             if name is None:
-                free.append(_only(candidate, these))
+                free.append(some_of(candidate, these))
             else:
-                why = _because(candidate, f"without it too little would be left of layer {name!r}")
-                stuck.append((_only(candidate, these), why))
+                why = because(candidate, f"without it too little would be left of layer {name!r}")
+                stuck.append((some_of(candidate, these), why))
     return free, stuck
 
 
@@ -86,15 +84,7 @@ def _halved(
     if reason is None:
         return list(found), []
     if len(found) == 1:
-        whole = any(m.part.unit for m in found[0].members)
-        numbers = [] if whole else _kinds(found[0])
-        kinds = [_only(found[0], players) for players in numbers] or found
-        tried = [(kind, disagreement(copy, inputs, candidates_as_players([kind], layers, costs))) for kind in kinds]
-        good = [kind for kind, why in tried if why is None and len(kinds) > 1]
-        for tied in [] if good or whole else _tied(found[0], numbers):
-            if disagreement(copy, inputs, candidates_as_players([tied], layers, costs)) is None:
-                return [tied], []
-        return good, [(kind, _because(kind, why or reason)) for kind, why in tried if kind not in good]
+        return [], [(found[0], because(found[0], reason))]
     middle = len(found) // 2
     left, right = (_halved(copy, inputs, half, layers, costs) for half in (found[:middle], found[middle:]))
 
@@ -106,7 +96,7 @@ def _halved(
         if reason is None:
             return more, []
         if len(more) == 1:
-            return [], [(more[0], f"together with other groups {reason}")]
+            return [], [(more[0], f"{BESIDE}{reason}")]
         middle = len(more) // 2
         first = joined(base, more[:middle])
         second = joined([*base, *first[0]], more[middle:])
@@ -116,47 +106,10 @@ def _halved(
     return left[0] + added, left[1] + right[1] + not_added
 
 
-def _because(candidate: Candidate, reason: str) -> str:
+def because(candidate: Candidate, reason: str) -> str:
+    """A reason, and that a candidate meets the network's input where it does."""
     met = "its channels meet those of the network's input, which stay: " if candidate.meets_input else ""
     return f"{met}{reason}"
-
-
-def _kinds(candidate: Candidate) -> list[list[int]]:
-    """Numbers of the players that have as many channels in the same members."""
-    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for player in range(len(candidate.members[0].channels)):
-        kinds[tuple(len(m.channels[player]) for m in candidate.members)].append(player)
-    return list(kinds.values())
-
-
-def _tied(candidate: Candidate, kinds: Sequence[Sequence[int]]) -> Iterator[Candidate]:
-    """Candidates of players that are several of this one's: one of every kind, or the k-th of each of some parts."""
-    n = len(candidate.members[0].channels)
-    ways = [list(map(list, kinds))] if len(kinds) > 1 and len({*map(len, kinds)}) == 1 else []
-    parts = [np.arange(n).reshape(number, -1).tolist() for number in (2, 3, 4) if n % number == 0]
-    for way in ways + [part for part in parts if part not in ways]:
-        if len(way[0]) > 1:
-            tied = list(zip(*way, strict=True))
-            yield replace(candidate, members=tuple(_united(m, tied) for m in candidate.members))
-
-
-def _united(member: Member, players: Sequence[Sequence[int]]) -> Member:
-    """A member of new players, each of which owns what several did."""
-    owned = [sorted({c for player in several for c in member.channels[player]}) for several in players]
-    return replace(member, channels=tuple(map(tuple, owned)))
-
-
-def _only(candidate: Candidate, players: Sequence[int]) -> Candidate:
-    """Some of a candidate's players, with the members in which they have channels."""
-    if len(players) == len(candidate.members[0].channels):
-        return candidate
-    members = [Member(m.module, m.role, tuple(m.channels[p] for p in players)) for m in candidate.members]
-    owning = [m for m in members if m.widths.any()]
-    first = next((m for m in owning if m.role == candidate.members[0].role), None)
-    if first is None:
-        return replace(candidate, members=tuple(owning))
-    name = first.module if first.role == "out" else candidate.name
-    return replace(candidate, name=name, members=(first, *(m for m in owning if m is not first)))
 
 
 def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | None:
@@ -165,23 +118,25 @@ def disagreement(copy: nn.Module, inputs: Inputs, players: Players) -> str | Non
     One coalition for all rows does not ask which axis the batch is, nor whether rows meet each other. In more than the
     model's own precision, where rounding cannot hide an operation that mixes channels only a little.
     """
-    coalitions = _drawn(players, np.random.default_rng(0))
+    coalitions, at_once = _drawn(players, np.random.default_rng(0))
     wider, limit = _precision(copy, players)
     dtype: torch.dtype | None = wider
     precise = transform(inputs, lambda t: in_type(t, wider))
+    more = ""
     try:
         by_mask = _by_mask(copy, precise, players, coalitions, dtype)
         if by_mask is None:  # a model that insists on its own precision is compared in that
             dtype, limit, precise = None, 1e-5, inputs
             by_mask = _by_mask(copy, inputs, players, coalitions, None)
             assert by_mask is not None
-        for kept, masks in zip(coalitions, by_mask, strict=True):
+        for k, (kept, masks) in enumerate(zip(coalitions, by_mask, strict=True)):
+            more = ALL_GONE if k == at_once else ""
             reason = _difference(masks, _by_removal(copy, precise, players, kept, dtype), limit)
             if reason is not None:
-                return reason
+                return more + reason
     except Exception as error:  # whatever surgery breaks becomes the reason of a refusal, never a number
         place, said = error_location(error), str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"removal breaks the network{f' at {place}' if place else ''}: {said}"
+        return f"{more}removal breaks the network{f' at {place}' if place else ''}: {said}"
     return None
 
 
@@ -250,11 +205,12 @@ def _by_removal(
         release(small)
 
 
-def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _drawn(players: Players, rng: np.random.Generator) -> tuple[NDArray[np.bool_], int | None]:
     """(rows, n) random coalitions, two or a few more: every player leaves in one, and enough stay for layers to run.
 
     How many of a group stay shares no divisor with how many there are, so that neither broadcasting nor a whole number
-    of groups (of a norm, a convolution) hides what does not fit.
+    of groups (of a norm, a convolution) hides what does not fit. In a last row, its number given, all of a kind leave
+    at once where its layers keep other channels.
     """
     coalitions = np.ones((2, players.n), dtype=bool)
     for group in players.groups:
@@ -268,7 +224,24 @@ def _drawn(players: Players, rng: np.random.Generator) -> NDArray[np.bool_]:
     while (left := np.logical_and.reduce(rows)).any():  # players that were put back in all rows so far
         row = _widened(players, ~left, rng)
         rows.append(np.arange(players.n) != left.argmax() if row.all() else row)  # each can leave alone
-    return np.array([row for row in rows if not row.all()])
+    rows = [row for row in rows if not row.all()]
+    gone = [_at_once(players, group) for group in players.groups if len(group) > 1]
+    if not any(map(len, gone)):
+        return np.array(rows), None
+    all_gone = ~np.isin(np.arange(players.n), np.concatenate(gone))
+    return np.array([*rows, _widened(players, all_gone, rng)]), len(rows)
+
+
+def _at_once(players: Players, group: Group) -> NDArray[np.int64]:
+    """Players of a group, all of a kind, that can leave at once with enough channels left in each of its layers."""
+    gone = np.zeros(len(group), dtype=bool)
+    for kind in [] if any(m.part.unit for m in group.members) else kinds_of(group.members):
+        tried = gone.copy()
+        tried[kind] = True
+        left = ((players.layers[m.module], m) for m in group.members)
+        if all(min(m.left(layer, int(m.widths[tried].sum()))) >= layer.least for layer, m in left):
+            gone = tried
+    return group.indices[gone]
 
 
 def _widened(players: Players, kept: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

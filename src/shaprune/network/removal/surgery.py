@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy as shallow
 from functools import partial
 from math import prod
 from typing import Any
@@ -23,6 +22,7 @@ from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
 from shaprune.network.model_turns import turn
 from shaprune.network.removal.entries import keep_entries
+from shaprune.network.removal.kept_numbers import divide_number
 from shaprune.network.removal.norms import hold_norm, slice_norm
 from shaprune.network.removal.player_kinds import KINDS, kind_of_part
 from shaprune.network.removal.recurrent import cut_features, cut_units
@@ -174,29 +174,19 @@ def _update_head_counts(model: nn.Module, players: Players, kept: NDArray[np.boo
     for name, layer in players.layers.items():
         n_in, n_out = left[name]
         for path in layer.numbers or ():
-            _divide(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+            divide_number(model, path, *((n_out, layer.n_out) if layer.divided == "out" else (n_in, layer.n_in)))
+    gone: dict[str, set[int]] = defaultdict(set)
+    for name, role, channels in removals(players.groups, kept):
+        gone[name].update(channels if PARTS[role].takes_out else ())
+    for name, layer in players.layers.items():
+        for path, counted in layer.sizes:
+            divide_number(model, path, len(set(counted) - gone[name]), len(counted))
 
 
 def _is_read_only(module: nn.Module, name: str) -> bool:
     """Whether a number is computed from others, which are those to change."""
     found = getattr(type(module), name, None)
     return isinstance(found, property) and found.fset is None
-
-
-def _divide(model: nn.Module, path: str, left: int, dense: int) -> None:
-    """Give an attribute of a module, or of a module's own copy of an object, its share."""
-    owner, _, name = path.rpartition(".")
-    try:
-        holder: Any = model.get_submodule(owner)
-    except AttributeError:
-        outer, _, key = owner.rpartition(".")
-        module = model.get_submodule(outer)
-        holder = shallow(getattr(module, key))  # a configuration, which other layers read, too
-        setattr(module, key, holder)
-    value = getattr(holder, name)
-    if value * left % dense:
-        raise SurgeryError(f"{path} = {value} cannot be divided as {left} of {dense} channels; keep others")
-    setattr(holder, name, value * left // dense)
 
 
 def _cutter(module: nn.Module, layer: Layer, role: Role) -> Callable[[Any, list[int]], Any]:

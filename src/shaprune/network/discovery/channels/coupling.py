@@ -347,7 +347,10 @@ def _refusal(
         if other is not None:
             return f"{name} shares its weight with {other}"
         if layers[name].kind != "parameter" and is_parametrized(copy.get_submodule(name)):
-            return f"{name} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations on it first"
+            return (
+                f"{name} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations on it first, or "
+                "shaprune.builtin.plain_layers(model, example_inputs)"
+            )
     if len(parts) > 1 and len({name.partition("@")[0] for name in names}) < len(names):
         return "a parameter would be cut along two axes"
     if not any(role == "in" for _, role in sides):
