@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := $(sort $(wildcard benchmarks/bench_*.py))
+BENCHMARKS := $(filter-out benchmarks/bench_zoo.py,$(sort $(wildcard benchmarks/bench_*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint house bench docs package clean
+.PHONY: help install demo test lint house bench zoo docs package clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -38,6 +38,15 @@ house: ## how easy the source is to find one's way in: numbers beside their goal
 
 bench: install ## run every benchmarks/bench_*.py, one after the other
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+zoo: .venv-zoo/.installed ## ask real models of torchvision, timm, transformers and ultralytics what can leave, in .venv-zoo
+	.venv-zoo/bin/python benchmarks/bench_zoo.py
+
+.venv-zoo/.installed: benchmarks/zoo-requirements.txt
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet --requirement benchmarks/zoo-requirements.txt
+	.venv-zoo/bin/python -m pip install --quiet --editable .
+	@touch $@
 
 docs: install ## build the documentation into site, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
