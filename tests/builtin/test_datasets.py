@@ -9,6 +9,7 @@ import tarfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from shaprune.builtin.datasets import Dataset, Split, load_dataset
 from shaprune.builtin.models import build_model
 from shaprune.deploy.measure import accuracy
 from shaprune.errors import InputError
+from shaprune.options import Preprocessing
 
 
 def _rows(split: Split) -> set[bytes]:
@@ -291,6 +293,61 @@ def test_val_is_held_out_beside_test_and_the_test_without_it(tmp_path: Path) -> 
     _folder(tmp_path / "one", {"train": {"a": 10}, "val": {"a": 3}})
     one = load_dataset(f"folder:{tmp_path / 'one'}")
     assert (len(one.train), len(one.held_out), len(one.test)) == (9, 1, 3)
+
+
+def test_images_are_resized_cropped_and_scaled_as_asked(tmp_path: Path) -> None:
+    for part, sizes in (("train", [(40, 20), (20, 30), (25, 25)]), ("test", [(60, 21)])):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            (tmp_path / part / "a" / f"{i}.png").write_bytes(_jpeg((51, 102, 255), size))
+    with pytest.raises(InputError, match=r"bring all to one size \(--resize and --crop"):
+        load_dataset(f"folder:{tmp_path}")
+    how = Preprocessing(resize=16, crop=12, mean=(0.2, 0.4, 0.5), std=(1, 1, 0.5))
+    data = load_dataset(f"folder:{tmp_path}", preprocessing=how, cache=tmp_path / "kept")
+    assert data.train.inputs.shape[1:] == data.test.inputs.shape[1:] == (3, 12, 12)
+    assert torch.allclose(data.test.inputs[0, :, 0, 0], torch.tensor([0.0, 0.0, 1.0]))
+    assert data.prepared == how
+    other = load_dataset(f"folder:{tmp_path}", preprocessing=Preprocessing(resize=14, crop=14), cache=tmp_path / "kept")
+    assert other.test.inputs.shape[1:] == (3, 14, 14)  # the cache knows which
+    large = load_dataset(f"folder:{tmp_path}", preprocessing=Preprocessing(preset="imagenet", std=(1, 1, 1)))
+    assert large.test.inputs.shape[1:] == (3, 224, 224)
+    assert torch.allclose(large.test.inputs[0, :, 0, 0], torch.tensor([0.2 - 0.485, 0.4 - 0.456, 1 - 0.406]))
+
+
+def test_the_square_is_cut_from_the_centre_and_grey_images_get_the_channels_of_the_means(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        for i in range(2):
+            pixels = np.zeros((8, 10), dtype=np.uint8)
+            pixels[2:6, 3:7] = 255
+            Image.fromarray(pixels).save(tmp_path / part / "a" / f"{i}.png")
+    data = load_dataset(f"folder:{tmp_path}", preprocessing=Preprocessing(crop=4, mean=(0, 0, 0), std=(1, 1, 1)))
+    assert torch.equal(data.test.inputs, torch.ones(2, 3, 4, 4))
+    with pytest.raises(InputError, match="a square of 9 cannot be cropped from 10x8 pixels"):
+        load_dataset(f"folder:{tmp_path}", preprocessing=Preprocessing(crop=9))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"preset": "imagnet"}, "did you mean 'imagenet'"),
+        ({"mean": (0.5,)}, "mean and std go together"),
+        ({"mean": (0.5,), "std": (0.0,)}, "must be above 0"),
+        ({"mean": (0.5,), "std": (1.0, 1.0)}, "mean has 1 numbers and std 2"),
+        ({"resize": 0}, "resize is 0; give a whole number of pixels"),
+    ],
+)
+def test_preprocessing_that_means_nothing_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Preprocessing(**given)
+
+
+def test_preprocessing_is_for_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"are for folder:DIR, and data 'digits' have their own"):
+        load_dataset("digits", preprocessing=Preprocessing(crop=4))
+    _folder(tmp_path, {"train": {"a": 3}, "test": {"a": 2}})
+    with pytest.raises(InputError, match="the images have 3 channels, and are scaled by 2 means"):
+        load_dataset(f"folder:{tmp_path}", preprocessing=Preprocessing(mean=(0, 0), std=(1, 1)))
 
 
 def test_grey_images_have_one_channel_and_join_coloured_ones(tmp_path: Path) -> None:

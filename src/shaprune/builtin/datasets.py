@@ -7,6 +7,7 @@ tested in another on what it was trained on. Each part is in a fixed shuffled or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +19,47 @@ from shaprune.builtin.factories import call_dataset_factory
 from shaprune.builtin.image_decoders import Images
 from shaprune.builtin.splits import Dataset, Split, n_held_out
 from shaprune.errors import InputError, nearest
+from shaprune.options.preprocessing import AS_THEY_ARE, IMAGENET, Preprocessing, Scaling
 
 __all__ = ["Dataset", "Split", "load_dataset"]
 
-Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation per channel
-
 
 def load_dataset(
-    spec: str, *, limit: int | None = None, cache: Path | None = None, held_out: Sequence[int] | None = None
+    spec: str,
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    held_out: Sequence[int] | None = None,
+    preprocessing: Preprocessing = AS_THEY_ARE,
 ) -> Dataset:
     """Load data by name.
 
     Args:
         spec: ``digits`` (scikit-learn's, 8x8, in [0, 1]); ``mnist:DIR`` (IDX files, standardised);
             ``cifar10:DIR`` (binary batches, an image folder, or cifar10-jpeg.tar.xz, standardised);
-            ``folder:DIR`` (train/<class>/ and test/<class>/ or val/<class>/, in [0, 1]);
+            ``folder:DIR`` (train/<class>/ and test/<class>/ or val/<class>/, in [0, 1] unless ``preprocessing`` says);
             ``package.module:factory`` (see `call_dataset_factory`).
         limit: keep at most so many examples of each part.
         cache: a folder in which decoded images are kept for the next time.
         held_out: which training images to hold out, as indices in source order (folders: by class, then by file name).
+        preprocessing: how images of ``folder:DIR`` are resized, cropped and scaled.
 
     Raises:
-        InputError: an unknown name, missing or damaged files, or indices that do not fit.
+        InputError: an unknown name, missing or damaged files, indices that do not fit, or ``preprocessing`` for data
+            that have their own.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it must be at least 1")
     kind, colon, rest = spec.partition(":")
+    if preprocessing != AS_THEY_ARE and kind != "folder":
+        raise InputError(
+            f"preset, mean, std, resize and crop are for folder:DIR, and data {spec!r} have their own; leave them out"
+        )
     if kind in _READERS:
         if not rest:
             raise InputError(f"data {spec!r} lacks its directory; write {kind}:DIR")
-        read, scaling = _READERS[kind]
-        return _split(kind, read(Path(rest).expanduser(), cache), scaling, limit, held_out)
+        source = _READERS[kind](Path(rest).expanduser(), cache, preprocessing)
+        return _split(kind, source, _OWN.get(kind, preprocessing), limit, held_out)
     if held_out is not None:
         raise InputError(f"held_out does not apply to data {spec!r}; only to {', '.join(_READERS)}")
     if spec == "digits":
@@ -59,26 +70,15 @@ def load_dataset(
     return _limited(call_dataset_factory(spec, hint=hint), limit)
 
 
-_READERS: dict[str, tuple[Callable[[Path, Path | None], image_sources.Source], Scaling | None]] = {
-    "mnist": (lambda directory, cache: image_sources.read_mnist(directory), ((0.1307,), (0.3081,))),
-    "cifar10": (
-        lambda directory, cache: image_sources.read_cifar10(directory, cache=cache),
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ),
-    "folder": (lambda directory, cache: image_sources.read_image_folder(directory, cache=cache), None),
+_READERS: dict[str, Callable[[Path, Path | None, Preprocessing], image_sources.Source]] = {
+    "mnist": lambda directory, cache, _: image_sources.read_mnist(directory),
+    "cifar10": lambda directory, cache, _: image_sources.read_cifar10(directory, cache=cache),
+    "folder": lambda directory, cache, how: image_sources.read_image_folder(directory, cache=cache, prepared=how),
 }
-
-
-def scaling_of(spec: str) -> Scaling | None:
-    """How pixels in [0, 1] become the inputs of this data; None = they stay as they are.
-
-    Raises:
-        InputError: the data of a factory, whose scaling is unknown.
-    """
-    kind = spec.partition(":")[0]
-    if kind != "digits" and kind not in _READERS:
-        raise InputError(f"how {spec!r} scales its pixels is not known; name examples of its test part by number")
-    return None if kind == "digits" else _READERS[kind][1]
+_OWN = {  # what these data are scaled by
+    "mnist": Preprocessing(mean=(0.1307,), std=(0.3081,)),
+    "cifar10": Preprocessing(mean=IMAGENET[0], std=IMAGENET[1]),
+}
 
 
 def _digits() -> Dataset:
@@ -94,11 +94,11 @@ def _digits() -> Dataset:
         inputs = torch.from_numpy(pixels[rows]).float().div_(16).reshape(-1, 1, 8, 8)
         return Split(inputs, torch.from_numpy(labels[rows]).long())
 
-    return Dataset("digits", split(train), split(held_out), split(test), tuple("0123456789"))
+    return Dataset("digits", split(train), split(held_out), split(test), tuple("0123456789"), AS_THEY_ARE)
 
 
 def _split(
-    name: str, source: image_sources.Source, scaling: Scaling | None, limit: int | None, held_out: Sequence[int] | None
+    name: str, source: image_sources.Source, prepared: Preprocessing, limit: int | None, held_out: Sequence[int] | None
 ) -> Dataset:
     """Part, shuffle, cut and scale, in this order: only what is kept becomes floating point."""
     order = _shuffled(source.train)
@@ -113,10 +113,11 @@ def _split(
         order, rows = order[n:], order[:n]
     return Dataset(
         name,
-        train=_scaled(source.train, order[:limit], scaling),
-        held_out=_scaled(calibration, rows[:limit], scaling),
-        test=_scaled(source.test, _shuffled(source.test)[:limit], scaling),
+        train=_scaled(source.train, order[:limit], prepared.scaling),
+        held_out=_scaled(calibration, rows[:limit], prepared.scaling),
+        test=_scaled(source.test, _shuffled(source.test)[:limit], prepared.scaling),
         classes=source.classes,
+        prepared=prepared,
     )
 
 
@@ -143,8 +144,13 @@ def _scaled(images: Images, rows: NDArray[np.int64], scaling: Scaling | None) ->
     inputs = torch.from_numpy(pixels.astype(np.float32)).div_(np.iinfo(pixels.dtype).max)
     if scaling is not None:
         mean, std = (torch.tensor(s).reshape(-1, 1, 1) for s in scaling)
+        if inputs.shape[1] == 1 and len(mean) == 3:  # grey images for a network of colours
+            inputs = inputs.repeat(1, 3, 1, 1)
         if inputs.shape[1] != len(mean):
-            raise InputError(f"the images have {inputs.shape[1]} channels and not {len(mean)}; use folder:DIR for them")
+            raise InputError(
+                f"the images have {inputs.shape[1]} channels, and are scaled by {len(mean)} means; use folder:DIR for "
+                "them, with --mean and --std (Preprocessing(mean=..., std=...)) of as many"
+            )
         inputs.sub_(mean).div_(std)
     return Split(inputs, torch.from_numpy(images.labels[rows]))
 
@@ -153,4 +159,4 @@ def _limited(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None:
         return dataset
     train, held_out, test = (part.take(limit) for part in (dataset.train, dataset.held_out, dataset.test))
-    return Dataset(dataset.name, train, held_out, test, dataset.classes)
+    return replace(dataset, train=train, held_out=held_out, test=test)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shaprune.errors import InputError
+from shaprune.options.preprocessing import AS_THEY_ARE, Preprocessing
 from shaprune.storage.atomic_files import read_file
 
 MOST_BYTES = 1 << 30  # of a file
@@ -113,9 +114,30 @@ def _inside(directory: Path) -> list[Path]:
         raise InputError(f"{directory} cannot be read: {error.strerror}; check its permissions") from error
 
 
-def read_folder(listing: Sequence[tuple[str, Path]], classes: Sequence[str]) -> Images:
-    """Decode what `list_folder` found."""
-    return _decode(((label, str(path), read_file(path, MOST_BYTES)) for label, path in listing), classes)
+def read_folder(
+    listing: Sequence[tuple[str, Path]], classes: Sequence[str], prepared: Preprocessing = AS_THEY_ARE
+) -> Images:
+    """Decode what `list_folder` found; images are resized and cropped where that is asked for."""
+    return _decode(((label, str(path), read_file(path, MOST_BYTES)) for label, path in listing), classes, prepared)
+
+
+def shaped(image: Image.Image, prepared: Preprocessing) -> Image.Image:
+    """An image, resized and cropped as `torchvision.transforms.Resize` and ``CenterCrop`` do.
+
+    Raises:
+        ValueError: it is smaller than the square to crop.
+    """
+    resize, crop = prepared.shape
+    if resize is not None:
+        shorter = min(image.size)
+        wide, high = (int(resize * side / shorter) for side in image.size)
+        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    if crop is not None:
+        if min(image.size) < crop:
+            raise ValueError(f"a square of {crop} cannot be cropped from {image.width}x{image.height} pixels")
+        left, top = (round((side - crop) / 2) for side in image.size)
+        image = image.crop((left, top, left + crop, top + crop))
+    return image
 
 
 def read_tar(path: Path) -> dict[str, tuple[Images, tuple[str, ...]]]:
@@ -151,8 +173,8 @@ def read_tar(path: Path) -> dict[str, tuple[Images, tuple[str, ...]]]:
     return result
 
 
-def _pixels(raw: bytes) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) bytes; (H, W) uint16 of an image with 16 bits.
+def _pixels(raw: bytes, prepared: Preprocessing) -> NDArray[Any]:
+    """(H, W) or (H, W, 3) bytes, resized and cropped; (H, W) uint16 of an image with 16 bits.
 
     Raises:
         ValueError: more pixels than an image has, or numbers that are no brightness.
@@ -161,27 +183,32 @@ def _pixels(raw: bytes) -> NDArray[Any]:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels")
         if image.mode[0] not in "IF":
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        found = np.asarray(image)
+            return np.asarray(shaped(image.convert("L" if image.mode in ("1", "L") else "RGB"), prepared))
+        found = np.asarray(shaped(image, prepared))
     if found.dtype.kind not in "iu" or found.min() < 0 or found.max() > np.iinfo(np.uint16).max:
         raise ValueError(f"its pixels are {found.dtype} from {found.min()} to {found.max()}, neither 8 nor 16 bits")
     return found.astype(np.uint16)
 
 
-def _decode(files: Iterable[tuple[str, str, bytes]], classes: Sequence[str]) -> Images:
+def _decode(
+    files: Iterable[tuple[str, str, bytes]], classes: Sequence[str], prepared: Preprocessing = AS_THEY_ARE
+) -> Images:
     """Decode (class, name, bytes); RGB, or one channel where every image is grey."""
     index = {name: i for i, name in enumerate(classes)}
     arrays: list[NDArray[Any]] = []
     labels: list[int] = []
     for label, name, raw in files:
         try:
-            array = _pixels(raw)
+            array = _pixels(raw, prepared)
         except Exception as error:  # decoders of damaged files fail in many ways
             reason = re.sub(r" <_io.*>", "", str(error))
             raise InputError(f"{name} cannot be decoded as an image ({reason}); replace or remove it") from error
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
             (h, w), (h0, w0) = array.shape[:2], arrays[0].shape[:2]
-            raise InputError(f"{name} is {w}x{h} and the images before it are {w0}x{h0}; bring all to one size")
+            raise InputError(
+                f"{name} is {w}x{h} and the images before it are {w0}x{h0}; bring all to one size "
+                "(--resize and --crop, or Preprocessing(resize=..., crop=...), for folder:DIR)"
+            )
         if label not in index:
             raise InputError(
                 f"{name} is of class {label!r}, which the training images lack; known: {', '.join(classes)}"

@@ -20,6 +20,7 @@ import numpy as np
 from shaprune.builtin import image_decoders
 from shaprune.builtin.image_decoders import Images
 from shaprune.errors import InputError
+from shaprune.options.preprocessing import AS_THEY_ARE, Preprocessing
 
 CIFAR_BINARY = "cifar-10-batches-bin"
 CIFAR_TAR = "cifar10-jpeg.tar.xz"
@@ -99,8 +100,10 @@ def _read_cifar_tar(tar: Path) -> Source:
     return Source(train, test, classes)
 
 
-def read_image_folder(directory: Path, *, cache: Path | None) -> Source:
+def read_image_folder(directory: Path, *, cache: Path | None, prepared: Preprocessing = AS_THEY_ARE) -> Source:
     """Images in ``train/<class>/`` and ``test/<class>/`` or ``val/<class>/``; with both, ``val`` is held out.
+
+    They are resized and cropped where that is asked for.
 
     Raises:
         InputError: a missing or empty folder, a damaged image, or images of different sizes.
@@ -117,15 +120,16 @@ def read_image_folder(directory: Path, *, cache: Path | None) -> Source:
     classes = tuple(sorted({label for label, _ in train}))
 
     def build() -> Source:
-        images = {part: image_decoders.read_folder(listing, classes) for part, listing in others.items()}
+        images = {part: image_decoders.read_folder(listing, classes, prepared) for part, listing in others.items()}
         test = images.pop("test", None) or images.pop("val")
-        source = Source(image_decoders.read_folder(train, classes), test, classes, images.get("val"))
+        source = Source(image_decoders.read_folder(train, classes, prepared), test, classes, images.get("val"))
         shapes = {i.pixels.shape[1:] for i in (source.train, source.test, source.held_out) if i is not None}
         if len(shapes) > 1:
             raise InputError(f"{directory}: its parts hold images of differing shapes {sorted(shapes)}; make them one")
         return source
 
-    return _cached(cache, [path for listing in (train, *others.values()) for _, path in listing], build)
+    files = [path for listing in (train, *others.values()) for _, path in listing]
+    return _cached(cache, files, build, prepared.shape)
 
 
 def _check_directory(directory: Path, kind: str) -> None:
@@ -137,11 +141,16 @@ def _idx(home: Path, stem: str) -> Path | None:
     return next((p for p in (home / stem, home / f"{stem}.gz") if p.is_file()), None)
 
 
-def _cached(cache: Path | None, files: Iterable[Path], build: Callable[[], Source]) -> Source:
-    """What ``build`` returns, kept in ``cache`` under a name that changes when any of ``files`` does."""
+def _cached(
+    cache: Path | None,
+    files: Iterable[Path],
+    build: Callable[[], Source],
+    shape: tuple[int | None, int | None] = (None, None),
+) -> Source:
+    """What ``build`` returns, kept in ``cache`` under a name that changes when any of ``files`` or ``shape`` does."""
     if cache is None:
         return build()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if shape == (None, None) else repr(shape).encode())
     for path in files:
         try:
             stat = path.stat()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from shaprune.errors import InputError
+from shaprune.options.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three parts that share no example; ``held_out`` comes from the training data, never from the test set."""
+    """Three parts that share no example; ``held_out`` comes from the training data, never from the test set.
+
+    Attributes:
+        name: of the data.
+        train, held_out, test: the parts.
+        classes: their names; none where the data are no classification.
+        prepared: how an image in a file becomes an input; None = that is not known.
+    """
 
     name: str
     train: Split
     held_out: Split
     test: Split
     classes: tuple[str, ...]
+    prepared: Preprocessing | None = None
 
 
 def n_held_out(n: int) -> int:

@@ -22,7 +22,6 @@ def gather_evidence(
     evidence: Evidence,
     scores: sp.Scores,
     model: nn.Module,
-    spec: str,
     data: Dataset,
     images: str | None,
     groups: Sequence[str],
@@ -35,7 +34,7 @@ def gather_evidence(
             if (n := len(scores.players.group(name))) > MAX_PLAYERS:
                 raise InputError(f"{name} has {n} players; at most {MAX_PLAYERS} of a group are compared")
     if images is not None:
-        chosen = read_images(images, spec, data)
+        chosen = read_images(images, data)
         say(f"looking at {len(chosen)} images ...")
         evidence = replace(evidence, look=sp.feature_maps(model, scores.players, scores, chosen, classes=data.classes))
     found = {}

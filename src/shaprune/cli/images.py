@@ -9,20 +9,19 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from shaprune.builtin.datasets import Dataset, scaling_of
-from shaprune.builtin.image_decoders import IMAGE_SUFFIXES
+from shaprune.builtin.datasets import Dataset
+from shaprune.builtin.image_decoders import IMAGE_SUFFIXES, shaped
 from shaprune.cli.command import as_usage_error
 from shaprune.errors import InputError
 from shaprune.pipeline.feature_maps import MAX_IMAGES
 
 
-def read_images(text: str, spec: str, data: Dataset) -> Tensor:
+def read_images(text: str, data: Dataset) -> Tensor:
     """(N, C, H, W), scaled as the data are.
 
     Args:
         text: ``"0,7,12"``, examples of the test part; or a folder of images, which are brought to the data's size.
-        spec: the name of the data.
-        data: the data itself.
+        data: the data.
     """
     with as_usage_error("--images"):
         like = data.test.inputs
@@ -31,7 +30,7 @@ def read_images(text: str, spec: str, data: Dataset) -> Tensor:
                 f"the examples have shape {tuple(like.shape[1:])}; looking needs images, grey or in colour"
             )
         if Path(text).is_dir():
-            return _folder(Path(text), spec, like)
+            return _folder(Path(text), data)
         return like[_numbers(text, len(like))]
 
 
@@ -45,22 +44,24 @@ def _numbers(text: str, n: int) -> list[int]:
     return found
 
 
-def _folder(folder: Path, spec: str, like: Tensor) -> Tensor:
+def _folder(folder: Path, data: Dataset) -> Tensor:
+    prepared = data.prepared
+    if prepared is None:
+        raise InputError(f"how {data.name!r} scales its pixels is not known; name examples of its test part by number")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     if not 1 <= len(files) <= MAX_IMAGES:
         raise InputError(f"{folder} holds {len(files)} images ({', '.join(IMAGE_SUFFIXES)}); give 1 to {MAX_IMAGES}")
-    scaling = scaling_of(spec)
-    n_channels, height, width = like.shape[1:]
+    n_channels, height, width = data.test.inputs.shape[1:]
     pixels = []
     for file in files:
         try:
             with Image.open(file) as image:
-                small = image.convert("L" if n_channels == 1 else "RGB").resize((width, height))
+                small = shaped(image.convert("L" if n_channels == 1 else "RGB"), prepared).resize((width, height))
                 pixels.append(np.asarray(small, dtype=np.float32).reshape(height, width, n_channels))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{file} cannot be decoded as an image; replace or remove it") from error
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
-    if scaling is not None:
-        mean, deviation = (torch.tensor(s).reshape(-1, 1, 1) for s in scaling)
+    if prepared.scaling is not None:
+        mean, deviation = (torch.tensor(s).reshape(-1, 1, 1) for s in prepared.scaling)
         images = (images - mean) / deviation
     return images.contiguous()

@@ -21,6 +21,7 @@ from shaprune.cli.options.parse import shape_of
 from shaprune.cli.options.shared import FOLDERS
 from shaprune.errors import InputError, nearest
 from shaprune.network.state_dicts import EXTRA, as_saved, tensors_of
+from shaprune.options.preprocessing import AS_THEY_ARE, Preprocessing
 from shaprune.report.comparison import latency_setting
 
 
@@ -41,13 +42,13 @@ def setting_of(inputs: Tensor, threads: int | None = None, compiled: str | None 
     return words + (f", compiled by {compiled}" if compiled else "")
 
 
-def read_data(spec: str, cache: Path | None = None) -> Dataset:
+def read_data(spec: str, cache: Path | None = None, preprocessing: Preprocessing = AS_THEY_ARE) -> Dataset:
     """Load data by name; a name that means nothing is wrong usage, a damaged folder is not."""
     kind, _, rest = spec.partition(":")
     if kind in FOLDERS and rest:
-        return load_dataset(spec, cache=cache)
+        return load_dataset(spec, cache=cache, preprocessing=preprocessing)
     with as_usage_error("--data"):
-        return load_dataset(spec, cache=cache)
+        return load_dataset(spec, cache=cache, preprocessing=preprocessing)
 
 
 def parts_of(held_out: Split, examples: int, *, floored: bool) -> tuple[Split, Split | None]:

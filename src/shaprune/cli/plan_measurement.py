@@ -43,7 +43,7 @@ class PlanMeasurement:
             check_fits(self.model, scores.players)
         except InputError as error:
             raise InputError(f"these values are of another network than --model: {error}") from error
-        self.dataset = read_data(options.data, options.cache)
+        self.dataset = read_data(options.data, options.cache, options.preprocessing)
         self.inputs = self.dataset.held_out.inputs[: options.batch_size].to(where)
         self.steps, self.seed = steps_of(options.recover), options.seed
         self.part, checks = parts_of(self.dataset.held_out, options.examples, floored=True)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shaprune.options.groups import Planning as Planning
     from shaprune.options.groups import Scoring as Scoring
     from shaprune.options.groups import Units as Units
+    from shaprune.options.preprocessing import Preprocessing as Preprocessing
     from shaprune.planning.limits import Limits as Limits
     from shaprune.runs.session import RunOptions as RunOptions
 
@@ -18,6 +19,7 @@ _HOMES = {
     "Compression": "shaprune.options.groups",
     "Limits": "shaprune.planning.limits",
     "Planning": "shaprune.options.groups",
+    "Preprocessing": "shaprune.options.preprocessing",
     "RunOptions": "shaprune.runs.session",
     "Scoring": "shaprune.options.groups",
     "Units": "shaprune.options.groups",

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from shaprune.errors import InputError, check_choice, nearest
 from shaprune.options.fields import Leaf, gathered, leaves, option, spread
 from shaprune.options.groups import BUDGET_HELP, CRITERIA, METHODS, STEPS, WORTHS, Compression
+from shaprune.options.preprocessing import Preprocessing
 from shaprune.planning.budget import BUDGET_NAMES, Budget
 from shaprune.storage.atomic_files import read_file
 
@@ -42,6 +43,7 @@ class RunConfig:
         weights: its weights, a file.
         data: ``digits``, ``mnist:DIR``, ..., or ``package.module:factory``.
         cache: a folder for decoded images.
+        preprocessing: how images of ``folder:DIR`` become inputs.
         examples: held-out examples to score and refit on; fine-tuning takes the training part.
         batch_size: examples per forward pass when latency is measured.
         out: the folder to write.
@@ -68,6 +70,7 @@ class RunConfig:
         metavar="DATA",
     )
     cache: str | None = option(None, "Keep decoded images here for the next run.", metavar="DIR")
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     examples: int = option(1_000, "Examples to score and refit on, from the held-out part of the data.", least=1)
     batch_size: int = option(128, "Images per forward pass when latency is measured.", least=1)
     out: str = option("compressed", "Folder to write; new or empty, unless --overwrite.", metavar="DIR")

@@ -50,7 +50,7 @@ def compress(
     with as_usage_error("recover"):
         steps = run.steps(lambda spec: find_function(spec, what="recovery step"))
     dense = read_model(run.model, None if run.weights is None else Path(run.weights), where, run.seed)
-    dataset = read_data(run.data, None if run.cache is None else Path(run.cache))
+    dataset = read_data(run.data, None if run.cache is None else Path(run.cache), run.preprocessing)
     part, checks = parts_of(dataset.held_out, run.examples, floored=run.budget_limits().floored)
     inputs = dataset.held_out.inputs[: run.batch_size].to(where)
     say(

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 
 from shaprune.cli.command import Outcome, command, say
+from shaprune.cli.options.groups import Machine
 from shaprune.cli.options.shared import (
     BatchSize,
     Cache,
     Compiled,
     Data,
-    Device,
     Model,
     OptionalOut,
     Overwrite,
     Pruned,
-    Seed,
     Threads,
     Weights,
 )
 from shaprune.cli.outputs import check_out
+from shaprune.options.preprocessing import Preprocessing
 
 FILES = ("evaluation.json",)
 
@@ -28,6 +28,8 @@ FILES = ("evaluation.json",)
 def evaluate(
     model: Model,
     data: Data,
+    machine: Machine,
+    preprocessing: Preprocessing,
     weights: Weights = None,
     pruned: Pruned = None,
     batch_size: BatchSize = 128,
@@ -35,8 +37,6 @@ def evaluate(
     compiled: Compiled = None,
     cache: Cache = None,
     out: OptionalOut = None,
-    seed: Seed = 0,
-    device: Device = None,
     overwrite: Overwrite = False,
 ) -> Outcome:
     """Measure a network, and a pruned one beside it, on the test part of the data; --out keeps evaluation.json.
@@ -54,11 +54,11 @@ def evaluate(
     from shaprune.storage.atomic_files import replacing_directory, write_text
     from shaprune.storage.schema import head
 
-    where = device_of(device)
-    networks = {"dense": read_model(model, weights, where, seed)}
+    where = device_of(machine.device)
+    networks = {"dense": read_model(model, weights, where, machine.seed)}
     if pruned is not None:
         networks["pruned"] = sp.load(pruned, build=builder(model), device=where)
-    test = read_data(data, cache).test
+    test = read_data(data, cache, preprocessing).test
     inputs = test.inputs[:batch_size].to(where)
     say(f"measuring on {len(test):,} test examples ...")
     measurements = compare(networks, inputs, test.batches(), threads=threads, compiled=compiled)

@@ -20,12 +20,14 @@ from shaprune.cli.options.shared import (
 )
 from shaprune.cli.outputs import check_out_file
 from shaprune.errors import InputError
+from shaprune.options.preprocessing import Preprocessing
 
 
 @command
 def export(
     model: Model,
     out: ExportOut,
+    preprocessing: Preprocessing,
     weights: Weights = None,
     pruned: Pruned = None,
     data: OptionalData = None,
@@ -60,7 +62,11 @@ def export(
         network = read_model(model, weights, where, seed)
     else:
         network = sp.load(pruned, build=builder(model), device=where)
-    inputs = drawn_inputs(shape or [], where, seed) if data is None else read_data(data).held_out.inputs[:2].to(where)
+    inputs = (
+        drawn_inputs(shape or [], where, seed)
+        if data is None
+        else read_data(data, preprocessing=preprocessing).held_out.inputs[:2].to(where)
+    )
     done = sp.export(network, inputs, out, fixed_batch=fixed_batch, overwrite=overwrite)
     agreed = "not compared" if done.difference is None else f"outputs agree to {done.difference:.1e} (relative)"
     summary = {"bytes": done.bytes, "difference": done.difference, "artifacts": {"exported": str(out)}}

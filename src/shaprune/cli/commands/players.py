@@ -23,6 +23,7 @@ from shaprune.cli.options.shared import (
 )
 from shaprune.cli.outputs import check_out, check_out_file
 from shaprune.options.groups import Units
+from shaprune.options.preprocessing import Preprocessing
 from shaprune.storage.atomic_files import replacing_directory, write_text
 from shaprune.storage.schema import head
 
@@ -34,6 +35,7 @@ def players(
     model: Model,
     units: Units,
     machine: Machine,
+    preprocessing: Preprocessing,
     weights: Weights = None,
     data: OptionalData = None,
     shape: Shape = None,
@@ -67,7 +69,11 @@ def players(
     where = device_of(machine.device)
     network = read_model(model, weights, where, machine.seed, untrained=True)
     drawn = drawn_inputs(shape or [], where, machine.seed, FOLLOWED_EXAMPLES)
-    inputs = drawn if data is None else (read_data(data, cache).held_out.inputs[:FOLLOWED_EXAMPLES].to(where),)
+    inputs = (
+        drawn
+        if data is None
+        else (read_data(data, cache, preprocessing).held_out.inputs[:FOLLOWED_EXAMPLES].to(where),)
+    )
     say("following every channel through the network ...")
     start = time.perf_counter()
     found = sp.find_players(network, inputs, **vars(units), max_seconds=max_seconds, max_memory=memory)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import time
 
 from shaprune.cli.command import Outcome, command, say
+from shaprune.cli.options.groups import Machine
 from shaprune.cli.options.parse import steps_of
 from shaprune.cli.options.shared import (
     BatchSize,
     Cache,
     Data,
-    Device,
     Model,
     Out,
     Overwrite,
     PlanFile,
     Recover,
     RecoverExamples,
-    Seed,
     Weights,
 )
 from shaprune.cli.outputs import MODEL_FILES, check_out
 from shaprune.options.groups import TRAINED_STEPS
+from shaprune.options.preprocessing import Preprocessing
 
 
 @command
@@ -30,13 +30,13 @@ def prune(
     plan: PlanFile,
     data: Data,
     out: Out,
+    machine: Machine,
+    preprocessing: Preprocessing,
     weights: Weights = None,
     recover: Recover = "refit",
     examples: RecoverExamples = 1_000,
     batch_size: BatchSize = 128,
     cache: Cache = None,
-    seed: Seed = 0,
-    device: Device = None,
     overwrite: Overwrite = False,
 ) -> Outcome:
     """Cut a network by a plan, win accuracy back, and save it into --out (safetensors and JSON).
@@ -55,10 +55,10 @@ def prune(
     from shaprune.deploy.measure import compare
     from shaprune.report.comparison import to_json
 
-    where = device_of(device)
+    where = device_of(machine.device)
     decided = sp.Plan.load(plan)
-    dense = read_model(model, weights, where, seed)
-    dataset = read_data(data, cache)
+    dense = read_model(model, weights, where, machine.seed)
+    dataset = read_data(data, cache, preprocessing)
     inputs = dataset.test.inputs[:batch_size].to(where)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
@@ -69,7 +69,7 @@ def prune(
         say(f"recovering: {step} on {len(dataset.train if step in TRAINED_STEPS else part):,} examples ...")
         start = time.perf_counter()
         train = dataset.train.batches()
-        small = sp.recover(small, dense, decided, part.batches(), (step,), train=train, seed=seed)
+        small = sp.recover(small, dense, decided, part.batches(), (step,), train=train, seed=machine.seed)
         seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
     say(f"measuring on {len(dataset.test):,} test examples ...")
     networks = {"dense": dense, "raw": raw, "pruned": small} if steps else {"dense": dense, "pruned": small}

@@ -171,13 +171,13 @@ def _measured(
     networks = {"dense": read_model(options.model, options.weights, where, seed)}
     if options.pruned is not None:
         networks["pruned"] = sp.load(options.pruned, build=builder(options.model), device=where)
-    dataset = read_data(options.data, options.cache)
+    dataset = read_data(options.data, options.cache, options.preprocessing)
     dense, test, examples = networks["dense"], dataset.test, options.examples
     if images is not None or redundancy:
         from shaprune.cli.evidence import gather_evidence
 
         scores = content.scores
-        evidence = gather_evidence(evidence, scores, dense, options.data, dataset, images, redundancy, examples, seed)
+        evidence = gather_evidence(evidence, scores, dense, dataset, images, redundancy, examples, seed)
     say(f"measuring removal curves on {min(examples, len(test)):,} test examples ...")
     curves = removal_curves(dense, content.scores.players, content.scores, test.take(examples).batches(), seed=seed)
     content = replace(content, curves=curves)

@@ -72,7 +72,7 @@ def score(
 
     where = device_of(source.device)
     network = read_model(source.model, source.weights, where, source.seed)
-    part = read_data(source.data, source.cache).held_out.take(source.examples)
+    part = read_data(source.data, source.cache, source.preprocessing).held_out.take(source.examples)
     players = sp.find_players(network, part.inputs[:FOLLOWED_EXAMPLES].to(where), **vars(units))
     asked: tuple[Any, ...] = (network, players, part.batches(), worth, estimator)
     until: dict[str, Any] = {"max_evaluations": max_evaluations, "stop": rule}

@@ -37,7 +37,7 @@ def sensitivity(
     where = device_of(source.device)
     scores = sp.Scores.load(values)
     network = read_model(source.model, source.weights, where, source.seed)
-    part = read_data(source.data, source.cache).held_out.take(source.examples)
+    part = read_data(source.data, source.cache, source.preprocessing).held_out.take(source.examples)
     say(f"measuring {len(scores.players.groups)} groups on {len(part):,} held-out examples ...")
     found = sp.sensitivity(network, scores.players, scores, part.batches(), worth, points=points, refit=refit)
     with replacing_directory(out, files=FILES, overwrite=overwrite) as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shaprune.cli.options.report import Port, Static, Watch
 from shaprune.cli.options.runs import DryRun, Log
@@ -25,6 +25,7 @@ from shaprune.cli.options.shared import (
     Weights,
     WorthLog,
 )
+from shaprune.options.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Source:
     data: Data
     weights: Weights = None
     cache: Cache = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     examples: ScoreExamples = 1_000
     seed: Seed = 0
     device: Device = None
@@ -51,6 +53,7 @@ class Measured:
     examples: RecoverExamples = 1_000
     batch_size: BatchSize = 128
     cache: Cache = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     seed: Seed = 0
     device: Device = None
 
@@ -66,6 +69,7 @@ class Shown:
     examples: CurveExamples = 1_000
     batch_size: BatchSize = 128
     cache: Cache = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     seed: Seed = 0
     device: Device = None
 
