@@ -89,6 +89,8 @@ class NumberSearch:
         sizes = _sizes(candidate)
         full = {self.layers[m.module].n_out for m in candidate.members if m.role == "out"}  # of which these are a part
         numbers = numbers_in(self.copy, _around(self.copy, candidate), sizes | full) if sizes else []
+        used = {path for layer in self.layers.values() for path in (*(layer.numbers or ()), *dict(layer.sizes))}
+        numbers = [n for n in numbers if n.path not in used]
         named = [n for n in numbers if _is_known(n, candidate)]
         numbers = [n for n in numbers if n in named or self._matters(n)]
         yield from _combinations(numbers, named, self._sorts)
