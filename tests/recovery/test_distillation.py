@@ -1,7 +1,6 @@
 """Distillation: never worse, the evaluated function is trained, the same bits again, also after an interruption."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 import shaprune as sp
 from shaprune.errors import ShapruneWarning
 from shaprune.recovery import step_training
-from shaprune.recovery.distillation import Distill, distill
+from shaprune.recovery.distillation import SQUARED, Distill, distill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,10 +93,10 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training ends without a chance to tidy up when so many steps have been taken."""
     take = step_training._Running.take
 
-    def dying(self: Any, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
+    def dying(self: Any, rows: Tensor) -> bool:
         if self.step == step:
             raise Killed
-        return take(self, loss_of, rows)
+        return take(self, rows)
 
     monkeypatch.setattr(step_training._Running, "take", dying)
 
@@ -115,15 +114,15 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
             sp.recover(small, model, plan, [x], (step,))
     assert path.exists()
     taken: list[int] = []
-    drawn = step_training._drawn
+    take = step_training._Running.take
 
-    def noted(rows: Tensor, schedule: step_training.StepSchedule, step: int) -> Tensor:
-        taken.append(step)
-        return drawn(rows, schedule, step)
+    def noted(self: Any, rows: Tensor) -> bool:
+        taken.append(self.step)
+        return take(self, rows)
 
-    monkeypatch.setattr(step_training, "_drawn", noted)
+    monkeypatch.setattr(step_training._Running, "take", noted)
     resumed = sp.recover(small, model, plan, [x], (step,))
-    assert taken[0] == 50  # the checkpoint's
+    assert taken == [*range(50, 120)]  # from the checkpoint's on
     assert same(weights(resumed), weights(whole))
     with pytest.raises(sp.InputError, match="checkpoint of another training"):
         sp.recover(small, model, plan, [x], (step,), seed=5)
@@ -156,6 +155,47 @@ def test_seconds_buy_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         distill(small, model, x, None, Distill(max_seconds=0.01))
 
 
+def test_an_interrupted_training_has_only_the_seconds_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, small, _, x, _ = case()
+    now = [0.0]
+    monkeypatch.setattr(step_training.time, "perf_counter", lambda: now[0])
+    take = step_training._Running.take
+
+    def slow(self: Any, rows: Tensor) -> bool:
+        now[0] += 1
+        return take(self, rows)
+
+    step = Distill(steps=1000, lr=1e-2, max_seconds=130, checkpoint=tmp_path / "at")
+    monkeypatch.setattr(step_training._Running, "take", slow)
+    with monkeypatch.context() as patch:
+        killed_at(77, patch)
+        with pytest.raises(Killed):
+            distill(small, model, x, None, step)
+    now[0] = 5000.0  # another process, another clock
+    went = distill(small, model, x, None, step)
+    assert went.steps == 127  # 130 less the three that were tried
+    assert now[0] == 5000 + 77  # from step 50 on
+
+
+def test_a_machine_that_becomes_slow_takes_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, small, _, x, _ = case()
+    now = [0.0]
+    monkeypatch.setattr(step_training.time, "perf_counter", lambda: now[0])
+    take = step_training._Running.take
+
+    def slower(self: Any, rows: Tensor) -> bool:
+        now[0] += 1 if self.step < 60 else 10
+        return take(self, rows)
+
+    monkeypatch.setattr(step_training._Running, "take", slower)
+    went = distill(small, model, x, None, Distill(steps=1000, lr=1e-2, max_seconds=200))
+    assert went.steps is not None
+    assert 60 < went.steps < 80
+    assert now[0] <= 210  # one step beyond at most
+
+
 def test_where_a_batch_does_not_fit_into_memory_it_is_run_in_parts_with_the_same_gradient() -> None:
     model, small, plan, x, _ = case()
     largest: list[int] = []
@@ -176,7 +216,8 @@ def test_where_a_batch_does_not_fit_into_memory_it_is_run_in_parts_with_the_same
 def test_few_examples_train_scales_and_biases_only() -> None:
     model, small, _, x, _ = case(n=40)
     before = {name: p.detach().clone() for name, p in small.named_parameters()}
-    distill(small, model, x, None, FAST)
+    went = distill(small, model, x, None, FAST)
+    assert went.notes == ("40 examples are few: only scales and biases were trained",)
     changed = {name for name, p in small.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert all(before[name].ndim == 1 for name in changed)
@@ -193,6 +234,7 @@ def test_what_is_no_logits_is_followed_by_squared_distance(outputs: Any, targets
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ShapruneWarning)
         went = distill(small, teacher, x, targets, Distill(steps=1, lr=1e-9, validation=0.5))
+    assert went.notes == (SQUARED,)
     watched = torch.randperm(220, generator=torch.Generator().manual_seed(0))[:110]
     with torch.no_grad():
         small_before = F.mse_loss(small(x[watched]), teacher(x[watched]))
@@ -217,14 +259,13 @@ def test_images_are_mirrored_and_shifted_and_the_dense_network_answers_to_these_
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ShapruneWarning)
-        distill(make().eval(), model, x, None, Distill(steps=1), forward=forward)
-        views = torch.cat(seen)
-        assert len(views) == 128
+        distill(make().eval(), model, x, None, Distill(steps=4), forward=forward)
+        views = torch.cat(seen)[-128:]
         assert torch.equal(views[:64], x)
         assert not torch.equal(views[64:], x)
         seen.clear()
-        distill(make().eval(), model, x, None, Distill(steps=1, augment=lambda t: t + 9), forward=forward)
-    assert torch.equal(torch.cat(seen)[64:], x + 9)
+        distill(make().eval(), model, x, None, Distill(steps=4, augment=lambda t: t + 9), forward=forward)
+    assert torch.equal(torch.cat(seen)[-64:], x + 9)
 
 
 @pytest.mark.parametrize(

@@ -11,28 +11,31 @@ what fine-tuning on labels takes: the start is close to a minimum.
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, call, concatenate, length, main_output, tensors, transform
+from shaprune.network.batches import Forward, Inputs, call, main_output, named_leaves
 from shaprune.network.borrow import device_of
 from shaprune.network.game.fingerprint import add_tensor
 from shaprune.network.state_dicts import tensors_of
 from shaprune.recovery.finetune import split_rows, warn_of_failure
+from shaprune.recovery.folded_norms import TrainedCopy
+from shaprune.recovery.lessons import Lessons
 from shaprune.recovery.lightning_trainer import TrainingResult
-from shaprune.recovery.step_training import EVERY, StepSchedule, train_steps
+from shaprune.recovery.step_training import EVERY, StepSchedule, Task, train_steps
 from shaprune.recovery.step_values import check_checkpoint, check_step
 from shaprune.recovery.training_data import Augment, mean_loss
 
 _FEW = 100  # examples, below which only scales and biases are trained
 _AT_ONCE = 256  # examples per forward pass without gradients
-_SHIFT = 8  # an image is shifted by up to this part of its side
+_WATCHED = 1_000  # examples at most whose loss decides
+SQUARED = "the dense network's outputs are no logits: the squared distance to them was made smaller"
 
 DistillationLoss = Literal["kl", "mse"]
 
@@ -92,7 +95,7 @@ def distill(
     forward: Forward | None = None,
     seed: int = 0,
 ) -> TrainingResult:
-    """Train ``model`` in place, in eval mode; on any failure its weights come back.
+    """Train ``model`` in place, in eval mode; on any failure its weights are as they were.
 
     Args:
         model: the pruned network, in eval mode.
@@ -110,104 +113,63 @@ def distill(
         InputError: nothing to train, outputs of other shapes than the dense network's, a time limit below one step, a
             loss that is not finite before the first step, or a checkpoint of another training.
     """
-    run, device = forward or call, device_of(model)
-    count = length(inputs)
-    made = _second_view(inputs, step.augment, seed)
-    views = inputs if made is None else concatenate([inputs, made])
-    answers = torch.cat(
-        [_answers(teacher, _rows(views, rows, device), run) for rows in torch.arange(length(views)).split(_AT_ONCE)]
-    )
-    kind = step.loss or _loss_for(answers, targets)
-    train, watched = split_rows(count, step.validation, seed)
-    rows = train if made is None else torch.cat([train, train + count])
+    began = time.perf_counter()
+    lessons = Lessons(teacher, inputs, step.augment, forward or call, device_of(model), seed)
+    train, watched = split_rows(lessons.count, step.validation, seed)
+    watched = watched[:_WATCHED]
+    lessons.prepare(watched)
+    kind = step.loss or _loss_for(lessons.answers(watched[:_AT_ONCE]), targets)
+    few = len(train) < _FEW
+    copy = TrainedCopy(model, None if few or forward is not None else lessons.inputs(watched))
+    run = forward or call
 
     def loss_of(rows: Tensor) -> Tensor:
-        outputs = main_output(run(model, _rows(views, rows, device)))
-        return _loss(kind, outputs, answers[rows].to(outputs), step.temperature)
+        outputs = main_output(run(copy.model, lessons.inputs(rows)))
+        return _loss(kind, outputs, lessons.answers(rows).to(outputs), step.temperature)
 
     def watch() -> float:
         with torch.no_grad():
             found = [(len(part), float(loss_of(part))) for part in watched.split(_AT_ONCE)]
         return sum(n * loss for n, loss in found) / sum(n for n, _ in found)
 
-    trained = _trained(model, len(train))
-    before = {name: p.detach().clone() for name, p in trained.items()}
-    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase) and not m.dropout]
-    for module in recurrent:
-        module.train()  # cuDNN has gradients in training mode only, and without dropout it is the same function
-    try:
-        with torch.random.fork_rng(devices=[]):
-            result = train_steps(trained, loss_of, rows, watch, _schedule(step, seed, model, answers, kind))
-    except BaseException:
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(before[name])
-        raise
-    finally:
-        model.zero_grad(set_to_none=True)
-        for module in recurrent:
-            module.eval()
+    for module in copy.model.modules():
+        if isinstance(module, nn.RNNBase) and not module.dropout:
+            module.train()  # cuDNN has gradients in training mode only, and without dropout it is the same function
+    task = Task(_trained(copy.model, few), lessons.rows(train), loss_of, watch, lessons.prepare)
+    with torch.random.fork_rng(devices=[]):
+        result = train_steps(task, _schedule(step, seed, model, teacher, lessons, kind), began)
+    if result.kept:
+        copy.write_back()
+    notes = (
+        [SQUARED] if kind == "mse" and step.loss is None else [],
+        [f"{len(train)} examples are few: only scales and biases were trained"] if few else [],
+    )
     warn_of_failure(result, "distillation", "step", EVERY)
-    return result
+    return replace(result, notes=tuple(note for found in notes for note in found))
 
 
-def _schedule(step: Distill, seed: int, model: nn.Module, answers: Tensor, kind: str) -> StepSchedule:
-    path = None if step.checkpoint is None else Path(step.checkpoint)
-    key = "" if path is None else _key(step, f"{kind} {seed}", model, answers)
+def _schedule(
+    step: Distill, seed: int, model: nn.Module, teacher: nn.Module, lessons: Lessons, kind: str
+) -> StepSchedule:
+    path, key = None, ""
+    if step.checkpoint is not None:
+        path = Path(step.checkpoint)
+        digest = hashlib.sha256(f"{replace(step, augment=None, checkpoint=None)} {kind} {seed}".encode())
+        networks = [*tensors_of(model).items(), *tensors_of(teacher).items()]
+        for name, tensor in (*networks, *named_leaves(lessons.views).items()):
+            add_tensor(digest, name, tensor)
+        key = digest.hexdigest()
     return StepSchedule(step.steps, step.lr, step.batch_size, seed, step.max_seconds, path, key)
 
 
-def _key(step: Distill, more: str, model: nn.Module, answers: Tensor) -> str:
-    """What makes it the same training; the views that ``augment`` makes are known by the answers to them."""
-    digest = hashlib.sha256(f"{replace(step, augment=None, checkpoint=None)} {more}".encode())
-    for name, tensor in {**tensors_of(model), "answers": answers}.items():
-        add_tensor(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _trained(model: nn.Module, examples: int) -> dict[str, nn.Parameter]:
+def _trained(model: nn.Module, few: bool) -> dict[str, nn.Parameter]:
     """The parameters that are trained: all, or those along one axis where there are few examples."""
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if examples < _FEW:
+    if few:
         found = {name: p for name, p in found.items() if p.ndim == 1} or found
     if not found:
         raise InputError("the model has no trainable parameter; call requires_grad_(True) on those to train")
     return found
-
-
-def _second_view(inputs: Inputs, augment: Augment | None, seed: int) -> Inputs | None:
-    """Another view of every example; None where there is none to be had."""
-    if augment is not None:
-        made = augment(transform(inputs, torch.clone))
-        if length(made) != length(inputs):
-            raise InputError(f"augment returned {length(made)} examples for {length(inputs)}; return one for each")
-        shapes, given = ([tuple(t.shape) for t in tensors(held)] for held in (made, inputs))
-        if shapes != given:
-            raise InputError(f"augment returned inputs of shape {shapes} for {given}; return the same shapes")
-        return made
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.is_floating_point():
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    height, width = inputs.shape[2:]
-    up, left = max(1, height // _SHIFT), max(1, width // _SHIFT)
-    mirrored = torch.rand(len(inputs), generator=generator) < 0.5
-    flipped = torch.where(mirrored[:, None, None, None].to(inputs.device), inputs.flip(-1), inputs)
-    padded = F.pad(flipped, (left, left, up, up))
-    tops = torch.randint(0, 2 * up + 1, (len(inputs),), generator=generator).tolist()
-    lefts = torch.randint(0, 2 * left + 1, (len(inputs),), generator=generator).tolist()
-    places = zip(padded, tops, lefts, strict=True)
-    return torch.stack([image[:, top : top + height, at : at + width] for image, top, at in places])
-
-
-def _rows(inputs: Inputs, rows: Tensor, device: torch.device) -> Inputs:
-    """Some rows, on the model's device; images with their channels last, which is faster where they are narrow."""
-    picked = transform(inputs, lambda t: (t[rows.to(t.device)] if t.ndim else t).to(device))
-    return transform(picked, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
-
-
-def _answers(teacher: nn.Module, inputs: Inputs, run: Forward) -> Tensor:
-    with torch.no_grad():
-        return main_output(run(teacher, inputs)).cpu()
 
 
 def _loss_for(answers: Tensor, targets: Tensor | None) -> DistillationLoss:

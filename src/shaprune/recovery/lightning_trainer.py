@@ -35,12 +35,14 @@ class TrainingResult:
         kept: the epoch whose weights were kept, 0 = those before the training; None where the last were.
         diverged: why the training was given up, or None.
         steps: of the optimizer, where steps are counted; a "look" then stands in for an epoch.
+        notes: what a reader should know of it.
     """
 
     losses: tuple[float, ...] = ()
     kept: int | None = None
     diverged: str | None = None
     steps: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def train(

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shaprune.errors import InputError
+from shaprune.network.disk_buffer import is_out_of_memory
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.storage.atomic_files import replacing_file
 
@@ -53,21 +54,32 @@ class StepSchedule:
     key: str = ""
 
 
-def train_steps(
-    parameters: Mapping[str, nn.Parameter],
-    loss_of: Callable[[Tensor], Tensor],
-    rows: Tensor,
-    watch: Callable[[], float],
-    schedule: StepSchedule,
-) -> TrainingResult:
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is learned.
+
+    Attributes:
+        parameters: what is trained, by name.
+        rows: (n,) the numbers of the rows to train on.
+        loss_of: the mean loss of some rows, with its graph.
+        watch: the loss on the rows set aside.
+        prepare: makes ready what `loss_of` wants of some rows, which are then cheaper.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    rows: Tensor
+    loss_of: Callable[[Tensor], Tensor]
+    watch: Callable[[], float]
+    prepare: Callable[[Tensor], None] = lambda rows: None
+
+
+def train_steps(task: Task, schedule: StepSchedule, began: float | None = None) -> TrainingResult:
     """Minimise a mean loss over rows, in place.
 
     Args:
-        parameters: what is trained, by name.
-        loss_of: the mean loss of some rows, with its graph.
-        rows: (n,) the numbers of those to train on.
-        watch: the loss on the rows set aside.
+        task: what is learned.
         schedule: how long and how fast.
+        began: when the seconds began, by `time.perf_counter`; None = now.
 
     Returns:
         The losses watched, from before the first step on, the measurement that was kept, and why it ended early, if so.
@@ -76,61 +88,87 @@ def train_steps(
         InputError: a time limit below one step, a loss that is not finite before the training, or a checkpoint of
             another training.
     """
-    started = time.perf_counter()
-    running = _Running(dict(parameters), schedule)
+    running = _Running(task, schedule, time.perf_counter() if began is None else began)
     if not running.resume():
-        first = watch()
+        clock = time.perf_counter()
+        first = task.watch()
         if not math.isfinite(first):
             raise InputError(f"the loss is {first} before the first step; look for NaN in the data and the weights")
-        look = time.perf_counter() - started
-        running.total = _affordable(running, loss_of, rows, look, started)
+        running.look = time.perf_counter() - clock
+        running.total = schedule.steps
         running.note(first)
-    diverged = None
-    while running.step < running.total:
-        if not running.take(loss_of, _drawn(rows, schedule, running.step)):
-            diverged = f"the loss is not finite in step {running.step + 1}; lower lr (now {schedule.lr:g})"
-            break
-        if running.step % EVERY == 0 or running.step == running.total:
-            running.note(watch())
-            if schedule.max_seconds is not None and time.perf_counter() - started > schedule.max_seconds:
-                break
-    return running.ended(diverged)
+        if schedule.max_seconds is not None:
+            running.total = _affordable(running)
+            running.note(first, again=True)
+    task.prepare(_drawn_until(running.total, task.rows, schedule))
+    return running.ended(running.run())
 
 
 @dataclass(eq=False)
 class _Running:
     """Where a training stands."""
 
-    parameters: dict[str, nn.Parameter]
+    task: Task
     schedule: StepSchedule
+    began: float
     step: int = 0
     total: int = 0
+    look: float = 0.0  # seconds that a measurement takes
     parts: int = 1  # in which the rows of a step are run, where all at once do not fit into memory
     losses: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.parameters = dict(self.task.parameters)
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Begin without a memory of gradients."""
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.schedule.lr, betas=_BETAS)
 
-    def gradients(self, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
+    def run(self) -> str | None:
+        """Take the steps that are left; return why it was given up, if so."""
+        clock, first = time.perf_counter(), self.step
+        while self.step < self.total:
+            if not self.take(_drawn(self.task.rows, self.schedule, self.step)):
+                return f"the loss is not finite in step {self.step + 1}; lower lr (now {self.schedule.lr:g})"
+            late = self.left() < 0
+            if self.step % EVERY == 0 or self.step == self.total or late:
+                loss = self.task.watch()
+                pace = (time.perf_counter() - clock) / (self.step - first)
+                self.total = self.step if late else min(self.total, self.step + self.fitting(pace))
+                self.note(loss)
+        return None
+
+    def left(self) -> float:
+        """Seconds that steps may still take."""
+        limit = self.schedule.max_seconds
+        return math.inf if limit is None else limit - (time.perf_counter() - self.began) - self.look
+
+    def fitting(self, pace: float) -> int:
+        """How many steps fit into the seconds left."""
+        left = self.left()
+        return self.schedule.steps if left == math.inf else max(0, int(left / max(pace, 1e-9)))
+
+    def gradients(self, rows: Tensor) -> bool:
         """Put the gradients of the mean loss in place; whether it is finite."""
         while True:
             try:
                 self.optimizer.zero_grad()
                 losses = []
                 for part in rows.chunk(self.parts):
-                    loss = loss_of(part) * (len(part) / len(rows))
+                    loss = self.task.loss_of(part) * (len(part) / len(rows))
                     loss.backward()
                     losses.append(loss.detach())
                 return bool(torch.isfinite(torch.stack(losses)).all())
-            except torch.OutOfMemoryError:
-                if self.parts >= len(rows):
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.parts >= len(rows):
                     raise
                 self.parts *= 2
 
-    def take(self, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
+    def take(self, rows: Tensor) -> bool:
         """Take a step; False where the loss is not finite, and no step is taken."""
-        if not self.gradients(loss_of, rows):
+        if not self.gradients(rows):
             return False
         warm_up = max(1, round(_WARM_UP * self.total))
         behind = (self.step - warm_up) / max(1, self.total - warm_up)
@@ -141,19 +179,28 @@ class _Running:
         self.step += 1
         return True
 
-    def note(self, loss: float) -> None:
-        """Keep the weights where the loss is the lowest so far; write the checkpoint."""
+    def note(self, loss: float, *, again: bool = False) -> None:
+        """Keep the weights where the loss is the lowest so far; write the checkpoint.
+
+        ``again``: the same measurement, where only the number of steps has changed.
+        """
         if math.isfinite(loss) and loss < min(self.losses, default=math.inf):
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.losses.append(loss if math.isfinite(loss) else math.inf)
+        if not again:
+            self.losses.append(loss if math.isfinite(loss) else math.inf)
         if self.schedule.checkpoint is not None:
             self._write(self.schedule.checkpoint)
 
-    def ended(self, diverged: str | None) -> TrainingResult:
+    def rewind(self) -> None:
+        """Put the best weights in place, without gradients."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
                 parameter.grad = None
+
+    def ended(self, diverged: str | None) -> TrainingResult:
+        """The best weights in place, and how it went."""
+        self.rewind()
         return TrainingResult(tuple(self.losses), self.losses.index(min(self.losses)), diverged, self.step)
 
     def resume(self) -> bool:
@@ -167,6 +214,7 @@ class _Running:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             same = stood["key"] == self.schedule.key
             self.step, self.total, self.losses = int(stood["step"]), int(stood["total"]), list(stood["losses"])
+            self.began, self.look = self.began - float(stood["seconds"]), float(stood["look"])
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{path} is no checkpoint of a training: {error}; give another path") from error
         if not same:
@@ -190,31 +238,42 @@ class _Running:
             tensors[f"now.{name}"], tensors[f"best.{name}"] = parameter.detach(), self.best[name]
             tensors |= {f"adam.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
         stood: dict[str, Any] = {"key": self.schedule.key, "step": self.step, "total": self.total}
-        stood["losses"] = self.losses
+        stood |= {"losses": self.losses, "look": self.look, "seconds": time.perf_counter() - self.began}
         with replacing_file(path) as beside:
             save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, beside, {"shaprune": json.dumps(stood)})
 
 
-def _affordable(
-    running: _Running, loss_of: Callable[[Tensor], Tensor], rows: Tensor, look: float, started: float
-) -> int:
-    """How many steps fit into the seconds that are left, by the time that the gradients of a few take."""
-    schedule = running.schedule
-    if schedule.max_seconds is None:
-        return schedule.steps
+def _affordable(running: _Running) -> int:
+    """How many steps fit into the seconds that are left, by the time that a few take, which are then taken back."""
+    task, schedule = running.task, running.schedule
+    rows = _drawn_until(_TRIED, task.rows, schedule)
+    clock = time.perf_counter()
+    task.prepare(rows)
+    row = (time.perf_counter() - clock) / len(rows)
     clock = time.perf_counter()
     for step in range(_TRIED):
-        running.gradients(loss_of, _drawn(rows, schedule, step))
-    running.optimizer.zero_grad()
-    now = time.perf_counter()
-    each = (now - clock) / _TRIED
-    left = schedule.max_seconds - (now - started) - look
-    if left < each:
+        running.take(_drawn(task.rows, schedule, step))
+    each = (time.perf_counter() - clock) / _TRIED + running.look / EVERY
+    running.rewind()
+    running.fresh()
+    running.step = 0
+    left, batch = running.left(), min(schedule.batch_size, len(task.rows))
+    if left < each + batch * row:
         raise InputError(
-            f"max_seconds={schedule.max_seconds:g} is too little for one step of {schedule.batch_size} examples "
-            f"({each:.2g} s, and {look:.2g} s to measure what it brings); give more seconds, or leave the step out"
+            f"max_seconds={schedule.max_seconds:g} is too little for one step of {batch} examples ({each:.2g} s, and "
+            f"{(schedule.max_seconds or 0) - left:.2g} s to prepare it and to measure what it brings); give more "
+            "seconds, or leave the step out"
         )
-    return min(schedule.steps, int(left / (each + look / EVERY)))
+    once = int(left / (each + batch * row))  # where every row is met once at most
+    return min(schedule.steps, max(once, int((left - row * len(task.rows)) / each)))
+
+
+def _drawn_until(steps: int, rows: Tensor, schedule: StepSchedule) -> Tensor:
+    """All rows of the first steps, in ascending order."""
+    if steps * min(schedule.batch_size, len(rows)) >= 2 * len(rows):
+        return rows.sort()[0]
+    drawn: Tensor = torch.cat([_drawn(rows, schedule, step) for step in range(steps)])
+    return drawn.unique()  # type: ignore[no-any-return]
 
 
 def _drawn(rows: Tensor, schedule: StepSchedule, step: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -197,9 +197,8 @@ class Segment:
         One operation less to run and, what takes longer, to derive. Results differ by rounding.
         """
         ours = set(self.nodes)
-        for node in self.nodes:
-            source = _convolution_to_fold(self.trace, node)
-            if source is not None and source in ours:
+        for source, node in convolutions_to_fold(self.trace):
+            if source in ours and node in ours:
                 layer, norm = (self.trace.modules[str(n.target)] for n in (source, node))
                 self.instead[source] = fuse_conv_bn_eval(layer, norm).requires_grad_(False)
                 self.instead[node] = nn.Identity()
@@ -223,6 +222,14 @@ class Segment:
         """Drop the values that only ``node`` and operations before it needed."""
         for source in self.dead.get(node, ()):
             env.pop(source, None)
+
+
+def convolutions_to_fold(trace: Trace) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Convolutions with the batch-norms that can be made part of them, as operations of a trace."""
+    for node in trace.nodes:
+        source = _convolution_to_fold(trace, node)
+        if source is not None:
+            yield source, node
 
 
 def _inplace_source(trace: Trace, node: fx.Node) -> fx.Node | None:
