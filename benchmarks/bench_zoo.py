@@ -9,8 +9,9 @@ Each model (`zoo_models.py`) runs in a process of its own with a limit of second
   ONNX; beside it the parameters that torch-pruning removes at the same ratio;
 - seconds to find the players over seconds of one forward pass.
 
-``python benchmarks/bench_zoo.py [PATTERN ...]`` asks the models that `.cache/zoo.jsonl` does not hold yet (one line
-each), ``--again`` asks once more; then it writes `results/zoo.json` of all lines.
+``python benchmarks/bench_zoo.py [PATTERN ...]`` asks the models that neither `results/zoo.json` nor `.cache/zoo.jsonl`
+(one line each) hold yet, and those that took longer than a smaller limit (``ZOO_SECONDS``); ``--again`` asks once more;
+then it writes `results/zoo.json` of all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import copy
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -38,13 +40,14 @@ from torch import Tensor, nn
 from zoo_models import made, names
 
 import shaprune as sp
-from shaprune.network.batches import call, main_output, tensors
+from shaprune.network.batches import call, listed, main_output, tensors
 from shaprune.network.removal.mask_sites import mask_sites
 from shaprune.network.removal.masks import masked
 from shaprune.network.removal.surgery import remove_players
 
 SECONDS = float(os.environ.get("ZOO_SECONDS", "300"))  # of one model
 MEMORY = 10 << 30  # bytes of one model
+RESULT = ROOT / "benchmarks" / "results" / "zoo.json"
 KEPT = 0.7  # of every group
 COALITIONS = 3
 TOLERANCE = 1e-4  # relative to the largest output; of worths, relative to the worth
@@ -83,7 +86,12 @@ def one(name: str, report: Callable[[str, Any], None]) -> None:
         try:
             report(step, ask())
         except Exception as error:  # the finding of this step
-            report(step, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            report(step, f"{type(error).__name__}: {' '.join(_plain(str(error)).split())[:300]}")
+
+
+def _plain(text: str) -> str:
+    """Without the colours that exporters put into their errors."""
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 
 def _seconds(action: Callable[[], Any]) -> float:
@@ -137,14 +145,22 @@ def surgery_differs(model: nn.Module, players: sp.Players, inputs: Any, rows: li
 
 def game_differs(model: nn.Module, players: sp.Players, inputs: Any, rows: list[np.ndarray]) -> float:
     """The largest distance of a coalition's worth from that of the smaller network, relative to the latter."""
-    game = sp.NetworkGame(model, players, [(inputs, None)], "fidelity")
-    worths = game(np.stack(rows)).reshape(len(rows), -1).mean(1)
     dense, gaps = main_tensor(model, inputs), []
+    whole = listed(inputs) is not None  # examples cannot be parted
+    data = None if whole else [(inputs, None)]
+    worth = sp.worths.Evaluate(lambda net: fidelity(net, inputs, dense)) if whole else "fidelity"
+    worths = sp.NetworkGame(model, players, data, worth)(np.stack(rows)).reshape(len(rows), -1).mean(1)
     for worth, kept in zip(worths, rows, strict=True):
-        gap = main_tensor(cut(model, players, kept), inputs) - dense
-        truth = -float(gap.square().reshape(len(gap), -1).sum(1).mean())
+        truth = fidelity(cut(model, players, kept), inputs, dense)
         gaps.append(abs(worth - truth) / max(abs(truth), 1e-9))
     return float(np.max(gaps))
+
+
+def fidelity(model: nn.Module, inputs: Any, dense: Tensor) -> float:
+    """Minus the squared distance to the dense network's main output; of different numbers of boxes, of their sums."""
+    given = main_tensor(model, inputs)
+    gap = given - dense if given.shape == dense.shape else given.sum(0)[None] - dense.sum(0)[None]
+    return -float(gap.square().sum() / max(len(gap), 1))
 
 
 def main_tensor(model: nn.Module, inputs: Any) -> Tensor:
@@ -246,7 +262,7 @@ def asked(name: str) -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False, cwd=folder)
             ended = None if done.returncode == 0 else f"ended with status {done.returncode}"
         except subprocess.TimeoutExpired:
-            ended = f"took more than {SECONDS:.0f} s"
+            ended, found["limit"] = f"took more than {SECONDS:.0f} s", SECONDS
         if path.exists():
             for line in path.read_text().splitlines():
                 found |= json.loads(line)
@@ -270,9 +286,10 @@ def works(found: dict[str, Any]) -> bool:
 
 
 def gathered() -> dict[str, dict[str, Any]]:
-    """The last line of every model."""
+    """The last finding of every model: of the committed result, and of the lines since."""
+    committed = json.loads(RESULT.read_text())["results"]["models"] if RESULT.exists() else {}
     lines = LINES.read_text().splitlines() if LINES.exists() else []
-    return {found["name"]: found for found in map(json.loads, lines)}
+    return committed | {found["name"]: found for found in map(json.loads, lines)}
 
 
 def main() -> None:
@@ -287,7 +304,8 @@ def main() -> None:
     known = {} if again else gathered()
     CACHE.mkdir(exist_ok=True)
     for name in names():
-        if name in known or not any(fnmatchcase(name, pattern) for pattern in patterns):
+        done = name in known and known[name].get("limit", SECONDS) >= SECONDS
+        if done or not any(fnmatchcase(name, pattern) for pattern in patterns):
             continue
         found = asked(name)
         with LINES.open("a") as file:

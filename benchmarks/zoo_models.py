@@ -192,6 +192,8 @@ def _transformers(name: str) -> Made:
     if name == "longformer":
         options["attention_window"] = [4] * 2
     config = kind(**options)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # as exporters want it
     model = _with_a_head(config).from_config(config).eval()
     return model, _asked(name, model)
 

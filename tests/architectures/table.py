@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from architectures import ZOO
 from architectures.entry import OUTPUT, Entry
+from architectures.real_models import real_models
 
 INTRODUCTION = """\
 # What is supported
@@ -28,6 +29,11 @@ def support_table() -> str:
     return INTRODUCTION + "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def support_page() -> str:
+    """The whole page: the architectures in miniature, and the real models."""
+    return f"{support_table()}\n\n{real_models()}"
+
+
 def _row(entry: Entry) -> tuple[str, ...]:
     found = ", ".join(f"{n} {unit}s" for unit, n in entry.players.items())
     return entry.family, entry.note, entry.status, found or "none", _staying(entry) or "-"
@@ -43,4 +49,4 @@ def _staying(entry: Entry) -> str:
 
 
 if __name__ == "__main__":
-    print(support_table())
+    print(support_page())

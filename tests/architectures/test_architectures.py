@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import shaprune as sp
 from architectures import ZOO
 from architectures.entry import Entry
-from architectures.table import support_table
+from architectures.table import support_page, support_table
 from shaprune.errors import InputError
 from shaprune.network.batches import call, concatenate, main_output, tensors
 from shaprune.network.discovery.unit_filters import are_heads, are_hidden, are_neurons
@@ -349,8 +349,8 @@ def test_factories_are_deterministic_and_lively(name: str) -> None:
         assert not torch.allclose(first, second), "the output does not depend on the input"
 
 
-def test_the_committed_support_table_is_what_the_registry_says() -> None:
-    assert PAGE.read_text() == support_table() + "\n", (
+def test_the_committed_support_page_is_what_the_registry_and_the_zoo_say() -> None:
+    assert PAGE.read_text() == support_page() + "\n", (
         "PYTHONPATH=tests:benchmarks python -m architectures.table > docs/support.md"
     )
 

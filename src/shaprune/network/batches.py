@@ -135,6 +135,23 @@ def length(tree: Any) -> int:
     return sizes.pop()
 
 
+def listed(inputs: Inputs) -> int | None:
+    """How many tensors a list among the arguments holds, such as the images that a detector takes; None without one."""
+    arguments = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else ()
+    return next((len(a) for a in arguments if type(a) is list and a and all(isinstance(t, Tensor) for t in a)), None)
+
+
+def apart(inputs: Inputs, answer: Any) -> bool:
+    """Whether the tensors of a list are examples of their own: one structure is returned for each of them."""
+    alike = isinstance(answer, (tuple, list)) and len(answer) == listed(inputs)
+    return alike and not any(isinstance(entry, Tensor) for entry in answer)
+
+
+def examples_in(inputs: Inputs, answer: Any) -> int:
+    """Number of examples: of a list that is answered entry by entry (`apart`), its length."""
+    return len(answer) if apart(inputs, answer) else length(inputs)
+
+
 def main_output(outputs: Any) -> Tensor:
     """The tensor that worths look at.
 

@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shaprune.errors import GameError, InputError, ShapruneWarning
-from shaprune.network.batches import Forward, call, length, main_output, named_leaves, tensor_bytes, tensors, transform
+from shaprune.network.batches import (
+    Forward,
+    apart,
+    call,
+    length,
+    listed,
+    main_output,
+    named_leaves,
+    tensor_bytes,
+    tensors,
+    transform,
+)
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.collect_batches import collect_batches
 from shaprune.network.disk_buffer import DEFAULT_MAX_MEMORY, MEMORY_PARTS, join_batches
@@ -36,6 +47,10 @@ _WHAT: dict[type, str] = {
     WholeRunner: "the whole model with masks of their own for the rows of a batch",
 }
 CUSTOM_FORWARD = "forward=... is given"  # why a model is run whole
+LISTED = (
+    "the data hold lists of tensors, such as the images of a detector, of which rows cannot be told apart; use a worth "
+    "of the whole model, worth=shaprune.worths.Evaluate(lambda model: ...)"
+)
 
 
 class Calibration:
@@ -344,7 +359,10 @@ class Calibration:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the model does not run on a batch of the data: {error}; see forward=...") from error
+            way = "see forward=..." if listed(self.inputs) is None else LISTED
+            raise InputError(f"the model does not run on a batch of the data: {error}; {way}") from error
+        if apart(self.inputs, answer):
+            raise InputError(LISTED)
         if isinstance(answer, (tuple, list)) and len(answer) == len(rows) > 1 and outputs.shape[:1] != rows.shape:
             raise InputError(
                 f"the model returns a {type(answer).__name__} with one entry for each of {len(rows)} examples; give "

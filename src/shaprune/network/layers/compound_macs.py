@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from shaprune.network.batches import Inputs, length, run
+from shaprune.network.batches import Inputs, examples_in, run
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.recurrent import given_to, is_recurrent
 
@@ -34,15 +34,14 @@ def compound_macs(model: nn.Module, inputs: Inputs, counted: Collection[str] = (
     if not names:
         return {}
     found: dict[str, float] = defaultdict(float)
-    rows = length(inputs)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         macs = _attention if isinstance(module, nn.MultiheadAttention) else _recurrent
-        found[names[module]] += macs(module, args, kwargs) / rows
+        found[names[module]] += macs(module, args, kwargs)
 
     with hooked(module.register_forward_hook(hook, with_kwargs=True) for module in names), torch.no_grad():
-        run(model, inputs)
-    return dict(found)
+        rows = examples_in(inputs, run(model, inputs))
+    return {name: macs / rows for name, macs in found.items()}
 
 
 def _is_attention(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shaprune.network.batches import Inputs, length, run
+from shaprune.network.batches import Inputs, examples_in, run
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.recurrent import directions_of, gates_of, is_recurrent, parts_of, states_of, units_of
@@ -157,7 +157,6 @@ def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[s
     positions: dict[str, float] = defaultdict(float)
     activations: dict[str, float] = defaultdict(float)
     odd: dict[str, str] = {}
-    rows = length(inputs)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         widths = widths_of(module)
@@ -171,15 +170,15 @@ def measured(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Layer], dict[s
         assert x is not None
         counted = output.numel() / widths[1]
         if not isinstance(module, nn.Unflatten):  # a view
-            activations[names[module]] += counted * output.element_size() / rows
+            activations[names[module]] += counted * output.element_size()
         if getattr(module, "transposed", False):
             counted = x.numel() / widths[0]
-        positions[names[module]] += counted / rows
+        positions[names[module]] += counted
 
     layers = [module for module in model.modules() if kind_of(module) is not None]
     with hooked(module.register_forward_hook(hook, with_kwargs=True) for module in layers), torch.no_grad():
-        run(model, inputs)
-    found = {name: layer_of(model.get_submodule(name), n, activations[name]) for name, n in positions.items()}
+        rows = examples_in(inputs, run(model, inputs))
+    found = {n: layer_of(model.get_submodule(n), all_ / rows, activations[n] / rows) for n, all_ in positions.items()}
     return {name: layer for name, layer in found.items() if name not in odd}, odd
 
 
