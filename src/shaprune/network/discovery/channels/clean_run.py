@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensor_bytes, tensors, transform
 from shaprune.network.buffers import kept_buffers
+from shaprune.network.discovery.channels.choices import Choices
 from shaprune.network.hooks import hooked
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.replaced_calls import replace_forwards
@@ -45,6 +46,7 @@ class CleanRun:
         writes: whether the network writes to its buffers.
         most: copies that may run side by side; 0 = not asked yet.
         shared: layers that are called once for all copies.
+        choices: what was chosen by values, where regions are; None where none are pooled or suppressed.
     """
 
     outputs: dict[str, list[Any]]
@@ -54,6 +56,7 @@ class CleanRun:
     writes: bool = False
     most: int = 0
     shared: set[str] = field(default_factory=set)
+    choices: list[Tensor] | None = None
 
     @property
     def room(self) -> int:
@@ -146,7 +149,7 @@ def record(model: nn.Module, inputs: Inputs, makers: Iterable[str], layers: Iter
     after = hooked(module.register_forward_hook(hook) for module, hook in out)
     attends = replace_forwards(ATTENTION, attention)
     try:
-        with torch.no_grad(), kept_buffers(model) as written, before, after, attends:
+        with torch.no_grad(), kept_buffers(model) as written, before, after, attends, Choices() as choices:
             returned = tensors(call(model, transform(inputs, torch.clone)))
     except MemoryError as error:
         raise InputError(
@@ -154,6 +157,8 @@ def record(model: nn.Module, inputs: Inputs, makers: Iterable[str], layers: Iter
             "example_inputs, or raise max_memory"
         ) from error
     clean.writes = bool(written)
+    if choices.selects:
+        clean.choices, clean.most = choices.noted, 1
     clean.returned = [t.shape for t in returned if can_be_marked(t)]
     return clean
 

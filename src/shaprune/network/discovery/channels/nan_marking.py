@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from shaprune.errors import InputError
 from shaprune.network.batches import Inputs, call, tensors, transform
 from shaprune.network.buffers import kept_buffers
+from shaprune.network.discovery.channels.choices import Choices
 from shaprune.network.discovery.channels.clean_run import (
     ATTENTION,
     UnevenCopies,
@@ -183,8 +184,9 @@ class Marking:
         self._rows.clear()
         plain = replace_forwards(ATTENTION, lambda *_: _plain_attention) if self._clean.attends else nullcontext()
         kept = kept_buffers(self.model) if self._clean.writes else nullcontext()  # a mark in one would stay there
+        chosen = nullcontext() if self._clean.choices is None else Choices(self._clean.choices)
         given = transform(self.inputs, _all_marked if inputs else partial(copied, copies=copies))
-        with torch.no_grad(), plain, kept, self._patched(marked, copies), self._watched(seen, copies):
+        with torch.no_grad(), plain, kept, self._patched(marked, copies), self._watched(seen, copies), chosen:
             outputs = [t for t in tensors(call(self.model, given)) if can_be_marked(t)]
         if copies > 1:
             self._clean.check_calls(self._calls)
