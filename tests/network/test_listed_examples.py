@@ -46,7 +46,7 @@ def test_multiply_adds_are_those_of_one_image(n: int) -> None:
 def test_rows_of_lists_are_refused_with_the_way_round(n: int) -> None:
     model, images = made(n)
     players = sp.find_players(model, images)
-    with pytest.raises(InputError, match=r"rows cannot be told apart.*Evaluate"):
+    with pytest.raises(InputError, match=r"rows cannot be separated.*Evaluate"):
         sp.NetworkGame(model, players, [(images, None)], "fidelity")
 
 

@@ -48,7 +48,7 @@ _WHAT: dict[type, str] = {
 }
 CUSTOM_FORWARD = "forward=... is given"  # why a model is run whole
 LISTED = (
-    "the data hold lists of tensors, such as the images of a detector, of which rows cannot be told apart; use a worth "
+    "the data hold lists of tensors, such as the images of a detector, whose rows cannot be separated; use a worth "
     "of the whole model, worth=shaprune.worths.Evaluate(lambda model: ...)"
 )
 

@@ -1,4 +1,4 @@
-"""What a detector chooses by values (boxes, places, an order) is that of the clean run while marks are followed.
+"""Choices by value (boxes, places, an order) as the clean run made them, given again while marks are followed.
 
 Marks in scores and boxes would leave no region to look at, or none with a place. Regions are no part of what channels
 flow through: in a marked run every comparison, order and index, and the boxes that regions are pooled from, are those
