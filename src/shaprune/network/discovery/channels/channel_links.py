@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from shaprune.network.discovery.channels.channel_mixing import Position, apart, met, positions_of, spread_of
+from shaprune.network.discovery.channels.channel_mixing import Position, apart, ask_parts, met, positions_of, spread_of
 from shaprune.network.discovery.channels.nan_marking import OUTPUT, Channels, Marking
 
 Mixed = tuple[int, list[NDArray[np.int64]], list[set[Position]]]
@@ -100,16 +100,21 @@ def _follow(marking: Marking, sources: Sequence[int], links: Links) -> dict[int,
                 links.pairs.append((int(i), number.value[at], reader, at))
         several, mixed = which.ambiguous, number.ambiguous & (which.unique | which.ambiguous)
         open_positions[reader] = several, mixed & (reader != OUTPUT)
-    asked = [i for i in together if any(_reaches(source[r], i, a | b).any() for r, (a, b) in open_positions.items())]
-    alone = [*asked, *others]
-    all_of = [{i: np.ones(marking.sources[i].width, dtype=bool)} for i in alone]
-    reach = dict(zip(alone, marking.runs(all_of), strict=True))
+    open_to: dict[int, dict[str, Channels]] = {}  # where each source may be one of several
+    for i in together:
+        may = {r: _reaches(source[r], i, several | mixed) for r, (several, mixed) in open_positions.items()}
+        open_to |= (
+            {i: {r: where for r, where in may.items() if where.any()}} if any(w.any() for w in may.values()) else {}
+        )
+    parts = [*apart(open_to), *([i] for i in others)]
+    every = {i: np.ones(marking.sources[i].width, dtype=bool) for part in parts for i in part}
+    runs = marking.runs([{i: every[i] for i in part} for part in parts])
+    reach = {i: run for part, run in zip(parts, runs, strict=True) for i in part}
     unsure: dict[int, dict[str, Channels]] = {}
-    for i in asked:
-        for reader, (several, mixed) in open_positions.items():
-            here = reach[i].get(reader)
-            if here is None:
-                continue
+    for i, may in open_to.items():
+        for reader, where in may.items():
+            several, mixed = open_positions[reader]
+            here = reach[i][reader] & where
             if reader == OUTPUT:
                 links.to_output.update({i} if here.any() else ())
                 continue
@@ -174,9 +179,9 @@ def _decode(marking: Marking, numbered: Sequence[dict[int, NDArray[np.int64]]]) 
 def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: Links) -> dict[int, frozenset[str]]:
     """Number the channels of single sources; sources that share no reader are marked in the same runs."""
     passing: dict[int, frozenset[str]] = {}
-    mixing: dict[int, dict[str, Channels]] = {}
     _ask_whether_spread(marking, unsure, links, passing)
-    parts = apart(_left(unsure, links))
+    mixing, in_question = _mixed(marking, _left(unsure, links))
+    parts = apart(in_question)
     numbered = [{i: np.arange(marking.sources[i].width) for i in together} for together in parts]
     for together, codes in zip(parts, _decode(marking, numbered), strict=True):
         for i in together:
@@ -192,6 +197,21 @@ def _ask_alone(marking: Marking, unsure: dict[int, dict[str, Channels]], links: 
         links.mixed.append((i, [block for block, _ in entries], [positions for _, positions in entries]))
     new = {i: layers - marking.passed for i, layers in passing.items() if i not in links.spread}
     return {i: layers for i, layers in new.items() if layers}
+
+
+def _mixed(
+    marking: Marking, unsure: dict[int, dict[str, Channels]]
+) -> tuple[dict[int, dict[str, Channels]], dict[int, dict[str, Channels]]]:
+    """Split sources into those of which even and odd channels reach every position in question, and the others."""
+    parts = apart(unsure)
+    odd = {i: np.arange(marking.sources[i].width) % 2 == 1 for i in unsure}
+    ones, zeros = (ask_parts(marking, parts, which) for which in (odd, {i: ~which for i, which in odd.items()}))
+    mixed = {
+        i: where
+        for i, where in unsure.items()
+        if all((ones[i][reader] & zeros[i][reader] | ~at).all() for reader, at in where.items())
+    }
+    return mixed, {i: where for i, where in unsure.items() if i not in mixed}
 
 
 def _left(unsure: dict[int, dict[str, Channels]], links: Links) -> dict[int, dict[str, Channels]]:

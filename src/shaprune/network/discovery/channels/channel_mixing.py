@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shaprune.network.discovery.channels.nan_marking import Channels, Marking
 
-_BLOCKS = 64  # runs of neighbouring channels that are tried first
+_BLOCKS = 64  # runs of neighbouring channels that are tried first, where the first channel does not say how many
 Position = tuple[str, int]  # a reader and one of its input channels
 Unsure = Mapping[int, Mapping[str, Channels]]  # per source the positions in question; no two have a reader in common
 Block = NDArray[np.int64]  # neighbouring channels
@@ -89,7 +89,7 @@ def _end(marking: Marking, unsure: Unsure, *, last: bool) -> dict[int, tuple[int
 
     def ask(ranges: Mapping[int, tuple[int, int]]) -> dict[int, dict[str, Channels]]:
         marked = {i: (numbers[i] >= low) & (numbers[i] <= high) for i, (low, high) in ranges.items()}
-        return _ask_parts(marking, parts, marked)
+        return ask_parts(marking, parts, marked)
 
     def reaches(i: int, run: Mapping[str, Channels]) -> bool:
         return any((run[reader] & where).any() for reader, where in unsure[i].items())
@@ -112,7 +112,9 @@ def met(marking: Marking, unsure: Unsure) -> dict[int, Met]:
     one, which can only couple too much, never too little.
     """
     found: dict[int, Met] = {i: [] for i in unsure}
-    sets = {i: [(_blocks(marking.sources[i].width), positions_of(unsure[i], unsure[i]))] for i in unsure}
+    every = {i: positions_of(unsure[i], unsure[i]) for i in unsure}
+    first = _ask(marking, [{i: [np.arange(1)] for i in unsure}], unsure)[0]
+    sets = {i: [(_blocks(marking.sources[i].width, len(first[i]), len(every[i])), every[i])] for i in unsure}
     while sets:
         parts = {i: _parts(entries) for i, entries in _reached(marking, sets, unsure).items()}
         closed = _closed(marking, parts, unsure)
@@ -204,11 +206,16 @@ def positions_of(run: Mapping[str, Channels], where: Mapping[str, Channels]) -> 
     return {(reader, int(c)) for reader, mask in where.items() for c in np.flatnonzero(run[reader] & mask)}
 
 
-def _blocks(width: int) -> list[Block]:
-    """At least `_BLOCKS` blocks of equal sizes that are powers of two; single channels where there are not as many."""
+def _blocks(width: int, first: int, every: int) -> list[Block]:
+    """Blocks of equal sizes: of the share of positions, of ``every``, that the first channel reaches, where it does.
+
+    Else at least `_BLOCKS` whose sizes are powers of two; single channels where there are not as many.
+    """
     size = 1
     while width % (2 * size) == 0 and width // (2 * size) >= _BLOCKS:
         size *= 2
+    if first and width * first % every == 0 and width % (share := width * first // every) == 0:
+        size = max(size, share)
     return np.split(np.arange(width), range(size, width, size))
 
 
@@ -226,7 +233,7 @@ def apart(unsure: Unsure) -> list[list[int]]:
     return [members for _, members in parts]
 
 
-def _ask_parts(
+def ask_parts(
     marking: Marking, parts: Sequence[Sequence[int]], marked: Mapping[int, Channels]
 ) -> dict[int, dict[str, Channels]]:
     """The run, per source, in which those of its part are marked."""

@@ -27,7 +27,8 @@ from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.layers.replaced_calls import replace_forwards
 
 ATTENTION = ("scaled_dot_product_attention",)
-_ROOM = 1 << 24  # bytes that the largest output of a layer may take in copies that run side by side
+_ROOM = 1 << 22  # bytes that the largest output of a layer may take in copies side by side: larger ones are slower
+_MOST = 64  # copies
 
 
 class UnevenCopies(Exception):
@@ -61,7 +62,8 @@ class CleanRun:
     @property
     def room(self) -> int:
         """Copies whose largest output of a layer is not too large."""
-        return _ROOM // max([1, *(tensor_bytes(o) for outputs in self.outputs.values() for o in outputs)])
+        largest = max([1, *(tensor_bytes(o) for outputs in self.outputs.values() for o in outputs)])
+        return min(_MOST, _ROOM // largest)
 
     def check_call(self, layer: str, number: int, x: Tensor, copies: int) -> int:
         """Check that the ``number``-th call of a layer was given ``copies`` times the clean rows, and return that.

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import nn
@@ -52,6 +53,7 @@ _MAP_BACK = "; shaprune.builtin.map_back(model, example_inputs) puts a map behin
 _TOGETHER = "all its channels can only leave together"
 _Side = tuple[str, Role]
 _Node = tuple[str, Role, int]
+N = TypeVar("N", bound=Hashable)
 _SIDES: tuple[Role, ...] = ("in", "both", "norm")
 
 
@@ -195,13 +197,16 @@ def _coupled(
     copy: nn.Module, sources: list[Source], links: Links, layers: dict[str, Layer], tied: SharedParameters
 ) -> list[set[_Node]]:
     """Sets of channels that can only leave together."""
-    joined = _UnionFind()
+    joined = _UnionFind[_Node]()
+    vectors = _UnionFind[tuple[str, Role, bytes]]()  # channels in order, which are joined one by one
     shared: dict[_Node, list[_Node]] = defaultdict(list)  # channel of a norm -> who reaches it together with others
     couples = [source.width > 1 for source in sources]  # one channel alone can never leave: nothing leaves with it
     for i, channels, reader, positions in links.pairs:
         if not couples[i]:
             continue
         role = reading(layers[reader])
+        if not vectors.join((*_making(sources[i], 0)[:2], channels.tobytes()), (reader, role, positions.tobytes())):
+            continue
         for a, b in zip(channels.tolist(), positions.tolist(), strict=True):
             joined.join(_making(sources[i], a), (reader, role, b))
     for i, blocks, reached in links.mixed:
@@ -238,7 +243,7 @@ def _coupled(
     return joined.sets()
 
 
-def _join_groups(joined: _UnionFind, name: str, layer: Layer) -> None:
+def _join_groups(joined: _UnionFind[_Node], name: str, layer: Layer) -> None:
     """Couple what leaves a convolution in groups at once: a channel of every group, or a group as a whole."""
     for role, width in _sides_of(layer):
         slots = width // layer.groups
@@ -247,7 +252,7 @@ def _join_groups(joined: _UnionFind, name: str, layer: Layer) -> None:
             joined.join(whole if layer.by_group else (name, role, channel % slots), (name, role, channel))
 
 
-def _join_own(joined: _UnionFind, copy: nn.Module, source: Source, layers: dict[str, Layer]) -> None:
+def _join_own(joined: _UnionFind[_Node], copy: nn.Module, source: Source, layers: dict[str, Layer]) -> None:
     """Couple an axis of a layer's own parameter (of an adapter, say) with the side of the layer that is as wide.
 
     Where both sides are, the axis in front is that of the outputs, as in a weight. A wrong guess is refused by name. A
@@ -275,13 +280,13 @@ def _making(source: Source, channel: int) -> _Node:
     return _key(source), "out" if source.is_layer else "both", channel
 
 
-class _UnionFind:
+class _UnionFind(Generic[N]):
     """Union of sets of nodes."""
 
     def __init__(self) -> None:
-        self.leader: dict[_Node, _Node] = {}
+        self.leader: dict[N, N] = {}
 
-    def find(self, node: _Node) -> _Node:
+    def find(self, node: N) -> N:
         path = [node]
         while (above := self.leader.setdefault(node, node)) != node:
             node = above
@@ -290,11 +295,14 @@ class _UnionFind:
             self.leader[below] = node
         return node
 
-    def join(self, a: _Node, b: _Node) -> None:
-        self.leader[self.find(b)] = self.find(a)
+    def join(self, a: N, b: N) -> bool:
+        """Join the sets of two nodes; whether they were two."""
+        first, second = self.find(b), self.find(a)
+        self.leader[first] = second
+        return first != second
 
-    def sets(self) -> list[set[_Node]]:
-        found: dict[_Node, set[_Node]] = defaultdict(set)
+    def sets(self) -> list[set[N]]:
+        found: dict[N, set[N]] = defaultdict(set)
         for node in list(self.leader):
             found[self.find(node)].add(node)
         return list(found.values())
