@@ -76,6 +76,7 @@ ORDER = (
     "pipeline.preflight",
     "pipeline.score_notes",
     "pipeline.score",
+    "pipeline.recipe",
     "pipeline.compress",
     "pipeline",
     "builtin",

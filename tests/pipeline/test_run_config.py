@@ -308,6 +308,7 @@ def test_every_key_reaches_compress(here: Path, monkeypatch: pytest.MonkeyPatch)
         "unit": ("channel", "head"),
         "norm": "compensated",
         "recover": ("batchnorm",),
+        "effort": "hour",
         "include": ("fc*",),
         "exclude": "fc2",
         "allocation": "uniform",

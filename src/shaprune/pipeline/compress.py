@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -23,14 +24,15 @@ from shaprune.pipeline.planner import make_planner
 from shaprune.pipeline.preflight import check_compression, check_players
 from shaprune.pipeline.prune import prune
 from shaprune.pipeline.quality import Quality, quality_on
+from shaprune.pipeline.recipe import Recipe, recipe_of
 from shaprune.pipeline.score import Scores, score
 from shaprune.pipeline.search import Trial, check_attainable, search_plan
 from shaprune.planning.budget import Budget
 from shaprune.planning.frontier import Planner
 from shaprune.planning.plan import Plan
 from shaprune.players.players import Players
-from shaprune.recovery.steps import RecoveryStep, Refit
-from shaprune.recovery.steps import recover as run_steps
+from shaprune.recovery.step_training import TooFewSecondsError
+from shaprune.recovery.steps import Recovered, RecoveryStep, Refit, recovered
 from shaprune.storage.tables import Table, Tabular
 from shaprune.values.estimators.base import Method
 
@@ -51,6 +53,8 @@ class Compressed(Tabular):
         measurements: ``"dense"``, ``"raw"`` (pruned, not recovered) and ``"pruned"`` networks, measured side by side.
         seconds: wall time per stage.
         trials: the networks that were measured on the way to a latency or a floor.
+        recipe: what the effort stood for.
+        recovery: how each recovery step of the network returned went.
     """
 
     model: nn.Module
@@ -58,7 +62,9 @@ class Compressed(Tabular):
     values: Scores
     measurements: dict[str, Measurement]
     seconds: dict[str, float]
-    trials: tuple[Trial, ...] = field(default=())
+    trials: tuple[Trial, ...] = ()
+    recipe: Recipe | None = None
+    recovery: tuple[Recovered, ...] = ()
 
     def headline(self) -> str:
         """The network, how many players stay, and how long it took."""
@@ -71,7 +77,12 @@ class Compressed(Tabular):
             for name, m in self.measurements.items()
         ]
         columns = {"network": "", "accuracy": ".4f", "parameters": ",", "multiply-adds": ",", "ms": ".3g", "bytes": ","}
-        return Table(columns, rows, self.plan.table().notes)
+        return Table(columns, rows, (*self.plan.table().notes, *self.told()))
+
+    def told(self) -> tuple[str, ...]:
+        """Lines on what was chosen, why, and how the recovery went."""
+        recipe = () if self.recipe is None else (self.recipe.told(),)
+        return (*recipe, *(went.told() for went in self.recovery))
 
 
 @moved_keywords({"options": Compression}, RENAMED)
@@ -82,8 +93,9 @@ def compress(
     *,
     example_inputs: Inputs,
     worth: AnyWorth | Evaluate = "fidelity",
-    method: str | Method = "permutation",
-    recover: Sequence[str | RecoveryStep] = ("refit",),
+    method: str | Method | None = None,
+    recover: Sequence[str | RecoveryStep] | None = None,
+    effort: str | float = "seconds",
     max_evaluations: int | None = None,
     test: Iterable[Any] | None = None,
     seed: int = 0,
@@ -94,9 +106,9 @@ def compress(
 
     The defaults need no labels: players are scored by how far the output moves (fidelity) while at least half of a
     group is kept, and the consumers are refitted in closed form. `find_players`, `score`, `plan`, `prune` and `recover`
-    by hand, with their defaults, give the same network. Where more time may be spent, ``method="reconstruction"`` with
-    ``Planning(allocation="curves")`` ranks players by what refitted consumers cannot give any more, and sets the widths
-    of layers by measured curves, with refitted consumers where ``"refit"`` is the first step.
+    by hand, with their defaults, give the same network. Where more time may be spent, say so: ``effort="minutes"`` also
+    learns the dense network's answers on unlabelled examples, and ``effort="hour"`` ranks players by what refitted
+    consumers cannot give any more and sets the widths of layers by measured curves.
 
     Example: ``sp.compress(model, data, sp.Budget(macs=0.5), example_inputs=x,
     options=sp.options.Compression(limits=sp.options.Limits(round_to=8)))``.
@@ -106,8 +118,12 @@ def compress(
         data: batches to score and recover on, see `NetworkGame`; never the test set.
         budget: what may stay.
         example_inputs: inputs of one forward pass, batch first.
-        worth, method, max_evaluations, progress: see `score`.
-        recover: recovery steps, see `recover`; ``()`` for none.
+        worth, max_evaluations, progress: see `score`.
+        method: see `score`; None = as ``effort`` says.
+        recover: recovery steps, see `recover`; ``()`` for none, None = as ``effort`` says.
+        effort: how much time it may take: ``"seconds"``, ``"minutes"`` (two), ``"hour"``, or a number of seconds. The
+            ranking, the allocation and the recovery follow from it, where they are not given; see `Compressed.recipe`.
+            The training ends with the time, so that on a slower machine it may take fewer steps.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
         options: units, scoring, limits, planning, and batches for fine-tuning and for a floor, see `Compression`.
@@ -120,10 +136,12 @@ def compress(
             latency below the smallest network's), or ``train`` or ``test`` that do not fit: before anything is scored.
         InputError, GameError, SurgeryError: as the stages it calls.
     """
-    chosen, seconds = options or Compression(), dict[str, float]()
+    began, chosen, seconds = time.perf_counter(), options or Compression(), dict[str, float]()
     with _timed(seconds, "find_players"):
+        recipe = recipe_of(effort, budget, worth, method, recover, max_evaluations, chosen)
+        chosen = replace(chosen, planning=replace(chosen.planning, allocation=recipe.allocation))
         given = {"data": data, "train": chosen.train, "validation": chosen.validation, "test": test}
-        check_compression(model, given, budget, worth, method, recover, max_evaluations, seed, chosen)
+        check_compression(model, given, budget, worth, recipe.method, recipe.recover, max_evaluations, seed, chosen)
         batches, tests = list(data), None if test is None else list(test)
         players = find_players(model, example_inputs, **vars(chosen.units))
         check_players(model, players, budget, chosen, tests)
@@ -145,8 +163,8 @@ def compress(
         wrapped,
         example_inputs,
         worth,
-        method,
-        tuple(recover),
+        recipe,
+        began,
         max_evaluations,
         seed,
         progress,
@@ -155,7 +173,8 @@ def compress(
     made = (stages.in_cycles if chosen.planning.cycles > 1 else stages.at_once)(budget, quality, seconds)
     with _timed(seconds, "measure"):
         measurements = compare({"dense": model, "raw": made.raw, "pruned": made.model}, example_inputs, tests)
-    return Compressed(made.model, made.plan, made.scores, measurements, seconds, made.trials)
+    went = stages.went.get(made.model, ())
+    return Compressed(made.model, made.plan, made.scores, measurements, seconds, made.trials, recipe, went)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,12 +198,13 @@ class _Stages:
     calibration: Calibration | None  # the batches, wrapped once; None where the worth looks at none
     example_inputs: Inputs
     worth: AnyWorth | Evaluate
-    method: str | Method
-    steps: tuple[str | RecoveryStep, ...]
+    recipe: Recipe
+    began: float
     max_evaluations: int | None
     seed: int
     progress: bool | None
     options: Compression
+    went: WeakKeyDictionary[nn.Module, tuple[Recovered, ...]] = field(default_factory=WeakKeyDictionary)
 
     def scored(self, model: nn.Module, players: Players, data: Calibration | None, worth: Any, cycle: int) -> Scores:
         """The scores of a network, in a cycle."""
@@ -193,7 +213,7 @@ class _Stages:
             players,
             data,
             worth,
-            self.method,
+            self.recipe.method,
             max_evaluations=self.max_evaluations,
             seed=self.seed + cycle - 1,
             progress=self.progress,
@@ -202,7 +222,8 @@ class _Stages:
 
     def planner(self, scores: Scores) -> Planner:
         """What makes plans of these scores; curves are measured with refitted consumers if the refit comes first."""
-        refit = bool(self.steps) and (self.steps[0] == "refit" or isinstance(self.steps[0], Refit))
+        steps = self.recipe.recover
+        refit = bool(steps) and (steps[0] == "refit" or isinstance(steps[0], Refit))
         return make_planner(
             self.model,
             scores,
@@ -218,11 +239,26 @@ class _Stages:
 
     def recovered(self, network: nn.Module, plan: Plan) -> nn.Module:
         """A pruned network, recovered."""
-        if not self.steps:
+        if not self.recipe.recover:
             return network
-        train, forward = self.options.train, self.options.scoring.forward
         data = self.batches if self.calibration is None else self.calibration
-        return run_steps(network, self.model, plan, data, self.steps, train=train, forward=forward, seed=self.seed)
+
+        def take(network: nn.Module, steps: Sequence[str | RecoveryStep]) -> tuple[nn.Module, tuple[Recovered, ...]]:
+            how = {"train": self.options.train, "forward": self.options.scoring.forward, "seed": self.seed}
+            return recovered(network, self.model, plan, data, steps, **how)  # type: ignore[arg-type]
+
+        if not self.recipe.limited:
+            made, went = take(network, self.recipe.recover)
+        else:
+            made, went = take(network, self.recipe.recover[:-1])
+            steps = self.recipe.within(self.recipe.seconds - (time.perf_counter() - self.began))
+            try:
+                made, last = take(made, steps[len(self.recipe.recover) - 1 :])
+            except TooFewSecondsError:
+                last = ()
+            went += last or (Recovered("distill", 0.0, taken=0, notes=("no time was left for it",)),)
+        self.went[made] = went
+        return made
 
     def at_once(self, budget: Budget, quality: Quality | None, seconds: dict[str, float]) -> _Made:
         """Score once, and plan for the whole budget."""

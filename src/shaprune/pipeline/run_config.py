@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shaprune.errors import InputError, check_choice, nearest
+from shaprune.options.effort import effort_of
 from shaprune.options.fields import Leaf, gathered, leaves, option, spread
 from shaprune.options.groups import BUDGET_HELP, CRITERIA, METHODS, STEPS, WORTHS, Compression
 from shaprune.options.preprocessing import Preprocessing
@@ -50,7 +51,8 @@ class RunConfig:
         device: where the network runs; None = cuda where there is one, else cpu.
         seed: of everything random.
         budget: what may stay, by name, see `Budget`.
-        worth, method, max_evaluations: see `score`.
+        worth, max_evaluations: see `score`.
+        method, recover, effort: see `compress`.
         recover: steps in order: a name, ``{name: options}`` (``{finetune: {epochs: 5, augment: my.module:shift}}``), or
             a function of your own, ``package.module:finetune``, see `recover`.
         options: the rest, see `Compression`; its batches are not of a file.
@@ -80,17 +82,26 @@ class RunConfig:
     seed: int = option(0, "Seed of everything random.", least=0)
     budget: dict[str, Any] = option(..., BUDGET_HELP, metavar="NAME=NUMBER", repeated=True)
     worth: str = option("fidelity", f"What a coalition is judged by: {', '.join(WORTHS)}.", names=WORTHS)
-    method: str = option(
-        "permutation",
+    method: str | None = option(
+        None,
         f"The estimator: {', '.join(METHODS)}; or a criterion to compare with: {', '.join(CRITERIA)}.",
         names=(*METHODS, *CRITERIA),
+        shown="as effort says: permutation",
     )
-    recover: tuple[str | dict[str, Options | None], ...] = option(
-        ("refit",),
+    recover: tuple[str | dict[str, Options | None], ...] | None = option(
+        None,
         f"Steps after surgery, in order: {', '.join(STEPS)}, or package.module:function of your own; or none.",
         metavar="STEPS",
         read=steps_of,
-        shown="refit",
+        shown="as effort says: refit",
+    )
+    effort: str | float = option(
+        "seconds",
+        "How much time it may take: seconds, minutes (two), hour, or a number of seconds; ranking, allocation and "
+        "recovery follow from it, where they are not given.",
+        metavar="HOW",
+        read=effort_of,
+        plain=str | float,
     )
     max_evaluations: int | None = option(
         None, "Budget per game, in (coalition, example) rows.", least=1, shown="one sweep"
@@ -131,10 +142,12 @@ class RunConfig:
         """The budget."""
         return Budget(**self.budget)
 
-    def steps(self, named: Callable[[str], Any]) -> tuple[Any, ...]:
+    def steps(self, named: Callable[[str], Any]) -> tuple[Any, ...] | None:
         """The recovery steps; ``named("package.module:function")`` finds functions of the user's own."""
         from shaprune.recovery.steps import STEPS as KNOWN
 
+        if self.recover is None:
+            return None
         made: list[Any] = []
         for step in self.recover:
             if isinstance(step, str):
@@ -182,13 +195,15 @@ def _budget(limits: Any) -> dict[str, Any]:
     return dict(limits)
 
 
-def _recover(steps: Any) -> tuple[Any, ...]:
+def _recover(steps: Any) -> tuple[Any, ...] | None:
+    if steps is None:
+        return None
     if not isinstance(steps, Sequence) or isinstance(steps, str):
         raise InputError(f"it is {steps!r}; give a list of steps, such as [refit, {{finetune: {{epochs: 5}}}}]")
     return tuple(_checked_step(step) for step in steps)
 
 
-_SPECIAL: dict[str, Callable[[Any], Any]] = {"budget": _budget, "recover": _recover}
+_SPECIAL: dict[str, Callable[[Any], Any]] = {"budget": _budget, "recover": _recover, "effort": effort_of}
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, call, main_output, named_leaves
+from shaprune.network.batches import Forward, Inputs, call, length, main_output, named_leaves, transform
 from shaprune.network.borrow import device_of
 from shaprune.network.game.fingerprint import add_tensor
 from shaprune.network.state_dicts import tensors_of
@@ -114,12 +114,15 @@ def distill(
             loss that is not finite before the first step, or a checkpoint of another training.
     """
     began = time.perf_counter()
+    train, watched = split_rows(length(inputs), step.validation, seed)
+    few = len(train) < _FEW
+    train, watched = train[: step.steps * step.batch_size], watched[:_WATCHED]
+    used, where = torch.cat([train, watched]).unique(return_inverse=True)
+    inputs = transform(inputs, lambda t: t[used.to(t.device)] if t.ndim else t)
+    train, watched = where[: len(train)], where[len(train) :]
     lessons = Lessons(teacher, inputs, step.augment, forward or call, device_of(model), seed)
-    train, watched = split_rows(lessons.count, step.validation, seed)
-    watched = watched[:_WATCHED]
     lessons.prepare(watched)
     kind = step.loss or _loss_for(lessons.answers(watched[:_AT_ONCE]), targets)
-    few = len(train) < _FEW
     copy = TrainedCopy(model, None if few or forward is not None else lessons.inputs(watched))
     run = forward or call
 

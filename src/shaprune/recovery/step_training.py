@@ -31,6 +31,10 @@ EVERY = 50  # steps between two measurements of the loss on the rows set aside
 _TRIED = 3  # steps that are timed, and taken back, where seconds are limited
 
 
+class TooFewSecondsError(InputError):
+    """A time limit below one step."""
+
+
 @dataclass(frozen=True)
 class StepSchedule:
     """How long, how fast, and where to go on from.
@@ -85,7 +89,8 @@ def train_steps(task: Task, schedule: StepSchedule, began: float | None = None) 
         The losses watched, from before the first step on, the measurement that was kept, and why it ended early, if so.
 
     Raises:
-        InputError: a time limit below one step, a loss that is not finite before the training, or a checkpoint of
+        TooFewSecondsError: a time limit below one step.
+        InputError: a loss that is not finite before the training, or a checkpoint of
             another training.
     """
     running = _Running(task, schedule, time.perf_counter() if began is None else began)
@@ -259,7 +264,7 @@ def _affordable(running: _Running) -> int:
     running.step = 0
     left, batch = running.left(), min(schedule.batch_size, len(task.rows))
     if left < each + batch * row:
-        raise InputError(
+        raise TooFewSecondsError(
             f"max_seconds={schedule.max_seconds:g} is too little for one step of {batch} examples ({each:.2g} s, and "
             f"{(schedule.max_seconds or 0) - left:.2g} s to prepare it and to measure what it brings); give more "
             "seconds, or leave the step out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from shaprune.planning.plan import Plan
 from shaprune.recovery.batchnorm import recalibrate
 from shaprune.recovery.distillation import Distill, distill
 from shaprune.recovery.finetune import Finetune, OwnFinetune, finetune, own_finetune
+from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.refit import refit
 from shaprune.recovery.step_values import check_step
 
@@ -39,6 +41,35 @@ class Refit:
 @dataclass(frozen=True)
 class Batchnorm:
     """Batch-norm recalibration; needs no labels."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How a recovery step went.
+
+    Attributes:
+        step: its name.
+        seconds: wall time.
+        before, after: the loss on the examples watched; None where none are watched.
+        taken: steps of the optimizer; None where these are not counted.
+        notes: what a reader should know of it.
+    """
+
+    step: str
+    seconds: float
+    before: float | None = None
+    after: float | None = None
+    taken: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """One line on it."""
+        found = [f"{self.seconds:.1f} s"]
+        if self.taken is not None:
+            found.append(f"{self.taken} steps")
+        if self.before is not None:
+            found.append(f"loss on the examples watched {self.before:.4g} -> {self.after:.4g}")
+        return f"{self.step}: {'; '.join((*found, *self.notes))}"
 
 
 _Configured = Refit | Batchnorm | Distill | Finetune
@@ -88,6 +119,24 @@ def recover(
         InputError: an unknown step, a step that these players do not go with, data that the network does not run on, or
             nothing to train.
     """
+    return recovered(small, teacher, plan, data, steps, train=train, forward=forward, batch_size=batch_size, seed=seed)[
+        0
+    ]
+
+
+def recovered(
+    small: nn.Module,
+    teacher: nn.Module,
+    plan: Plan,
+    data: Iterable[Any] | Calibration,
+    steps: Sequence[str | RecoveryStep],
+    *,
+    train: Iterable[Any] | None,
+    forward: Forward | None,
+    batch_size: int = 128,
+    seed: int,
+) -> tuple[nn.Module, tuple[Recovered, ...]]:
+    """As `recover`, with how each step went."""
     chosen = check_steps(steps, small)
     if any(not isinstance(step, (Refit, Batchnorm)) for step in chosen):
         _check_stays_gone(plan)
@@ -102,8 +151,10 @@ def recover(
     check_batches(teacher, [(inputs, None)], "the data", forward)
     if train is not None:
         check_batches(teacher, [(learnt[0], None)], "train", forward)
+    went: list[Recovered] = []
     with borrowed(teacher):
         for step in chosen:
+            clock, trained_as = time.perf_counter(), None
             trained = not isinstance(step, (Refit, Batchnorm))
             with borrowed(result, buffers=False), nullcontext() if trained else kept_buffers(result, _NORMS):
                 if isinstance(step, Refit):
@@ -111,15 +162,28 @@ def recover(
                 elif isinstance(step, Batchnorm):
                     recalibrate(result, batches, forward=forward)
                 elif isinstance(step, Distill):
-                    distill(result, teacher, *learnt, step, forward=forward, seed=seed)
+                    trained_as = distill(result, teacher, *learnt, step, forward=forward, seed=seed)
                 elif isinstance(step, Finetune):
-                    finetune(result, teacher, plan, *learnt, step, forward=forward, batch_size=batch_size, seed=seed)
+                    trained_as = finetune(
+                        result, teacher, plan, *learnt, step, forward=forward, batch_size=batch_size, seed=seed
+                    )
                 else:
                     result = own_finetune(result, step)
+            went.append(_went(step, time.perf_counter() - clock, trained_as))
     with turn(small):
         for name, module in small.named_modules():
             result.get_submodule(name).training = module.training
-    return result
+    return result, tuple(went)
+
+
+def _went(step: RecoveryStep, seconds: float, trained: TrainingResult | None) -> Recovered:
+    kinds = {Refit: "refit", Batchnorm: "batchnorm", Distill: "distill", Finetune: "finetune"}
+    name = str(kinds.get(type(step)) or getattr(step, "__name__", "own"))
+    if trained is None:
+        return Recovered(name, seconds)
+    kept = trained.losses[trained.kept or 0] if trained.losses else None
+    notes = trained.notes + (() if trained.diverged is None else (f"it diverged: {trained.diverged}",))
+    return Recovered(name, seconds, trained.losses[0] if trained.losses else None, kept, trained.steps, notes)
 
 
 def check_steps(steps: Sequence[str | RecoveryStep], model: nn.Module) -> list[RecoveryStep]:

@@ -64,6 +64,7 @@ def compress(
         worth=run.worth,
         method=run.method,
         recover=steps,
+        effort=run.effort,
         max_evaluations=run.max_evaluations,
         test=dataset.test.batches(),
         seed=run.seed,
@@ -81,12 +82,13 @@ def compress(
         "budget": done.plan.budget,
         "cost": done.plan.cost,
         "seconds": done.seconds,
+        "recipe": list(done.told()),
         "notes": list(done.values.notes),
         "artifacts": artifacts,
     }
     told = f"All of it took {sum(done.seconds.values()):.1f} s -> {folder}"
     table = comparison_table(done.measurements, setting_of(inputs))
-    return Outcome(summary, (done.plan.summary(), table, *done.values.notes, told))
+    return Outcome(summary, (done.plan.summary(), table, *done.values.notes, *done.told(), told))
 
 
 def _write(done: Compressed, run: RunConfig, *, overwrite: bool) -> None:
