@@ -47,11 +47,6 @@ def sharing(model: nn.Module) -> nn.Module:
     return copied(model, {id(p): _alias(p) for p in model.parameters() if type(p) is nn.Parameter})
 
 
-def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy whose floating-point parameters and buffers have a type of their own; free it by `release`."""
-    return convert(sharing(model), dtype)
-
-
 def convert(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the parameters and buffers of ``model`` as `in_type` does, in place."""
     model._apply(lambda tensor: in_type(tensor, dtype))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import shaprune as sp
-from shaprune.network.discovery.verification import _drawn
+from shaprune.network.discovery.proof import _drawn
 from shaprune.planning.limits import Limits
 from shaprune.planning.removal_sequences import removal_sequences
 from shaprune.players.players import Players

@@ -19,8 +19,9 @@ from torch import nn
 
 from shaprune.network.batches import Inputs
 from shaprune.network.discovery.attribute_numbers import AttributeNumber, matters, numbers_in
+from shaprune.network.discovery.proof import ALL_GONE, disagreement
 from shaprune.network.discovery.tied_players import some_of
-from shaprune.network.discovery.verification import ALL_GONE, Totals, candidates_as_players, disagreement
+from shaprune.network.discovery.verification import Totals, candidates_as_players
 from shaprune.network.removal.kept_numbers import Entry
 from shaprune.network.removal.surgery import COUNTS, WIDTHS
 from shaprune.players.candidate import Candidate

@@ -19,15 +19,10 @@ from shaprune.network.discovery.few_examples import few_examples
 from shaprune.network.discovery.input_checks import check_example_inputs
 from shaprune.network.discovery.model_support import check_model
 from shaprune.network.discovery.named_units import named_units, unite
+from shaprune.network.discovery.proof import disagreement
 from shaprune.network.discovery.settling import settle
 from shaprune.network.discovery.unit_filters import has_unit, special_unit
-from shaprune.network.discovery.verification import (
-    Refused,
-    Totals,
-    candidates_as_players,
-    disagreement,
-    verify_candidates,
-)
+from shaprune.network.discovery.verification import Refused, Totals, candidates_as_players, verify_candidates
 from shaprune.network.discovery.zero_weights import zeros_filled
 from shaprune.network.layers.compound_macs import compound_macs
 from shaprune.network.layers.kinds import measure_layers, stored_bytes

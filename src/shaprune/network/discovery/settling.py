@@ -14,6 +14,7 @@ from torch import nn
 
 from shaprune.network.batches import Inputs
 from shaprune.network.discovery.attribute_counts import NumberSearch
+from shaprune.network.discovery.proof import disagreement
 from shaprune.network.discovery.tied_players import (
     interleaved,
     kinds_of,
@@ -25,14 +26,7 @@ from shaprune.network.discovery.tied_players import (
     united_readers,
     without,
 )
-from shaprune.network.discovery.verification import (
-    BESIDE,
-    Refused,
-    Totals,
-    because,
-    candidates_as_players,
-    disagreement,
-)
+from shaprune.network.discovery.verification import BESIDE, Refused, Totals, because, candidates_as_players
 from shaprune.network.layers.plain_layers import computing_layers
 from shaprune.players.candidate import Candidate
 from shaprune.players.layer_costs import Layer

@@ -113,8 +113,8 @@ def met(marking: Marking, unsure: Unsure) -> dict[int, Met]:
     """
     found: dict[int, Met] = {i: [] for i in unsure}
     every = {i: positions_of(unsure[i], unsure[i]) for i in unsure}
-    first = _ask(marking, [{i: [np.arange(1)] for i in unsure}], unsure)[0]
-    sets = {i: [(_blocks(marking.sources[i].width, len(first[i]), len(every[i])), every[i])] for i in unsure}
+    shares = _shares(marking, unsure, every)
+    sets = {i: [(shares.get(i) or _blocks(marking.sources[i].width), every[i])] for i in unsure}
     while sets:
         parts = {i: _parts(entries) for i, entries in _reached(marking, sets, unsure).items()}
         closed = _closed(marking, parts, unsure)
@@ -206,16 +206,27 @@ def positions_of(run: Mapping[str, Channels], where: Mapping[str, Channels]) -> 
     return {(reader, int(c)) for reader, mask in where.items() for c in np.flatnonzero(run[reader] & mask)}
 
 
-def _blocks(width: int, first: int, every: int) -> list[Block]:
-    """Blocks of equal sizes: of the share of positions, of ``every``, that the first channel reaches, where it does.
+def _shares(marking: Marking, unsure: Unsure, every: Mapping[int, set[Position]]) -> dict[int, list[Block]]:
+    """Blocks as large as the share of positions that the first channel reaches, where such blocks do not meet.
 
-    Else at least `_BLOCKS` whose sizes are powers of two; single channels where there are not as many.
+    Whether they meet is asked of every other one together, and of those between them.
     """
+    width = {i: marking.sources[i].width for i in unsure}
+    first = _ask(marking, [{i: [np.arange(1)] for i in unsure}], unsure)[0]
+    size = {i: width[i] * len(first[i]) // len(every[i]) for i in unsure}
+    fits = [i for i in unsure if size[i] > 1 and size[i] * len(every[i]) == width[i] * len(first[i])]
+    blocks = {i: np.split(np.arange(width[i]), width[i] // size[i]) for i in fits if width[i] % size[i] == 0}
+    one, other = _ask(
+        marking, [{i: of[start::2] for i, of in blocks.items() if len(of) > 1} for start in (0, 1)], unsure
+    )
+    return {i: blocks[i] for i in one if not one[i] & other[i]}
+
+
+def _blocks(width: int) -> list[Block]:
+    """At least `_BLOCKS` blocks of equal sizes that are powers of two; single channels where there are not as many."""
     size = 1
     while width % (2 * size) == 0 and width // (2 * size) >= _BLOCKS:
         size *= 2
-    if first and width * first % every == 0 and width % (share := width * first // every) == 0:
-        size = max(size, share)
     return np.split(np.arange(width), range(size, width, size))
 
 
