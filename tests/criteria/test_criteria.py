@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
+from architectures import ZOO
 from numpy.typing import NDArray
 from testkit.networks import N_OUTPUTS, NETWORKS
 from torch import Tensor, nn
@@ -574,3 +575,19 @@ def test_rows_that_experts_read_are_those_of_their_examples(criterion: str) -> N
                 rows = model.router(x).argmax(1) == int(group.name.split(".")[1])
                 read = torch.where(rows[:, None], torch.relu(expert[0](x)), 0.0)  # type: ignore[index]
             np.testing.assert_allclose(together[group.name].value, read.mean(0).numpy(), rtol=1e-5)
+
+
+def test_players_that_pass_only_later_layers_have_their_own_norms() -> None:
+    """Behind a padded shortcut a group has more players than its first layer has filters."""
+    entry = ZOO["resnet56"]
+    model = entry.make()
+    players = sp.find_players(model, entry.inputs())
+    group = max(players.groups, key=lambda g: len(g) - int(g.producers[0].widths.sum()))
+    assert len(group) > int(group.producers[0].widths.sum())
+    weights = [(m, model.get_submodule(m.module).weight) for m in group.producers]
+    squares = [
+        sum(float(weight[list(m.channels[k])].detach().square().sum()) for m, weight in weights)
+        for k in range(len(group))
+    ]
+    found = criterion_scores(model, players, criterion="weight_norm")[group.name].value
+    assert found == pytest.approx(np.sqrt(squares), rel=1e-5)

@@ -76,7 +76,7 @@ def bn_scales(model: nn.Module, players: Players) -> NDArray[np.float64]:
                 f"criterion 'bn_scale' cannot score group {group.name!r}: {group.names[int(bare.argmax())]} passes no "
                 "batch-norm with a scale; leave the group out (exclude=...) or take another criterion"
             )
-        return sorted(found, key=lambda m: -int(m.widths.sum()))  # the first one sizes torch-pruning's result
+        return found
 
     return _scores(model, players, tp.importance.BNScaleImportance(normalizer=None), members)
 
@@ -173,7 +173,7 @@ def _group(layer_of: Callable[[str], nn.Module], members: Sequence[Member]) -> A
     """A torch-pruning group of layers that produce or pass on; its "root indices" are the players of our group."""
     registry = tp.DependencyGraph()  # knows the handlers of all kinds of layers
     built = tp.dependency.Group()
-    for member in members:
+    for member in sorted(members, key=lambda m: -int(m.widths.sum())):  # the first one sizes torch-pruning's result
         layer = layer_of(member.module)
         handler = registry.get_pruner_of_module(layer).prune_out_channels
         node = tp.dependency.Node(layer, None, member.module)

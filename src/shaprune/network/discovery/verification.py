@@ -125,6 +125,6 @@ def _halved(
 
 
 def because(candidate: Candidate, reason: str) -> str:
-    """A reason, and that a candidate meets the network's input where it does."""
+    """A reason, and that a candidate meets the network's input where it does, said once."""
     met = "its channels meet those of the network's input, which stay: " if candidate.meets_input else ""
-    return f"{met}{reason}"
+    return reason if reason.startswith(met) else f"{met}{reason}"
