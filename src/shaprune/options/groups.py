@@ -46,8 +46,8 @@ CRITERIA = (
     "apoz",
     "activation_mean",
 )
-STEPS = ("refit", "batchnorm", "distill", "finetune")
-TRAINED_STEPS = ("distill", "finetune")  # which take all training examples
+STEPS = ("refit", "batchnorm", "blocks", "distill", "finetune")
+TRAINED_STEPS = ("blocks", "distill", "finetune")  # which take all training examples
 BUDGET_HELP = (
     "What may stay: macs=0.5, params=100000, players=0.6, bytes=2MB, activations=0.5, energy=0.5; measured "
     "(`plan` then needs --model and --data): latency=0.6 or latency=0.8ms, drop=0.01 or floor=0.9 of accuracy, as "

@@ -24,15 +24,15 @@ from shaprune.network.batches import Forward, Inputs, call, length, main_output,
 from shaprune.network.borrow import device_of
 from shaprune.network.game.fingerprint import add_tensor
 from shaprune.network.state_dicts import tensors_of
+from shaprune.options.step_values import check_checkpoint, check_step
+from shaprune.recovery.blocks import FEW
 from shaprune.recovery.finetune import split_rows, warn_of_failure
 from shaprune.recovery.folded_norms import TrainedCopy
 from shaprune.recovery.lessons import Lessons
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.step_training import EVERY, StepSchedule, Task, train_steps
-from shaprune.recovery.step_values import check_checkpoint, check_step
 from shaprune.recovery.training_data import Augment, mean_loss
 
-_FEW = 100  # examples, below which only scales and biases are trained
 _AT_ONCE = 256  # examples per forward pass without gradients
 _WATCHED = 1_000  # examples at most whose loss decides
 SQUARED = "the dense network's outputs are no logits: the squared distance to them was made smaller"
@@ -115,7 +115,7 @@ def distill(
     """
     began = time.perf_counter()
     train, watched = split_rows(length(inputs), step.validation, seed)
-    few = len(train) < _FEW
+    few = len(train) < FEW
     train, watched = train[: step.steps * step.batch_size], watched[:_WATCHED]
     used, where = torch.cat([train, watched]).unique(return_inverse=True)
     inputs = transform(inputs, lambda t: t[used.to(t.device)] if t.ndim else t)

@@ -17,10 +17,10 @@ from shaprune.network.batches import Forward, Inputs, length, transform
 from shaprune.network.borrow import copied, device_of
 from shaprune.network.precision import Precision
 from shaprune.network.state_dicts import tensors_of
+from shaprune.options.step_values import check_step
 from shaprune.planning.plan import Plan
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.optimizer_state import carry_over_optimizer, check_optimizer
-from shaprune.recovery.step_values import check_step
 from shaprune.recovery.training import Training, fit
 from shaprune.recovery.training_data import Augment
 

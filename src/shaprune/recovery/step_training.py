@@ -47,6 +47,7 @@ class StepSchedule:
         max_seconds: fewer steps are taken where these would not suffice; None = no limit.
         checkpoint: a file written at every measurement, from which the same training goes on; None = none.
         key: what makes it the same training; compared with the file's.
+        every: steps between two measurements of the loss on the rows set aside.
     """
 
     steps: int
@@ -56,6 +57,7 @@ class StepSchedule:
     max_seconds: float | None = None
     checkpoint: Path | None = None
     key: str = ""
+    every: int = EVERY
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ class _Running:
             if not self.take(_drawn(self.task.rows, self.schedule, self.step)):
                 return f"the loss is not finite in step {self.step + 1}; lower lr (now {self.schedule.lr:g})"
             late = self.left() < 0
-            if self.step % EVERY == 0 or self.step == self.total or late:
+            if self.step % self.schedule.every == 0 or self.step == self.total or late:
                 loss = self.task.watch()
                 pace = (time.perf_counter() - clock) / (self.step - first)
                 self.total = self.step if late else min(self.total, self.step + self.fitting(pace))
@@ -258,7 +260,7 @@ def _affordable(running: _Running) -> int:
     clock = time.perf_counter()
     for step in range(_TRIED):
         running.take(_drawn(task.rows, schedule, step))
-    each = (time.perf_counter() - clock) / _TRIED + running.look / EVERY
+    each = (time.perf_counter() - clock) / _TRIED + running.look / schedule.every
     running.rewind()
     running.fresh()
     running.step = 0

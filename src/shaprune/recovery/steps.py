@@ -19,13 +19,14 @@ from shaprune.network.collect_batches import check_data, collect_batches
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.model_turns import turn
 from shaprune.network.precision import check_precision
+from shaprune.options.step_values import check_step
 from shaprune.planning.plan import Plan
 from shaprune.recovery.batchnorm import recalibrate
+from shaprune.recovery.blocks import Blocks, reconstruct_blocks
 from shaprune.recovery.distillation import Distill, distill
 from shaprune.recovery.finetune import Finetune, OwnFinetune, finetune, own_finetune
 from shaprune.recovery.lightning_trainer import TrainingResult
 from shaprune.recovery.refit import refit
-from shaprune.recovery.step_values import check_step
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ class Recovered:
         return f"{self.step}: {'; '.join((*found, *self.notes))}"
 
 
-_Configured = Refit | Batchnorm | Distill | Finetune
+_Configured = Refit | Batchnorm | Blocks | Distill | Finetune
 RecoveryStep = _Configured | OwnFinetune
 _NORMS = (nn.modules.batchnorm._BatchNorm,)  # refits and recalibration write to their statistics
 STEPS: dict[str, Callable[[], RecoveryStep]] = {
     "refit": Refit,
     "batchnorm": Batchnorm,
+    "blocks": Blocks,
     "distill": Distill,
     "finetune": Finetune,
 }
@@ -103,7 +105,7 @@ def recover(
         plan: the plan that made ``small``.
         data: batches ``(inputs, targets)``, or a `Calibration` of these; targets only matter to fine-tuning on labels.
             Never the test set.
-        steps: names (``"refit"``, ``"batchnorm"``, ``"distill"``, ``"finetune"``), configured steps
+        steps: names (``"refit"``, ``"batchnorm"``, ``"blocks"``, ``"distill"``, ``"finetune"``), configured steps
             (``Distill(steps=1000)``), or functions of your own: ``finetune(model)`` gets a copy in eval mode, trains it
             in place or returns another network of the same shapes.
         train: batches for distillation and fine-tuning in place of ``data``, which is often small; their validation
@@ -161,6 +163,8 @@ def recovered(
                     refit(result, teacher, plan, batches, ridge=step.ridge, forward=forward)
                 elif isinstance(step, Batchnorm):
                     recalibrate(result, batches, forward=forward)
+                elif isinstance(step, Blocks):
+                    trained_as = reconstruct_blocks(result, teacher, learnt[0], step, forward=forward, seed=seed)
                 elif isinstance(step, Distill):
                     trained_as = distill(result, teacher, *learnt, step, forward=forward, seed=seed)
                 elif isinstance(step, Finetune):
@@ -177,7 +181,7 @@ def recovered(
 
 
 def _went(step: RecoveryStep, seconds: float, trained: TrainingResult | None) -> Recovered:
-    kinds = {Refit: "refit", Batchnorm: "batchnorm", Distill: "distill", Finetune: "finetune"}
+    kinds = {Refit: "refit", Batchnorm: "batchnorm", Blocks: "blocks", Distill: "distill", Finetune: "finetune"}
     name = str(kinds.get(type(step)) or getattr(step, "__name__", "own"))
     if trained is None:
         return Recovered(name, seconds)
@@ -201,7 +205,7 @@ def check_steps(steps: Sequence[str | RecoveryStep], model: nn.Module) -> list[R
             check_choice("recovery step", step, STEPS)
         elif not isinstance(step, _Configured) and (not callable(step) or isinstance(step, type)):
             raise InputError(
-                f"a recovery step is the {type(step).__name__} {step!r}; give a name, Refit(), Batchnorm(), "
+                f"a recovery step is the {type(step).__name__} {step!r}; give a name, Refit(), Batchnorm(), Blocks(), "
                 "Distill(), Finetune(), or a function that trains a network"
             )
     chosen = [STEPS[s]() if isinstance(s, str) else s for s in steps]
