@@ -581,7 +581,7 @@ def test_players_that_pass_only_later_layers_have_their_own_norms() -> None:
     """Behind a padded shortcut a group has more players than its first layer has filters."""
     entry = ZOO["resnet56"]
     model = entry.make()
-    players = sp.find_players(model, entry.inputs())
+    players = sp.find_players(model, entry.inputs(2))
     group = max(players.groups, key=lambda g: len(g) - int(g.producers[0].widths.sum()))
     assert len(group) > int(group.producers[0].widths.sum())
     weights = [(m, model.get_submodule(m.module).weight) for m in group.producers]
