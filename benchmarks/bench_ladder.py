@@ -36,8 +36,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "ladder.json"
 def refitted(model: nn.Module, data: Dataset, ranking: str, share: float, seed: int) -> tuple[nn.Module, sp.Plan]:
     """A pruned and refitted network of a plan, from the cache folder where it is there."""
     folder = CACHE / f"ladder-{ranking}-{share}-{seed}"
+    beside = CACHE / f"{folder.name}.plan.json"
     if folder.exists():
-        return sp.load(folder, lambda: build_model("resnet56")).eval(), sp.Plan.load(folder.with_suffix(".plan.json"))
+        return sp.load(folder, lambda: build_model("resnet56")).eval(), sp.Plan.load(
+            folder.parent / f"{folder.name}.plan.json"
+        )
     example, few = data.test.inputs[:2], data.held_out.take(CALIBRATION).batches()
     players = sp.find_players(model, example, include="layer*.conv1")
     if ranking == "taylor":
@@ -50,7 +53,7 @@ def refitted(model: nn.Module, data: Dataset, ranking: str, share: float, seed: 
         plan = sp.plan(scores, sp.Budget(macs=share), "curves", curves=curves)
     small = sp.recover(sp.prune(model, plan, example), model, plan, few, ("refit",), seed=seed)
     sp.save(small, plan, folder)
-    plan.save(folder.with_suffix(".plan.json"))
+    plan.save(beside)
     return small, plan
 
 
