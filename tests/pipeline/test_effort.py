@@ -30,8 +30,22 @@ CURVES = Compression(planning=sp.options.Planning(allocation="uniform"))
 
 
 def chosen(effort: Any, **given: Any) -> recipes.Recipe:
-    known = {"budget": BUDGET, "worth": "fidelity", "method": None, "recover": None, "max_evaluations": None}
+    known = {"budget": BUDGET, "worth": "fidelity", "method": None, "recover": None}
     return recipe_of(effort, **{**known, "options": Compression(), **given})
+
+
+def test_the_first_batch_is_the_example_where_none_is_given() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    x = torch.randn(60, 8)
+    data = [(x, None)]
+    given = sp.compress(model, data, BUDGET, example_inputs=x)
+    taken = sp.compress(model, data, BUDGET)
+    assert taken.plan.to_json() == given.plan.to_json()
+    assert taken.measurements["dense"].latency.examples == 60
+    assert same(weights(taken.model), weights(given.model))
+    with pytest.raises(sp.InputError, match="data hold no batch"):
+        sp.compress(model, [], BUDGET)
 
 
 @pytest.fixture
@@ -62,7 +76,7 @@ def test_what_an_effort_stands_for(effort: Any, method: str, allocation: str, st
         ({"method": "taylor"}, "taylor", "global", [Refit, Distill]),
         ({"recover": ()}, "reconstruction", "curves", []),
         ({"options": CURVES}, "permutation", "uniform", [Refit, Distill]),
-        ({"max_evaluations": 5000}, "permutation", "global", [Refit, Distill]),
+        ({"options": Compression(max_evaluations=5000)}, "permutation", "global", [Refit, Distill]),
         ({"budget": sp.Budget(latency=0.5)}, "permutation", "global", [Refit]),
     ],
 )

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shaprune.builtin.models import build_model
 from shaprune.cli.app import app
 from shaprune.options.fields import leaves, spread
 from shaprune.options.groups import Compression
+from shaprune.options.preprocessing import Preprocessing
 from shaprune.pipeline.run_config import RunConfig, read_keys
 from shaprune.recovery.steps import Finetune
 
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NEEDED: dict[str, Any] = {"model": "digits", "data": "digits", "budget": {"macs": 0.5}}
 OF_A_CALL = {"example_inputs", "test", "progress"}  # what only a call is given
-OF_A_FILE = {"weights", "cache", "examples", "batch_size", "out", "device"}
+OF_A_FILE = {"weights", "cache", "examples", "batch_size", "out", "device"} | {f.name for f in fields(Preprocessing)}
 KEYS = {leaf.name: leaf.field.default for leaf in leaves(RunConfig) if leaf.about is not None}
 
 

@@ -276,6 +276,7 @@ class Compression:
         scoring: how players are scored; its ``forward`` calls the network in every stage.
         limits: what every plan must leave.
         planning: how the plan is found.
+        max_evaluations: how much is scored, see `score`.
         train: batches for fine-tuning where it is not to be on the data, see `recover`; never the test set.
         validation: batches on which a floor is measured; neither the data nor the test set.
         metric: what a floor is about: a worth, see `NetworkGame`.
@@ -285,6 +286,9 @@ class Compression:
     scoring: Scoring = field(default_factory=Scoring)
     limits: Limits = field(default_factory=Limits)
     planning: Planning = field(default_factory=Planning)
+    max_evaluations: int | None = option(
+        None, "Budget per game, in (coalition, example) rows.", least=1, shown="one sweep"
+    )
     train: Iterable[Any] | None = None
     validation: Iterable[Any] | None = None
     metric: Any = option("accuracy", "What a floor or drop of the budget is about.", names=WORTHS, plain=str)

@@ -48,7 +48,7 @@ class Preprocessing:
     """
 
     preset: str | None = option(
-        None, f"How images of folder:DIR become inputs: {', '.join(PRESETS)}.", names=tuple(PRESETS), plain=str
+        None, f"How images of folder:DIR become inputs: {', '.join(PRESETS)}.", names=tuple(PRESETS)
     )
     mean: tuple[float, ...] | None = option(
         None, "Mean per channel of pixels in [0, 1]: 0.485,0.456,0.406.", metavar="NUMBERS", read=numbers_of

@@ -13,7 +13,8 @@ from torch import nn
 
 from shaprune.criteria.registry import criterion_scores
 from shaprune.deploy.measure import Measurement, compare
-from shaprune.network.batches import Inputs
+from shaprune.errors import InputError
+from shaprune.network.batches import Inputs, split_batch
 from shaprune.network.discovery.find_players import find_players
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.game.worths import AnyWorth, Evaluate
@@ -91,12 +92,11 @@ def compress(
     data: Iterable[Any],
     budget: Budget,
     *,
-    example_inputs: Inputs,
+    example_inputs: Inputs | None = None,
     worth: AnyWorth | Evaluate = "fidelity",
     method: str | Method | None = None,
     recover: Sequence[str | RecoveryStep] | None = None,
     effort: str | float = "seconds",
-    max_evaluations: int | None = None,
     test: Iterable[Any] | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -117,8 +117,9 @@ def compress(
         model: the dense network.
         data: batches to score and recover on, see `NetworkGame`; never the test set.
         budget: what may stay.
-        example_inputs: inputs of one forward pass, batch first.
-        worth, max_evaluations, progress: see `score`.
+        example_inputs: inputs of one forward pass, batch first, on which latency is measured, too; None = those of the
+            first batch.
+        worth, progress: see `score`.
         method: see `score`; None = as ``effort`` says.
         recover: recovery steps, see `recover`; ``()`` for none, None = as ``effort`` says.
         effort: how much time it may take: ``"seconds"``, ``"minutes"`` (two), ``"hour"``, or a number of seconds. The
@@ -126,7 +127,8 @@ def compress(
             The training ends with the time, so that on a slower machine it may take fewer steps.
         test: labelled batches on which accuracy is measured; None = not measured.
         seed: seed of everything random.
-        options: units, scoring, limits, planning, and batches for fine-tuning and for a floor, see `Compression`.
+        options: units, scoring and how much of it, limits, planning, batches for fine-tuning and for a floor, see
+            `Compression`.
 
     Returns:
         The network with its plan, the scores behind it, and measurements, see `Compressed`.
@@ -138,12 +140,15 @@ def compress(
     """
     began, chosen, seconds = time.perf_counter(), options or Compression(), dict[str, float]()
     with _timed(seconds, "find_players"):
-        recipe = recipe_of(effort, budget, worth, method, recover, max_evaluations, chosen)
+        recipe = recipe_of(effort, budget, worth, method, recover, chosen)
         chosen = replace(chosen, planning=replace(chosen.planning, allocation=recipe.allocation))
         given = {"data": data, "train": chosen.train, "validation": chosen.validation, "test": test}
-        check_compression(model, given, budget, worth, recipe.method, recipe.recover, max_evaluations, seed, chosen)
+        check_compression(model, given, budget, worth, recipe.method, recipe.recover, seed, chosen)
         batches, tests = list(data), None if test is None else list(test)
-        players = find_players(model, example_inputs, **vars(chosen.units))
+        if example_inputs is None and not batches:
+            raise InputError("data hold no batch; give at least one (an iterator can be read only once)")
+        example = split_batch(batches[0])[0] if example_inputs is None else example_inputs
+        players = find_players(model, example, **vars(chosen.units))
         check_players(model, players, budget, chosen, tests)
         quality = None
         if budget.floored and chosen.validation is not None:
@@ -151,7 +156,7 @@ def compress(
         if budget.measured:
             ignorant = Scores(players, criterion_scores(model, players, None, "random"), "random")
             anyhow = make_planner(model, ignorant, batches, worth, limits=chosen.limits)
-            check_attainable(model, anyhow, budget, example_inputs=example_inputs, quality=quality)
+            check_attainable(model, anyhow, budget, example_inputs=example, quality=quality)
     how = chosen.scoring
     wrapped = (
         None if isinstance(worth, Evaluate) else Calibration(model, batches, how.forward, max_memory=how.max_memory)
@@ -161,18 +166,17 @@ def compress(
         players,
         batches,
         wrapped,
-        example_inputs,
+        example,
         worth,
         recipe,
         began,
-        max_evaluations,
         seed,
         progress,
         chosen,
     )
     made = (stages.in_cycles if chosen.planning.cycles > 1 else stages.at_once)(budget, quality, seconds)
     with _timed(seconds, "measure"):
-        measurements = compare({"dense": model, "raw": made.raw, "pruned": made.model}, example_inputs, tests)
+        measurements = compare({"dense": model, "raw": made.raw, "pruned": made.model}, example, tests)
     went = stages.went.get(made.model, ())
     return Compressed(made.model, made.plan, made.scores, measurements, seconds, made.trials, recipe, went)
 
@@ -200,7 +204,6 @@ class _Stages:
     worth: AnyWorth | Evaluate
     recipe: Recipe
     began: float
-    max_evaluations: int | None
     seed: int
     progress: bool | None
     options: Compression
@@ -214,7 +217,7 @@ class _Stages:
             data,
             worth,
             self.recipe.method,
-            max_evaluations=self.max_evaluations,
+            max_evaluations=self.options.max_evaluations,
             seed=self.seed + cycle - 1,
             progress=self.progress,
             options=self.options.scoring,

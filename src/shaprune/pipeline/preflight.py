@@ -80,7 +80,6 @@ def check_compression(
     worth: Any,
     method: str | Method,
     recover: Sequence[str | RecoveryStep],
-    max_evaluations: int | None,
     seed: int,
     options: Compression,
 ) -> None:
@@ -92,7 +91,8 @@ def check_compression(
     check_budget(budget)
     check_whole_number("seed", seed, 0)
     check_steps(recover, model)
-    check_scoring(method, worth, options.scoring, RunOptions(), max_evaluations=max_evaluations, stop=None, log=None)
+    most = options.max_evaluations
+    check_scoring(method, worth, options.scoring, RunOptions(), max_evaluations=most, stop=None, log=None)
     _check_planning(options.planning, worth)
     if budget.floored and options.validation is None:
         raise InputError(

@@ -63,14 +63,13 @@ def recipe_of(
     worth: AnyWorth | Evaluate,
     method: str | Method | None,
     recover: Sequence[str | RecoveryStep] | None,
-    max_evaluations: int | None,
     options: Compression,
 ) -> Recipe:
     """What an effort stands for; what was given stays as it is.
 
     Args:
         effort: a word, or seconds: the largest word that fits into them, and what it does ends with them.
-        budget, worth, max_evaluations, options: of the compression.
+        budget, worth, options: of the compression.
         method, recover: None = as the effort says.
 
     Raises:
@@ -80,7 +79,8 @@ def recipe_of(
     given = seconds_of(effort)
     level = max((name for name in EFFORTS if EFFORTS[name] <= given), key=EFFORTS.__getitem__, default="seconds")
     planning = options.planning
-    plays = bool(changed(options.scoring, but=NO_GAME)) or max_evaluations is not None or isinstance(worth, Evaluate)
+    asked = bool(changed(options.scoring, but=NO_GAME)) or options.max_evaluations is not None
+    plays = asked or isinstance(worth, Evaluate)
     many = budget.measured or planning.cycles > 1
     why, chosen, allocation = ["closed form only"] if level == "seconds" else [], method, planning.allocation
     if method is None:

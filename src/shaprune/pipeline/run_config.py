@@ -51,7 +51,7 @@ class RunConfig:
         device: where the network runs; None = cuda where there is one, else cpu.
         seed: of everything random.
         budget: what may stay, by name, see `Budget`.
-        worth, max_evaluations: see `score`.
+        worth: see `score`.
         method, recover, effort: see `compress`.
         recover: steps in order: a name, ``{name: options}`` (``{finetune: {epochs: 5, augment: my.module:shift}}``), or
             a function of your own, ``package.module:finetune``, see `recover`.
@@ -102,9 +102,6 @@ class RunConfig:
         metavar="HOW",
         read=effort_of,
         plain=str | float,
-    )
-    max_evaluations: int | None = option(
-        None, "Budget per game, in (coalition, example) rows.", least=1, shown="one sweep"
     )
     options: Compression = field(default_factory=Compression)
 

@@ -398,9 +398,8 @@ def test_compress_makes_a_model_that_comes_back(tmp_path: Path) -> None:
         data,
         sp.Budget(macs=0.8),
         example_inputs=words(2),
-        max_evaluations=64,
         recover=(),
-        options=sp.options.Compression(limits=sp.options.Limits(hf_uniform=True)),
+        options=sp.options.Compression(limits=sp.options.Limits(hf_uniform=True), max_evaluations=64),
     )
     made_small.model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()

@@ -132,9 +132,10 @@ def test_games_walks_derivatives_and_criteria_see_what_is_read_inside(name: str)
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights:UserWarning")  # of torch's, dense too
 def test_a_budget_of_half_the_multiply_adds_is_met_and_saved(tmp_path: Path) -> None:
     model, x, _ = made("gru, three layers")
+    few = sp.options.Compression(max_evaluations=500)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "rnn is not refitted")
-        done = sp.compress(model, [(x, None)], sp.Budget(macs=0.5), example_inputs=x, max_evaluations=500)
+        done = sp.compress(model, [(x, None)], sp.Budget(macs=0.5), example_inputs=x, options=few)
     small = done.model
     assert count(small, x)[1] <= 0.5 * count(model, x)[1]
     sp.save(small, done.plan, tmp_path / "small")

@@ -65,7 +65,6 @@ def compress(
         method=run.method,
         recover=steps,
         effort=run.effort,
-        max_evaluations=run.max_evaluations,
         test=dataset.test.batches(),
         seed=run.seed,
         options=replace(
