@@ -9,7 +9,7 @@ from shaprune.network.game.worths import AnyWorth, Evaluate
 from shaprune.options.effort import EFFORTS, Effort, effort_of, seconds_of
 from shaprune.options.fields import changed
 from shaprune.options.groups import NO_GAME, Compression
-from shaprune.planning.budget import Budget
+from shaprune.planning.budget import Budget, check_budget
 from shaprune.recovery.distillation import Distill
 from shaprune.recovery.steps import RecoveryStep, Refit
 from shaprune.values.estimators.base import Method
@@ -73,8 +73,9 @@ def recipe_of(
         method, recover: None = as the effort says.
 
     Raises:
-        InputError: no effort.
+        InputError: no effort, or no budget.
     """
+    check_budget(budget)
     effort = effort_of(effort)
     given = seconds_of(effort)
     level = max((name for name in EFFORTS if EFFORTS[name] <= given), key=EFFORTS.__getitem__, default="seconds")

@@ -122,7 +122,9 @@ def met(marking: Marking, unsure: Unsure) -> dict[int, Met]:
         for i, of_source in parts.items():
             for k, part in enumerate(of_source):
                 if k in closed[i]:
-                    found[i] += part
+                    found[i] += (
+                        part if _all_of(part) else [(one, set()) for b, _ in part for one in np.split(b, len(b))]
+                    )
                 else:
                     halves = [half for block, _ in part for half in np.array_split(block, 2) if len(half)]
                     sets.setdefault(i, []).append((halves, _all_of(part)))
