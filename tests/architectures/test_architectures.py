@@ -223,7 +223,7 @@ def multiply_adds(model: nn.Module, inputs: Any) -> float:
         nonlocal total
         if isinstance(module, nn.Embedding):
             return
-        if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):  # every step meets each matrix once
+        if module in compound:  # every step meets each matrix once
             matrices = sum(p.numel() for p in module.parameters() if p.ndim == 2)
             total += args[0].numel() // args[0].shape[-1] * matrices
             return
@@ -231,7 +231,7 @@ def multiply_adds(model: nn.Module, inputs: Any) -> float:
         filter_size = module.weight[:, 0].numel() if type(module).__name__ == "Conv1D" else module.weight[0].numel()
         total += (args[0] if transposed else output).numel() * filter_size
 
-    compound = [m for m in model.modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
+    compound = [m for m in model.modules() if isinstance(m, nn.RNNBase) or type(m) is nn.MultiheadAttention]
     for module in (*(module for _, module, _ in layers_of(model)), *compound):
         module.register_forward_hook(hook)
     outputs_of(model, inputs)

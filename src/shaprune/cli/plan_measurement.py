@@ -9,6 +9,7 @@ from shaprune.cli.inputs import device_of, parts_of, read_data, read_model
 from shaprune.cli.options.groups import Measured
 from shaprune.cli.options.parse import steps_of
 from shaprune.errors import InputError
+from shaprune.network.layers.open_attention import opened_for
 from shaprune.network.removal.surgery import check_fits
 from shaprune.pipeline.prune import prune
 from shaprune.pipeline.quality import quality_on
@@ -38,7 +39,8 @@ class PlanMeasurement:
         assert options.model is not None
         assert options.data is not None
         where = device_of(options.device)
-        self.model = read_model(options.model, options.weights, where, options.seed)
+        network = read_model(options.model, options.weights, where, options.seed)
+        self.model = opened_for(network, scores.players.layers)
         try:
             check_fits(self.model, scores.players)
         except InputError as error:

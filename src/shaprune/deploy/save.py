@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from shaprune.deploy.network_outline import Outline, difference, dtypes_of, outline_of
 from shaprune.errors import InputError
 from shaprune.network.borrow import copied
+from shaprune.network.layers.open_attention import opened_for
 from shaprune.network.removal.surgery import check_fits, remove_players, width_as_is
 from shaprune.network.state_dicts import as_saved, distinct, extras_of, separate, tensors_of, versions_of
 from shaprune.planning.plan import Plan
@@ -97,7 +98,8 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
     """Rebuild a saved network.
 
     What ``build`` makes is compared with what was saved, without running it: types of tensors, settings of layers, the
-    steps of `forward` where torch.fx follows it, and buffers that are not saved.
+    steps of `forward` where torch.fx follows it, and buffers that are not saved. Attention that was open
+    (see `shaprune.builtin.open_attention`) is opened in it first.
 
     Args:
         directory: what `save` wrote.
@@ -118,6 +120,7 @@ def load(directory: str | Path, build: Callable[[], nn.Module], *, device: str |
     if not isinstance(model, nn.Module):
         raise InputError(f"build() returned a {type(model).__name__}; it must return the dense torch.nn.Module")
     _check_has_weights(model)
+    model = opened_for(model, plan.players.layers)
     check_fits(model, plan.players)
     small = remove_players(copied(model), plan.players, plan.kept)
     separate(small)

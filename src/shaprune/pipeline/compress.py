@@ -18,6 +18,7 @@ from shaprune.network.batches import Inputs, split_batch
 from shaprune.network.discovery.find_players import find_players
 from shaprune.network.forward.calibration import Calibration
 from shaprune.network.game.worths import AnyWorth, Evaluate
+from shaprune.network.layers.open_attention import opened_for, opened_where_same
 from shaprune.options.fields import moved_keywords
 from shaprune.options.groups import Compression
 from shaprune.pipeline.cycles import prune_in_cycles
@@ -110,6 +111,9 @@ def compress(
     learns the dense network's answers on unlabelled examples, and ``effort="hour"`` ranks players by what refitted
     consumers cannot give any more and sets the widths of layers by measured curves.
 
+    Heads of `torch.nn.MultiheadAttention` can leave: where some do, its place takes an attention that can be as narrow,
+    see `shaprune.builtin.open_attention`.
+
     Example: ``sp.compress(model, data, sp.Budget(macs=0.5), example_inputs=x,
     options=sp.options.Compression(limits=sp.options.Limits(round_to=8)))``.
 
@@ -148,7 +152,9 @@ def compress(
         if example_inputs is None and not batches:
             raise InputError("data hold no batch; give at least one (an iterator can be read only once)")
         example = split_batch(batches[0])[0] if example_inputs is None else example_inputs
-        players = find_players(model, example, **vars(chosen.units))
+        opened = opened_where_same(model, example)
+        players = find_players(opened, example, **vars(chosen.units))
+        given_model, model = model, opened_for(model, players.layers)
         check_players(model, players, budget, chosen, tests)
         quality = None
         if budget.floored and chosen.validation is not None:
@@ -176,7 +182,7 @@ def compress(
     )
     made = (stages.in_cycles if chosen.planning.cycles > 1 else stages.at_once)(budget, quality, seconds)
     with _timed(seconds, "measure"):
-        measurements = compare({"dense": model, "raw": made.raw, "pruned": made.model}, example, tests)
+        measurements = compare({"dense": given_model, "raw": made.raw, "pruned": made.model}, example, tests)
     went = stages.went.get(made.model, ())
     return Compressed(made.model, made.plan, made.scores, measurements, seconds, made.trials, recipe, went)
 

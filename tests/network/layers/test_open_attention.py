@@ -1,5 +1,8 @@
 """`torch.nn.MultiheadAttention`: open attention is the same function, and its heads are players that leave."""
 
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,12 @@ import pytest
 import torch
 from conftest import Untouched
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import shaprune as sp
 from shaprune.criteria.registry import criterion_scores
 from shaprune.network.forward.calibration import Calibration
-from shaprune.network.layers.open_attention import OpenAttention, open_attention
+from shaprune.network.layers.open_attention import OpenAttention, open_attention, opened_where_same
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -95,11 +99,11 @@ class Decoded(nn.Module):
 class Pooled(nn.Module):
     """One learnt query over all steps."""
 
-    def __init__(self, added: bool = False) -> None:
+    def __init__(self, **added: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.query = nn.Parameter(torch.randn(1, 1, WIDTH))
-        self.attention = nn.MultiheadAttention(WIDTH, HEADS, kdim=7, vdim=7, batch_first=True, add_bias_kv=added)
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, kdim=7, vdim=7, batch_first=True, **added)
         self.head = nn.Linear(WIDTH, 4)
         self.eval()
 
@@ -112,6 +116,21 @@ NETWORKS = {"encoder": Encoded, "steps first": lambda: Encoded(False), "decoder"
 
 def first_output(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs[:, 0]
+
+
+def check_masked_is_removed(model: nn.Module, players: sp.Players, examples: Tensor) -> None:
+    """Worths of three coalitions of every group are those of the pruned networks."""
+    data, rng = [(examples, torch.zeros(len(examples)))], np.random.default_rng(0)
+    for group in players.groups:
+        kept = rng.random((3, len(group))) < 0.5
+        kept[:, 0], kept[:, -1] = True, False
+        worths = sp.NetworkGame(model, players, data, first_output, group.name)(kept)
+        for row, worth in zip(kept, worths, strict=True):
+            every = np.ones(players.n, dtype=bool)
+            every[group.indices] = row
+            small = sp.prune(model, sp.Plan.from_coalition(players, every), examples)
+            with torch.no_grad():
+                assert worth == pytest.approx(float(small(examples)[:, 0].mean()), abs=1e-5)
 
 
 def test_the_copy_is_the_same_network_and_the_model_stays(untouched: Untouched) -> None:
@@ -142,17 +161,7 @@ def test_heads_are_players_and_masked_is_removed(name: str, untouched: Untouched
         heads = [group for group in players.groups if group.producers[0].module.endswith("q_proj")]
         attentions = [m for m in model.modules() if isinstance(m, OpenAttention)]
         assert [len(group) for group in heads] == [HEADS] * len(attentions)
-        data, rng = [(EXAMPLES, torch.zeros(6))], np.random.default_rng(0)
-        for group in players.groups:
-            kept = rng.random((3, len(group))) < 0.5
-            kept[:, 0], kept[:, -1] = True, False
-            worths = sp.NetworkGame(model, players, data, first_output, group.name)(kept)
-            for row, worth in zip(kept, worths, strict=True):
-                every = np.ones(players.n, dtype=bool)
-                every[group.indices] = row
-                small = sp.prune(model, sp.Plan.from_coalition(players, every), EXAMPLES)
-                with torch.no_grad():
-                    assert worth == pytest.approx(float(small(EXAMPLES)[:, 0].mean()), abs=1e-5)
+        check_masked_is_removed(model, players, EXAMPLES)
 
 
 def test_a_network_without_a_third_of_its_heads_is_scored_recovered_saved_and_loaded(tmp_path: Path) -> None:
@@ -183,12 +192,23 @@ def test_a_network_without_a_third_of_its_heads_is_scored_recovered_saved_and_lo
     assert again.n == 2 * (HEADS - 1)
 
 
-def test_where_keys_are_added_the_heads_stay_and_the_reason_is_said() -> None:
-    model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 7), Pooled(added=True)).eval()
-    model = open_attention(model)
+@pytest.mark.parametrize("added", [{"add_bias_kv": True}, {"add_zero_attn": True, "bias": False}])
+def test_keys_and_values_that_are_added_leave_with_their_head(added: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, kdim=7, vdim=7, batch_first=True, **added).eval()
+    mask = CAUSAL.expand(6 * HEADS, STEPS, STEPS) != 0
+    q, ours = torch.randn(6, STEPS, WIDTH), OpenAttention(theirs)
+    padding = PADDING.repeat(3, 1)
+    for options in ({}, {"attn_mask": mask}, {"attn_mask": mask, "key_padding_mask": padding, "need_weights": False}):
+        assert same(ours(q, EXAMPLES, EXAMPLES, **options), theirs(q, EXAMPLES, EXAMPLES, **options))  # type: ignore[arg-type]
+    model = open_attention(Pooled(**added))
     players = sp.find_players(model, EXAMPLES)
-    assert [group.name for group in players.groups] == ["0"]
-    assert any("nn.MultiheadAttention" in skipped.reason for skipped in players.skipped)
+    heads = players.group("attention.q_proj")
+    assert [m.module for m in heads.members if "bias" in m.module] == (
+        ["attention.bias_k", "attention.bias_v"] if "add_bias_kv" in added else []
+    )
+    assert len(heads) == HEADS
+    check_masked_is_removed(model, players, EXAMPLES)
 
 
 class Padded(nn.Module):
@@ -242,16 +262,122 @@ def test_hooks_and_attributes_of_the_attention_stay() -> None:
 
 
 def test_attention_whose_function_is_another_is_not_opened() -> None:
-    class Own(nn.MultiheadAttention):
-        pass
-
-    assert not isinstance(open_attention(Own(WIDTH, HEADS)), OpenAttention)
     computed = nn.MultiheadAttention(WIDTH, HEADS)
     nn.utils.parametrizations.weight_norm(computed.out_proj)
     assert not isinstance(open_attention(computed), OpenAttention)
     patched = nn.MultiheadAttention(WIDTH, HEADS)
     patched.forward = lambda q, k, v: (q, None)  # type: ignore[method-assign, assignment]
     assert not isinstance(open_attention(patched), OpenAttention)
+
+
+class Scaled(nn.MultiheadAttention):
+    """Calls what it is derived from, and has a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, HEADS, batch_first=True)
+        self.gain = nn.Parameter(torch.tensor([1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x, need_weights=False)[0] * self.gain
+
+
+class Functional(nn.MultiheadAttention):
+    """Calls the function behind it, which reads steps first."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x.transpose(0, 1)
+        weights = self.in_proj_weight, self.in_proj_bias, self.bias_k, self.bias_v, self.add_zero_attn, 0.0
+        out = self.out_proj.weight, self.out_proj.bias
+        return F.multi_head_attention_forward(x, x, x, WIDTH, self.num_heads, *weights, *out)[0].transpose(0, 1)
+
+
+class Fused(nn.MultiheadAttention):
+    """Multiplies with the joined weights."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        made = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in made)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Around(nn.Module):
+    """A stream beside a subclass of torch's attention."""
+
+    def __init__(self, kind: Callable[[], nn.MultiheadAttention]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.attention = nn.Linear(7, WIDTH), nn.LayerNorm(WIDTH), kind()
+        self.head = nn.Linear(WIDTH, 3)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head((x + self.attention(self.norm(x))).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Scaled, Functional, Fused])
+def test_heads_of_subclasses_leave_whatever_they_call(kind: Callable[[], nn.MultiheadAttention]) -> None:
+    theirs = Around(kind)
+    model = open_attention(theirs)
+    assert torch.allclose(model(EXAMPLES), theirs(EXAMPLES), atol=1e-5)
+    assert isinstance(model.attention, kind)  # type: ignore[arg-type]
+    players = sp.find_players(model, EXAMPLES)
+    assert [(group.name, len(group)) for group in players.groups] == [("embed", WIDTH), ("attention.q_proj", HEADS)]
+    check_masked_is_removed(model, players, EXAMPLES)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(EXAMPLES), model(EXAMPLES))
+    assert type(again.attention) is type(deepcopy(model).attention) is type(model.attention)
+
+
+@pytest.mark.parametrize("make", [Encoded, Decoded, lambda: Around(Functional)])
+def test_compress_opens_by_itself_and_load_does(
+    make: Callable[[], nn.Module], tmp_path: Path, untouched: Untouched
+) -> None:
+    model = make()
+    data = [(EXAMPLES.repeat(4, 1, 1), torch.zeros(24))]
+    with untouched(model):
+        units = sp.options.Units(unit="head")
+        options = sp.options.Compression(units=units)
+        done = sp.compress(
+            model, data, sp.Budget(params=0.8), example_inputs=EXAMPLES, recover=(), progress=False, options=options
+        )
+    assert done.plan.players.n == HEADS * sum(isinstance(m, OpenAttention) for m in done.model.modules())
+    assert done.measurements["pruned"].parameters < done.measurements["dense"].parameters
+    sp.save(done.model, done.plan, tmp_path / "small")
+    assert torch.equal(sp.load(tmp_path / "small", make)(EXAMPLES), done.model(EXAMPLES))
+    with pytest.raises(sp.InputError, match=r"is missing here; model = shaprune\.builtin\.open_attention\(model\)"):
+        sp.prune(model, done.plan, EXAMPLES)
+
+
+def test_compress_leaves_attention_alone_where_no_head_plays() -> None:
+    options = sp.options.Compression(units=sp.options.Units(unit="ffn"))
+    data = [(EXAMPLES, torch.zeros(6))]
+    done = sp.compress(
+        Encoded(), data, sp.Budget(params=0.95), example_inputs=EXAMPLES, recover=(), progress=False, options=options
+    )
+    assert not any(isinstance(module, OpenAttention) for module in done.model.modules())
+
+
+class AllOutputs(Padded):
+    """The same with padding at the outputs: zeros in torch's encoder, not behind open attention."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        padding = tokens == 0
+        return self.head(self.encoder(self.embed(tokens), src_key_padding_mask=padding))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_attention_is_not_opened_by_itself_where_that_gives_something_else() -> None:
+    model = AllOutputs()
+    assert opened_where_same(model, TOKENS) is model
+    padded = Padded()
+    assert opened_where_same(padded, TOKENS) is not padded
 
 
 def test_weights_that_code_reads_are_there() -> None:

@@ -65,6 +65,7 @@ def players(
     from shaprune.cli.inputs import device_of, drawn_inputs, read_data, read_model
     from shaprune.cli.tables import group_rows, skipped_rows
     from shaprune.network.discovery.few_examples import FOLLOWED_EXAMPLES
+    from shaprune.network.layers.open_attention import opened_where_same
 
     where = device_of(machine.device)
     network = read_model(model, weights, where, machine.seed, untrained=True)
@@ -76,6 +77,7 @@ def players(
     )
     say("following every channel through the network ...")
     start = time.perf_counter()
+    network = opened_where_same(network, inputs)
     found = sp.find_players(network, inputs, **vars(units), max_seconds=max_seconds, max_memory=memory)
     seconds = time.perf_counter() - start
     summary = {

@@ -53,11 +53,12 @@ def prune(
     from shaprune.cli.inputs import device_of, parts_of, read_data, read_model, setting_of
     from shaprune.cli.tables import comparison_table
     from shaprune.deploy.measure import compare
+    from shaprune.network.layers.open_attention import opened_for
     from shaprune.report.comparison import to_json
 
     where = device_of(machine.device)
     decided = sp.Plan.load(plan)
-    dense = read_model(model, weights, where, machine.seed)
+    dense = opened_for(read_model(model, weights, where, machine.seed), decided.players.layers)
     dataset = read_data(data, cache, preprocessing)
     inputs = dataset.test.inputs[:batch_size].to(where)
     seconds: dict[str, float] = {}

@@ -163,16 +163,18 @@ def _measured(
     import shaprune as sp
     from shaprune.cli.inputs import builder, device_of, read_data, read_model, setting_of
     from shaprune.deploy.measure import compare
+    from shaprune.network.layers.open_attention import opened_for
     from shaprune.report.removal_curves import removal_curves
 
     assert options.model is not None
     assert options.data is not None
     where, seed = device_of(options.device), options.seed
-    networks = {"dense": read_model(options.model, options.weights, where, seed)}
+    dense = opened_for(read_model(options.model, options.weights, where, seed), content.scores.players.layers)
+    networks = {"dense": dense}
     if options.pruned is not None:
         networks["pruned"] = sp.load(options.pruned, build=builder(options.model), device=where)
     dataset = read_data(options.data, options.cache, options.preprocessing)
-    dense, test, examples = networks["dense"], dataset.test, options.examples
+    test, examples = dataset.test, options.examples
     if images is not None or redundancy:
         from shaprune.cli.evidence import gather_evidence
 

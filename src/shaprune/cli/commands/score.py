@@ -68,12 +68,15 @@ def score(
     import shaprune as sp
     from shaprune.cli.inputs import device_of, read_data, read_model
     from shaprune.network.discovery.few_examples import FOLLOWED_EXAMPLES
+    from shaprune.network.layers.open_attention import opened_where_same
     from shaprune.storage.atomic_files import replacing_directory
 
     where = device_of(source.device)
     network = read_model(source.model, source.weights, where, source.seed)
     part = read_data(source.data, source.cache, source.preprocessing).held_out.take(source.examples)
-    players = sp.find_players(network, part.inputs[:FOLLOWED_EXAMPLES].to(where), **vars(units))
+    inputs = part.inputs[:FOLLOWED_EXAMPLES].to(where)
+    network = opened_where_same(network, inputs)
+    players = sp.find_players(network, inputs, **vars(units))
     asked: tuple[Any, ...] = (network, players, part.batches(), worth, estimator)
     until: dict[str, Any] = {"max_evaluations": max_evaluations, "stop": rule}
     if written.dry_run or run.path is not None:

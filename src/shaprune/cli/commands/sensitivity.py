@@ -31,12 +31,14 @@ def sensitivity(
 
     import shaprune as sp
     from shaprune.cli.inputs import device_of, read_data, read_model
+    from shaprune.network.layers.open_attention import opened_for
     from shaprune.report.figures.sweep import sensitivity_figure
     from shaprune.storage.atomic_files import replacing_directory, write_text
 
     where = device_of(source.device)
     scores = sp.Scores.load(values)
     network = read_model(source.model, source.weights, where, source.seed)
+    network = opened_for(network, scores.players.layers)
     part = read_data(source.data, source.cache, source.preprocessing).held_out.take(source.examples)
     say(f"measuring {len(scores.players.groups)} groups on {len(part):,} held-out examples ...")
     found = sp.sensitivity(network, scores.players, scores, part.batches(), worth, points=points, refit=refit)

@@ -20,6 +20,7 @@ from torch import nn
 
 from shaprune.errors import InputError, SurgeryError
 from shaprune.network.layers.kinds import is_transposed_linear, widths_of
+from shaprune.network.layers.open_attention import can_open
 from shaprune.network.model_turns import turn
 from shaprune.network.removal.entries import keep_entries
 from shaprune.network.removal.kept_numbers import divide_number
@@ -73,9 +74,9 @@ def check_fits(model: nn.Module, players: Players) -> None:
                 _check_parameter(model, name, layer)
                 continue
             if name not in modules:
-                raise InputError(
-                    f"this plan belongs to another model: layer {name!r} is missing here; find_players again"
-                )
+                closed = can_open(modules.get(name.rpartition(".")[0], model))
+                way = "model = shaprune.builtin.open_attention(model), as before" if closed else "find_players again"
+                raise InputError(f"this plan belongs to another model: layer {name!r} is missing here; {way}")
             width = width_as_is(modules[name], layer)
             if width is not None and width != (layer.n_in, layer.n_out):
                 raise InputError(
