@@ -31,6 +31,7 @@ ORDER = (
     "players",
     # values: NumPy only
     "values.concepts",
+    "values.intervals",
     "values.result",
     "values.rounding_error",
     "values.games",

@@ -69,9 +69,11 @@ def estimate(
     stopped_twice = isinstance(stop, Rule) and "evaluations" in stop.kinds and max_evaluations is not None
     if stopped_twice:
         raise InputError("max_evaluations and a stopping rule evaluations(...) conflict; give one of them")
+    looks: list[int] = []
+    check = started(stop, game.n_players)
     task = replace(
         task,
-        check=started(stop, game.n_players),
+        check=None if check is None else check.noted(looks),
         seed=check_whole_number("seed", seed, 0),
         keep_examples=keep_examples or aggregate != "mean",
         max_memory=max_memory,
@@ -88,6 +90,8 @@ def estimate(
     from_log = game.answered - answered
     values = replace(values, n_evaluations=counted.evaluations - from_log)
     values = rounded(values, game.rounding(watched.size), watched.size, watched.spread)
+    if looks:
+        values = replace(values, diagnostics={**values.diagnostics, "looks": float(len(looks))})
     if from_log:
         values = replace(values, diagnostics={**values.diagnostics, "evaluations_from_log": float(from_log)})
     if aggregate != "mean":

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, check_choice
-from shaprune.values.result import Values, quantile_of
+from shaprune.values.intervals import quantile_of
+from shaprune.values.result import Values
 
 Reason = Callable[[Values], "str | None"]
 Undecided = Callable[[Values], "NDArray[np.bool_] | None"]
@@ -39,6 +40,15 @@ class Check:
 
     reason: Reason
     undecided: Undecided = _all_players
+
+    def noted(self, looks: list[int]) -> Check:
+        """The same check, which notes the evaluations of every look that it takes."""
+
+        def reason(values: Values) -> str | None:
+            looks.append(values.n_evaluations)
+            return self.reason(values)
+
+        return Check(reason, self.undecided)
 
 
 @dataclass(frozen=True)
