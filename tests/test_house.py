@@ -32,6 +32,7 @@ ORDER = (
     # values: NumPy only
     "values.concepts",
     "values.intervals",
+    "values.certificate",
     "values.result",
     "values.rounding_error",
     "values.games",
@@ -50,6 +51,7 @@ ORDER = (
     "planning.knapsack",
     "planning.allocation",
     "planning.curve_allocation",
+    "planning.cut_certificate",
     "planning.plan",
     "planning",
     "runs",
