@@ -31,6 +31,8 @@ ORDER = (
     "players",
     # values: NumPy only
     "values.concepts",
+    "values.intervals",
+    "values.certificate",
     "values.result",
     "values.rounding_error",
     "values.games",
@@ -49,6 +51,7 @@ ORDER = (
     "planning.knapsack",
     "planning.allocation",
     "planning.curve_allocation",
+    "planning.cut_certificate",
     "planning.plan",
     "planning",
     "runs",

@@ -2,6 +2,7 @@
 
 from shaprune.values.stopping import (
     Rule,
+    certified_cut,
     cut_settled,
     evaluations,
     evaluations_per_player,
@@ -13,5 +14,5 @@ from shaprune.values.stopping import (
     stderr_below,
 )
 
-__all__ = ["Rule", "cut_settled", "evaluations", "evaluations_per_player", "median_error_below", "rank_stable"]
-__all__ += ["relative_error_below", "rule_of", "seconds", "stderr_below"]
+__all__ = ["Rule", "certified_cut", "cut_settled", "evaluations", "evaluations_per_player", "median_error_below"]
+__all__ += ["rank_stable", "relative_error_below", "rule_of", "seconds", "stderr_below"]

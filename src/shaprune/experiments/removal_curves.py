@@ -30,7 +30,7 @@ from shaprune.network.game.network_game import NetworkGame
 from shaprune.network.game.worths import accuracy, cross_entropy
 from shaprune.players.players import Players
 from shaprune.values.games.game import coalitions_along
-from shaprune.values.result import quantile_of
+from shaprune.values.intervals import quantile_of
 
 Floats = NDArray[np.float64]
 COALITIONS_AT_ONCE = 256  # measured together: more gain nothing, and masks of many players take memory

@@ -99,6 +99,7 @@ def score(
     started = time.perf_counter()
     how, run_options = options or Scoring(), RunOptions.of(run)
     check_scoring(method, worth, how, run_options, max_evaluations=max_evaluations, stop=stop, log=log)
+    stop = stop.among(players.n) if isinstance(stop, Rule) else stop
     if not (data is None or isinstance(worth, Evaluate)):
         data = Calibration.of(model, data, how.forward, max_memory=how.max_memory)
     network = _Network(model, players, data, worth, how)

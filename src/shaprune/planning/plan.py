@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from shaprune.planning.allocation import RemovalPath as Way
 from shaprune.planning.allocation import by_layer, by_value, smallest_coalition, uniform, value_density
 from shaprune.planning.budget import Budget, check_budget
 from shaprune.planning.curve_allocation import allocate_by_curves
+from shaprune.planning.cut_certificate import certify_plan
 from shaprune.planning.limits import Limits
 from shaprune.planning.removal_sequences import RemovalStep, removal_sequences
 from shaprune.planning.resources import RESOURCES, costs, dense_costs, meets_limits
@@ -32,8 +33,15 @@ from shaprune.players.subset import Kept
 from shaprune.storage.atomic_files import check_replaceable, write_text
 from shaprune.storage.schema import check_schema, read_document
 from shaprune.storage.tables import Table, Tabular
-from shaprune.storage.typed_json import Document, Number, typed
+from shaprune.storage.typed_json import Count, Document, Number, Size, typed
+from shaprune.values.certificate import Certificate
 from shaprune.values.result import Values
+
+
+class _Certificate(Document):
+    confidence: Size
+    eps: Size
+    undecided: Count
 
 
 class _Plan(Document):
@@ -42,6 +50,7 @@ class _Plan(Document):
     allocation: str
     budget: dict[str, Number]
     removed: list[str] | None = None
+    certificate: _Certificate | None = None
 
 
 SCHEMA = 1
@@ -60,6 +69,8 @@ class Plan(Tabular):
         kept: (n,) bool, True = stays.
         allocation: how the plan was made; ``"by hand"`` for `from_coalition`.
         budget: the limits it was made for.
+        certificate: what is certain of the cut; None where the scores were not stopped by a
+            `shaprune.stopping.certified_cut`.
 
     Raises:
         InputError: ``kept`` is not one boolean per player.
@@ -69,6 +80,7 @@ class Plan(Tabular):
     kept: Kept
     allocation: str = "by hand"
     budget: dict[str, float] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         if self.kept.shape != (self.players.n,) or self.kept.dtype != bool:
@@ -105,7 +117,8 @@ class Plan(Tabular):
         """How many players of each group stay and leave; below, the costs in all."""
         stays = [int(self.kept[g.indices].sum()) for g in self.players.groups]
         rows = [(g.name, len(g), n, len(g) - n) for g, n in zip(self.players.groups, stays, strict=True)]
-        return Table({"group": "", "players": "", "kept": "", "removed": ""}, rows, tuple(self._costs()))
+        notes = (*self._costs(), *([] if self.certificate is None else [str(self.certificate)]))
+        return Table({"group": "", "players": "", "kept": "", "removed": ""}, rows, notes)
 
     def records(self) -> Table:
         """One row per player: whether it stays."""
@@ -131,6 +144,7 @@ class Plan(Tabular):
             "kept": [int(k) for k in self.kept],
             "cost": self.cost,
             "removed": list(self.removed),
+            **({} if self.certificate is None else {"certificate": asdict(self.certificate)}),
             "players": self.players.to_json(),
         }
 
@@ -143,9 +157,9 @@ class Plan(Tabular):
         """
         check_schema(data, "plan", SCHEMA)
         found = typed(_Plan, data, "this plan is damaged")
-        made = Plan(
-            Players.from_json(found.players), np.array(found.kept, dtype=bool), found.allocation, dict(found.budget)
-        )
+        kept, said = np.array(found.kept, dtype=bool), found.certificate
+        certificate = None if said is None else Certificate(**said.model_dump())
+        made = Plan(Players.from_json(found.players), kept, found.allocation, dict(found.budget), certificate)
         if found.removed is not None and found.removed != list(made.removed):
             raise InputError("this plan is damaged: who leaves by name are not those who leave by number")
         return made
@@ -218,13 +232,18 @@ def plan(
     if allocation == "curves":
         assert curves is not None
         curves.check_of(scores)
-        return Plan(players, allocate_by_curves(players, found, curves, most), allocation, most)
+        return _certified(Plan(players, allocate_by_curves(players, found, curves, most), allocation, most), scores)
     path = _path(players, value, ranked, found, allocation, layers)
     low, high = 0, players.n  # low misses the budget, high meets it: cost falls as more leave
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if meets_limits(players, path(middle), most) else (middle, high)
-    return Plan(players, path(high), allocation, most)
+    return _certified(Plan(players, path(high), allocation, most), scores)
+
+
+def _certified(made: Plan, scores: Scores) -> Plan:
+    certificate = certify_plan(made.players, scores, made.kept, made.allocation, list(made.budget))
+    return replace(made, certificate=certificate)
 
 
 def _check_scores(scores: object) -> None:

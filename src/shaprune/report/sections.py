@@ -27,6 +27,8 @@ def lead(content: Content) -> str:
         f"{cost['players']:,.0f} of {players.n:,} players stay: {cost['macs'] / players.model_macs:.1%} of the "
         f"multiply-adds and {cost['params'] / players.model_params:.1%} of the parameters."
     )
+    if plan.certificate is not None:
+        text += f" The cut is {plan.certificate}."
     networks = list(content.measurements.values())
     if len(networks) > 1 and networks[0].accuracy is not None and networks[-1].accuracy is not None:
         text += f" Test accuracy: {networks[0].accuracy:.2%} before, {networks[-1].accuracy:.2%} after."

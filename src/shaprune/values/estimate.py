@@ -20,7 +20,7 @@ from shaprune.values.games.game import CountingGame, Game
 from shaprune.values.games.repeatability import RepeatabilityCheck
 from shaprune.values.result import Values
 from shaprune.values.rounding_error import rounded
-from shaprune.values.stopping import Reason, Rule, started
+from shaprune.values.stopping import ABOUT_ERRORS, Reason, Rule, started
 
 METHODS: dict[str, Method] = {
     m.name: m
@@ -69,9 +69,11 @@ def estimate(
     stopped_twice = isinstance(stop, Rule) and "evaluations" in stop.kinds and max_evaluations is not None
     if stopped_twice:
         raise InputError("max_evaluations and a stopping rule evaluations(...) conflict; give one of them")
+    looks: list[int] = []
+    check = started(stop, game.n_players)
     task = replace(
         task,
-        check=started(stop, game.n_players),
+        check=None if check is None else check.noted(looks),
         seed=check_whole_number("seed", seed, 0),
         keep_examples=keep_examples or aggregate != "mean",
         max_memory=max_memory,
@@ -79,6 +81,7 @@ def estimate(
     if aggregate != "mean":
         check_aggregate(aggregate, game.labels)
     chosen.check(task)
+    _check_can_be_met(chosen, stop)
     answered = game.answered
     watched = RepeatabilityCheck(game)
     counted = CountingGame(watched)
@@ -88,6 +91,10 @@ def estimate(
     from_log = game.answered - answered
     values = replace(values, n_evaluations=counted.evaluations - from_log)
     values = rounded(values, game.rounding(watched.size), watched.size, watched.spread)
+    if check is not None:
+        found = {"looks": float(len(looks)), **check.measures(values)}
+        noted = stop.noted if isinstance(stop, Rule) else {}
+        values = replace(values, diagnostics=values.diagnostics | found, options=values.options | dict(noted))
     if from_log:
         values = replace(values, diagnostics={**values.diagnostics, "evaluations_from_log": float(from_log)})
     if aggregate != "mean":
@@ -115,6 +122,7 @@ def expected_evaluations(
     chosen = method_of(method)
     task = replace(_task(game, max_evaluations, concept, sizes), check=started(stop, game.n_players))
     chosen.check(task)
+    _check_can_be_met(chosen, stop)
     return chosen.cost(task)
 
 
@@ -165,6 +173,15 @@ def _task(game: Game, max_evaluations: int | None, concept: str | Concept, sizes
     chosen.weights(game.n_players)  # refused now where it holds no coalition
     budget = None if max_evaluations is None else check_whole_number("max_evaluations", max_evaluations, 1)
     return Task(CountingGame(game), chosen, budget)
+
+
+def _check_can_be_met(method: Method, stop: Rule | Reason | None) -> None:
+    """Refuse a rule that waits for standard errors where the method claims none."""
+    if isinstance(stop, Rule) and set(stop.kinds) <= ABOUT_ERRORS and not method.claims_errors:
+        raise InputError(
+            f"{stop.name} looks at standard errors and {method!r} claims none: it would never be met; take another "
+            "method, or combine it with a limit, such as seconds(60)"
+        )
 
 
 def check_whole_number(name: str, number: Any, least: int) -> int:

@@ -104,7 +104,11 @@ def estimate_in_rounds(
         order += left[ranked[: max(going, negative)]].tolist()
         left = np.setdiff1d(left, order)
     leaving = np.array(order[::-1] if by_adding else order)
-    logged = sum(part.diagnostics.get("evaluations_from_log", 0.0) for part in parts)
+    summed = {
+        name: total
+        for name in ("looks", "evaluations_from_log")
+        if (total := sum(part.diagnostics.get(name, 0.0) for part in parts))
+    }
     return replace(
         parts[0],
         value=_strictly_increasing(value, leaving),
@@ -117,7 +121,7 @@ def estimate_in_rounds(
         worth_none=None,
         stopped_by="rounds",
         options={**parts[0].options, "mode": mode, "step": step, "negative_first": negative_first, "seed": seed},
-        diagnostics={"rounds": float(len(parts)), **({"evaluations_from_log": logged} if logged else {})},
+        diagnostics={"rounds": float(len(parts)), **summed},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from shaprune.errors import InputError
 from shaprune.storage.tables import Table, Tabular
 from shaprune.storage.typed_json import Count, Document, Number, Size, typed
+from shaprune.values.intervals import fixed_time_reach, sequence_reach
 
 
 class _Values(Document):
@@ -91,16 +91,47 @@ class Values(Tabular):
         """Players from the least to the most valuable; ties in player order."""
         return np.argsort(self.value, kind="stable")
 
+    @property
+    def looks(self) -> int:
+        """How often a stopping rule looked at the estimate; 0 where none did."""
+        return int(self.diagnostics.get("looks", 0))
+
     def interval(self, confidence: float = 0.95) -> NDArray[np.float64]:
-        """(n, 2) lower and upper end of each player's own confidence interval, ``value -+ t * stderr``.
+        """(n, 2) lower and upper end of each player's own confidence interval.
+
+        Where a stopping rule looked at the estimate it is the `confidence_sequence`, else the `fixed_time_interval`.
+
+        Raises:
+            InputError: a confidence outside (0, 1).
+        """
+        return self.confidence_sequence(confidence) if self.looks else self.fixed_time_interval(confidence)
+
+    def fixed_time_interval(self, confidence: float = 0.95) -> NDArray[np.float64]:
+        """(n, 2) ``value -+ t * stderr``: true for one look, if the values did not decide when it is taken.
 
         t is Student's quantile with ``counts - 1`` degrees of freedom.
 
         Raises:
             InputError: a confidence outside (0, 1).
         """
-        reach = _student(quantile_of(confidence), self.counts - 1) * self.stderr
-        return np.stack([self.value - reach, self.value + reach], axis=1)
+        return self._around(fixed_time_reach(confidence, self.counts))
+
+    def confidence_sequence(self, confidence: float = 0.95, players: int = 1) -> NDArray[np.float64]:
+        """(n, 2) ends that hold at all looks together, whatever stops them, see `shaprune.values.intervals`.
+
+        Args:
+            confidence: of each player for itself; of ``players`` players together, where so many are given.
+            players: among how many the doubt is divided.
+
+        Raises:
+            InputError: a confidence outside (0, 1).
+        """
+        return self._around(sequence_reach(confidence, self.counts, players))
+
+    def _around(self, reach: NDArray[np.float64]) -> NDArray[np.float64]:
+        width = np.where(self.stderr > 0, reach, 0)  # what is exact has no doubt, of however few samples
+        width[width > 0] *= self.stderr[width > 0]
+        return np.stack([self.value - width, self.value + width], axis=1)
 
     def headline(self) -> str:
         """What was computed how, and what was paid."""
@@ -182,23 +213,3 @@ class Values(Tabular):
         if not values.value.shape == values.stderr.shape == values.counts.shape:
             raise InputError("these values are damaged: value, stderr and counts differ in length")
         return values
-
-
-def quantile_of(confidence: float) -> float:
-    """How many standard errors an interval of this confidence reaches to either side (normal distribution).
-
-    Raises:
-        InputError: a confidence outside (0, 1).
-    """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence!r}; it must lie strictly between 0 and 1, such as 0.95")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _student(z: float, freedom: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Student's quantiles from the normal one (Abramowitz & Stegun 26.7.5); within 1 % of it from 4 degrees on."""
-    v = np.maximum(freedom, 1).astype(np.float64)
-    first = (z**3 + z) / (4 * v)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    return np.asarray(z + first + second + third)

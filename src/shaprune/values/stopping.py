@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_, or_
 from typing import Any
@@ -18,14 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shaprune.errors import InputError, check_choice
-from shaprune.values.result import Values, quantile_of
+from shaprune.values.certificate import check_eps, count_undecided, eps_of, near_cut
+from shaprune.values.intervals import quantile_of
+from shaprune.values.result import Values
 
+ABOUT_ERRORS = {"the standard error", "the relative error", "the median error", "the cut"}  # kinds of rules
 Reason = Callable[[Values], "str | None"]
 Undecided = Callable[[Values], "NDArray[np.bool_] | None"]
+Measures = Callable[[Values], "Mapping[str, float]"]
 
 
 def _all_players(values: Values) -> None:
     return None
+
+
+def _nothing(values: Values) -> Mapping[str, float]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,21 @@ class Check:
     Attributes:
         reason: values so far -> the reason to stop, or None to go on.
         undecided: values so far -> (n,) True for the players that must still be sampled; None = all.
+        measures: values -> numbers on how far the rule is met, for ``Values.diagnostics``.
     """
 
     reason: Reason
     undecided: Undecided = _all_players
+    measures: Measures = _nothing
+
+    def noted(self, looks: list[int]) -> Check:
+        """The same check, which notes the evaluations of every look that it takes."""
+
+        def reason(values: Values) -> str | None:
+            looks.append(values.n_evaluations)
+            return self.reason(values)
+
+        return replace(self, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -49,11 +68,20 @@ class Rule:
         name: with its parameters, as noted in the result.
         kinds: what the rule, or its parts, look at; no kind may occur twice in a combination.
         begin: number of players -> a fresh `Check`.
+        share: number of players of all games together -> the rule for one of them, of a rule whose confidence is shared
+            out among players.
+        noted: what is noted in ``Values.options``.
     """
 
     name: str
     kinds: tuple[str, ...]
     begin: Callable[[int], Check]
+    share: Callable[[int], Rule] | None = None
+    noted: Mapping[str, Any] = field(default_factory=dict)
+
+    def among(self, players: int) -> Rule:
+        """The rule for one of several games, so that its confidence holds for all their players together."""
+        return self if self.share is None else self.share(players)
 
     def __and__(self, other: Rule) -> Rule:
         """Stop once both rules would; each is asked every time."""
@@ -88,9 +116,16 @@ class Rule:
                 needs_all = sign == "&" and len(masks) < 2  # the other rule still looks at all players
                 return None if needs_all or not masks else masks[0]
 
-            return Check(reason, undecided)
+            def measures(values: Values) -> Mapping[str, float]:
+                return {**parts[0].measures(values), **parts[1].measures(values)}
 
-        return Rule(joined([self.name, other.name]), self.kinds + other.kinds, begin)
+            return Check(reason, undecided, measures)
+
+        def share(players: int) -> Rule:
+            return self.among(players)._with(other.among(players), sign, enough)
+
+        names, noted = joined([self.name, other.name]), {**self.noted, **other.noted}
+        return Rule(names, self.kinds + other.kinds, begin, share, noted)
 
 
 def evaluations(limit: int) -> Rule:
@@ -181,8 +216,9 @@ def cut_settled(remove: int | float, confidence: float = 0.95) -> Rule:
 
     A player is settled where its value lies beyond the cut (the middle between the last that leaves and the first that
     stays) by more than its standard error allows; the confidence holds for all players together (Bonferroni) at one
-    look, and looks are repeated, so it is nominal. Players of equal value at the cut never settle: combine with a
-    limit, ``cut_settled(0.5) | seconds(60)``, or give ``max_evaluations``. After Neuron Shapley (Ghorbani & Zou 2020).
+    look, and looks are repeated, so it is nominal; `certified_cut` holds at all looks. Players of equal value at the
+    cut never settle: combine with a limit, ``cut_settled(0.5) | seconds(60)``, or give ``max_evaluations``. After
+    Neuron Shapley (Ghorbani & Zou 2020).
 
     Args:
         remove: how many players leave; a fraction of them below 1.
@@ -192,14 +228,10 @@ def cut_settled(remove: int | float, confidence: float = 0.95) -> Rule:
         InputError: a number that leaves no player on one side of the cut.
     """
     quantile_of(confidence)
-    if isinstance(remove, bool) or not remove > 0:
-        raise InputError(f"cut_settled({remove!r}): give how many players leave, or a fraction of them below 1")
-    name = f"cut_settled({remove:g}, {confidence:g})"
+    name = f"cut_settled({_removed('cut_settled', remove)}, {confidence:g})"
 
     def begin(n: int) -> Check:
-        leaving = round(remove * n) if remove < 1 else int(remove)
-        if not 0 < leaving < n:
-            raise InputError(f"{name} lets {leaving} of {n} players leave; at least one must leave and one must stay")
+        leaving = _number_leaving(name, remove, n)
         reach = quantile_of(1 - 2 * (1 - confidence) / (2 * n))
 
         def undecided(values: Values) -> NDArray[np.bool_]:
@@ -212,6 +244,64 @@ def cut_settled(remove: int | float, confidence: float = 0.95) -> Rule:
     return Rule(name, ("the cut",), begin)
 
 
+def certified_cut(remove: int | float, eps: float | None = None, confidence: float = 0.95) -> Rule:
+    """Stop once it is certain that no removed player is worth more than a kept one by more than ``eps``.
+
+    The confidence holds for all players and all looks together, by confidence sequences (`shaprune.values.intervals`);
+    in `score` for the players of all groups. Only players near the cut go on. Ties are no obstacle: a rule with an
+    ``eps`` is met in the end, but may take long; combine it with a limit, ``certified_cut(0.5) | seconds(60)``. How far
+    it was met stands in ``Values.diagnostics``: ``undecided`` players, and ``eps``.
+
+    Args:
+        remove: how many players leave; a fraction of them below 1.
+        eps: the difference in worth that does not matter; None = a tenth of the median size of a value.
+        confidence: that no removed player is worth more than a kept one by more than eps.
+
+    Raises:
+        InputError: a number that leaves no player on one side of the cut; an eps of 0 or below.
+    """
+    quantile_of(confidence)
+    check_eps(eps)
+    given = "" if eps is None else f", eps={eps:g}"
+    name = f"certified_cut({_removed('certified_cut', remove)}{given}, confidence={confidence:g})"
+
+    def of(players: int | None) -> Rule:
+        return Rule(name, ("the cut",), lambda n: begin(n, players or n), of, noted)
+
+    def begin(n: int, players: int) -> Check:
+        leaving = _number_leaving(name, remove, n)
+
+        def found(values: Values) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
+            leaves = np.zeros(n, dtype=bool)
+            leaves[values.ranking()[:leaving]] = True
+            return values.confidence_sequence(confidence, players), leaves, eps_of(values.value, eps)
+
+        def measures(values: Values) -> Mapping[str, float]:
+            ends, leaves, near = found(values)
+            return {"undecided": float(count_undecided(ends, leaves, near)), "eps": near}
+
+        def reason(values: Values) -> str | None:
+            return None if count_undecided(*found(values)) else name
+
+        return Check(reason, lambda values: near_cut(values.value, *found(values)), measures)
+
+    noted = {"certified_cut": {"eps": eps, "confidence": confidence}}
+    return of(None)
+
+
+def _removed(rule: str, remove: int | float) -> str:
+    if isinstance(remove, bool) or not remove > 0:
+        raise InputError(f"{rule}({remove!r}): give how many players leave, or a fraction of them below 1")
+    return f"{remove:g}"
+
+
+def _number_leaving(rule: str, remove: int | float, n: int) -> int:
+    leaving = round(remove * n) if remove < 1 else int(remove)
+    if not 0 < leaving < n:
+        raise InputError(f"{rule} lets {leaving} of {n} players leave; at least one must leave and one must stay")
+    return leaving
+
+
 RULES: dict[str, Callable[..., Rule]] = {
     "evaluations": evaluations,
     "evaluations_per_player": evaluations_per_player,
@@ -221,11 +311,14 @@ RULES: dict[str, Callable[..., Rule]] = {
     "median_error_below": median_error_below,
     "rank_stable": rank_stable,
     "cut_settled": cut_settled,
+    "certified_cut": certified_cut,
 }
 
 
 def rule_of(text: str) -> Rule:
     """A rule from text: ``"cut_settled(0.5) | seconds(60)"``; ``&`` binds closer than ``|``, and there are no brackets.
+
+    Numbers may have names: ``"certified_cut(0.5, confidence=0.9)"``.
 
     Raises:
         InputError: an unknown rule (with the nearest), numbers that it does not take, or rules that conflict.
@@ -240,7 +333,9 @@ def _one(text: str) -> Rule:
         raise InputError(f"{text.strip()!r} is no stopping rule; write NAME(NUMBER), such as seconds(60)")
     check_choice("stopping rule", match[1], RULES)
     try:
-        return RULES[match[1]](*(float(x) for x in match[2].split(",")))
+        parts = [x.rpartition("=") for x in match[2].split(",")]
+        named = {name.strip(): float(number) for name, equals, number in parts if equals}
+        return RULES[match[1]](*(float(number) for _, equals, number in parts if not equals), **named)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

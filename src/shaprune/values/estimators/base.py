@@ -88,6 +88,11 @@ class Method(ABC):
     def default(self, task: Task) -> int:
         """Evaluations where neither a budget nor a rule is given."""
 
+    @property
+    def claims_errors(self) -> bool:
+        """Whether standard errors are claimed at all, once there are enough samples."""
+        return True
+
     @abstractmethod
     def run(self, task: Task) -> Values:
         """Estimate. ``task`` has been checked: the budget, where there is one, covers `least`."""

@@ -98,6 +98,10 @@ class Regression(Method):
         regularised = self.ridge or self.l1 or self._process(task)
         return task.game.price(_at_most_all(n, n + 2 if regularised else 3 * n + 2))
 
+    @property
+    def claims_errors(self) -> bool:
+        return self.basis != "interactions" and self.sampling in ("leverage", "kernel") and not (self.ridge or self.l1)
+
     def default(self, task: Task) -> int:
         return task.game.price(_at_most_all(task.n, max(20 * task.n, 1024)))
 
