@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, ShapruneWarning
-from shaprune.network.batches import Inputs, call, concatenate, example_of, length, tensors, transform
+from shaprune.network.batches import Inputs, call, concatenate, example_of, length, pick_rows, tensors, transform
 from shaprune.network.borrow import borrowed, copied, preserve_globals
 from shaprune.network.silence import silence
 from shaprune.network.tolerance import relative_difference, tolerance_for
@@ -173,7 +173,7 @@ def _difference(model: nn.Module, run: Run, inputs: Inputs) -> float:
 def _rows(inputs: Inputs, n: int) -> Inputs:
     """The first n examples, repeated where there are fewer."""
     times = -(-n // length(inputs))
-    return transform(concatenate([inputs] * times), lambda t: t[:n] if t.ndim else t)
+    return pick_rows(concatenate([inputs] * times), slice(n))
 
 
 def _positional(inputs: Inputs) -> tuple[Any, ...]:

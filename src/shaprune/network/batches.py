@@ -74,6 +74,11 @@ def transform(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return _like(tree, {key: transform(value, function) for key, value in held.items()}) if held else tree
 
 
+def pick_rows(inputs: Inputs, rows: Tensor | slice) -> Inputs:
+    """The same structure with some rows of every tensor, each on its device; numbers stay as they are."""
+    return transform(inputs, lambda t: t[rows if isinstance(rows, slice) else rows.to(t.device)] if t.ndim else t)
+
+
 def entries(tree: Any) -> Mapping[Any, Any]:
     """What a dict, another mapping, a dataclass or an object with one of `MAIN` holds; empty for anything else."""
     if tree is None or isinstance(tree, (str, int, float, type)):

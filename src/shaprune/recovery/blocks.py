@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Forward, Inputs, length, run, transform
+from shaprune.network.batches import Forward, Inputs, length, pick_rows, run
 from shaprune.network.borrow import device_of
 from shaprune.network.hooks import hooked
 from shaprune.options.step_values import check_step
@@ -83,7 +83,7 @@ def reconstruct_blocks(
     """
     began = time.perf_counter()
     picked = torch.randperm(length(inputs), generator=torch.Generator().manual_seed(seed))[: step.examples]
-    few = _some(inputs, torch.arange(min(2, length(inputs))))
+    few = pick_rows(inputs, slice(2))
     names = _blocks(model, teacher, few, forward)
     if not names:
         raise InputError(
@@ -98,7 +98,7 @@ def reconstruct_blocks(
         if step.max_seconds is not None:
             left = (step.max_seconds - (time.perf_counter() - began)) / (len(names) - number)
         try:
-            ours, theirs = _pairs(model, teacher, name, few, _some(inputs, picked), forward, before)
+            ours, theirs = _pairs(model, teacher, name, few, pick_rows(inputs, picked), forward, before)
             block = model.get_submodule(name)
             share = _train(block, ours, theirs, step, left, seed)
             shares.append(share)
@@ -110,10 +110,6 @@ def reconstruct_blocks(
     few_said = f"{len(picked)} examples are few: only scales and biases were trained" if len(picked) < FEW else ""
     notes = (f"{len(shares)} blocks", *filter(None, (few_said, ended)))
     return TrainingResult((1.0, mean), 1 if mean < 1 else 0, None, step.steps * len(shares), notes)
-
-
-def _some(inputs: Inputs, rows: Tensor) -> Inputs:
-    return transform(inputs, lambda t: t[rows.to(t.device)] if t.ndim else t)
 
 
 def _train(block: nn.Module, ours: Tensor, theirs: Tensor, step: Blocks, left: float | None, seed: int) -> float:
@@ -161,7 +157,7 @@ def _pairs(
     sizes = [one[0][0].numel() * one[0].element_size() for one in _seen(model, name, few, forward)]
     sizes += [one[1][0].numel() * one[1].element_size() for one in _seen(teacher, name, few, forward)]
     rows = torch.arange(min(length(inputs), max(1, _MOST_BYTES // max(*sizes, 1))))
-    parts = [_some(inputs, part) for part in rows.split(_AT_ONCE)]
+    parts = [pick_rows(inputs, part) for part in rows.split(_AT_ONCE)]
     read = torch.cat([one[0].cpu() for part in parts for one in _seen(model, name, part, forward)])
     wanted = torch.cat([one[1].cpu() for part in parts for one in _seen(teacher, name, part, forward)])
     return read, wanted

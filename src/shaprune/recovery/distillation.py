@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, Inputs, call, length, main_output, named_leaves, transform
+from shaprune.network.batches import Forward, Inputs, call, length, main_output, named_leaves, pick_rows
 from shaprune.network.borrow import device_of
 from shaprune.network.game.fingerprint import add_tensor
 from shaprune.network.state_dicts import tensors_of
@@ -118,7 +118,7 @@ def distill(
     few = len(train) < FEW
     train, watched = train[: step.steps * step.batch_size], watched[:_WATCHED]
     used, where = torch.cat([train, watched]).unique(return_inverse=True)
-    inputs = transform(inputs, lambda t: t[used.to(t.device)] if t.ndim else t)
+    inputs = pick_rows(inputs, used)
     train, watched = where[: len(train)], where[len(train) :]
     lessons = Lessons(teacher, inputs, step.augment, forward or call, device_of(model), seed)
     lessons.prepare(watched)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shaprune.errors import InputError, ShapruneWarning, check_choice
-from shaprune.network.batches import Forward, Inputs, length, transform
+from shaprune.network.batches import Forward, Inputs, length, pick_rows
 from shaprune.network.borrow import copied, device_of
 from shaprune.network.precision import Precision
 from shaprune.network.state_dicts import tensors_of
@@ -169,8 +169,7 @@ def split_rows(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows(inputs: Inputs, targets: Tensor | None, rows: Tensor) -> tuple[Inputs, Tensor | None]:
-    picked = transform(inputs, lambda t: t[rows.to(t.device)] if t.ndim else t)
-    return picked, None if targets is None else targets[rows.to(targets.device)]
+    return pick_rows(inputs, rows), None if targets is None else targets[rows.to(targets.device)]
 
 
 def _rate(optimizer: Optimizer | None) -> float:

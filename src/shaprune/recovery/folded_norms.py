@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from shaprune.network.batches import Inputs, tensors, transform
+from shaprune.network.batches import Inputs, pick_rows, tensors
 from shaprune.network.borrow import copied
 from shaprune.network.forward.trace import Trace, UntraceableError, convolutions_to_fold, trace_model
 from shaprune.network.tolerance import relative_difference, tolerance_for
@@ -41,7 +41,7 @@ class TrainedCopy:
         self._original, self.model = model, copied(model)
         self.folded: dict[str, str] = {}
         if inputs is not None:
-            self._fold(transform(inputs, lambda t: t[:_FEW] if t.ndim else t))
+            self._fold(pick_rows(inputs, slice(_FEW)))
         if any(t.ndim == 4 for t in tensors(inputs)):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs know tensors only
 

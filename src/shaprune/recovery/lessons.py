@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shaprune.errors import InputError
-from shaprune.network.batches import Forward, Inputs, concatenate, length, main_output, tensors, transform
+from shaprune.network.batches import Forward, Inputs, concatenate, length, main_output, pick_rows, tensors, transform
 from shaprune.network.disk_buffer import is_out_of_memory
 from shaprune.recovery.training_data import Augment
 
@@ -46,7 +46,7 @@ class Lessons:
 
     def inputs(self, rows: Tensor) -> Inputs:
         """The views of some rows, on the device; images with their channels last, which is faster."""
-        picked = transform(self.views, lambda t: (t[rows.to(t.device)] if t.ndim else t).to(self._device))
+        picked = transform(pick_rows(self.views, rows), lambda t: t.to(self._device))
         return transform(picked, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
 
     def prepare(self, rows: Tensor) -> None:

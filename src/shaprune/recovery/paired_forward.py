@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from shaprune.network.batches import Forward, Inputs, call, copied_inputs, length, run, tensor_bytes, transform
+from shaprune.network.batches import Forward, Inputs, call, copied_inputs, length, pick_rows, run, tensor_bytes
 from shaprune.network.forward.trace import Env, Segment, Trace, UntraceableError, trace_model
 from shaprune.network.layers.kinds import channel_axis
 from shaprune.recovery.residual_partner import LayerCall, count_calls, record_calls
@@ -34,7 +34,7 @@ _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "a
 
 def paired_traces(small: nn.Module, teacher: nn.Module, inputs: Inputs) -> tuple[Trace, Trace] | None:
     """Both networks as matching lists of operations that do on ``inputs`` what they do; None where there are none."""
-    few = transform(inputs, lambda t: t[:2] if t.ndim else t)
+    few = pick_rows(inputs, slice(2))
     try:
         pair = trace_model(small, few), trace_model(teacher, few)
     except UntraceableError:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from shaprune.errors import InputError, check_choice
-from shaprune.network.batches import Forward, length, run, split_batch, transform
+from shaprune.network.batches import Forward, length, pick_rows, run, split_batch, transform
 from shaprune.network.borrow import borrowed, copied, device_of
 from shaprune.network.buffers import kept_buffers
 from shaprune.network.collect_batches import check_data, collect_batches
@@ -148,7 +148,7 @@ def recovered(
     learnt = (inputs, targets) if train is None else collect_batches(train)
     count = length(inputs)
     cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    batches = [transform(inputs, lambda t, cut=cut: t[cut] if t.ndim else t) for cut in cuts]  # type: ignore[misc]
+    batches = [pick_rows(inputs, cut) for cut in cuts]
     result = copied(small)
     check_batches(teacher, [(inputs, None)], "the data", forward)
     if train is not None:
@@ -231,7 +231,7 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, name: str, fo
         batch = next(iter(batches), None)
         if batch is None:
             return
-        inputs = transform(split_batch(batch)[0], lambda t: t[:2] if t.ndim else t)
+        inputs = pick_rows(split_batch(batch)[0], slice(2))
         try:
             run(model, inputs, forward, device)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:

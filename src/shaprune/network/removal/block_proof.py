@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shaprune.network.batches import Inputs, call, main_output, tensors, transform
+from shaprune.network.batches import Inputs, call, main_output, pick_rows, tensors, transform
 from shaprune.network.error_location import error_location
 from shaprune.network.removal.blocks import BlockMask, without
 from shaprune.network.removal.masks import masked
@@ -34,7 +34,7 @@ def verify_blocks(
         found: one candidate per block.
         layers: the blocks, by name.
     """
-    pair = transform(inputs, lambda t: t[:2] if t.ndim else t)
+    pair = pick_rows(inputs, slice(2))
     has_cache = _cache_agrees(copy, pair) is None
     refused: dict[str, str] = {}
 
