@@ -12,24 +12,16 @@ from torch import nn
 from shaprune.network.batches import Inputs, run
 from shaprune.network.borrow import borrowed, device_of
 from shaprune.network.hooks import hooked
+from shaprune.network.layers.kinds import WEIGHTED
 
 KERNEL_WIDTH_MULTIPLE = 8  # the widths that kernels of CPUs (oneDNN) and GPUs (tensor cores) are written for
-_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 _FASTER_BELOW = 0.97  # a layer or network below this share of the dense one's time is faster
-_MAX_LAYERS_NAMED = 4
+_MAXWEIGHTED_NAMED = 4
 
 
 def layer_times(model: nn.Module, example_inputs: Inputs, *, timings: int = 5) -> dict[str, float]:
     """Milliseconds that each convolution and linear layer takes in one forward pass: the median over ``timings``."""
-    layers: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, _LAYERS)}
+    layers: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, WEIGHTED)}
     started: dict[nn.Module, float] = {}
     found: dict[str, list[float]] = {name: [] for name in layers.values()}
     spent: dict[str, float] = {}
@@ -63,7 +55,7 @@ def speed_advice(dense: nn.Module, small: nn.Module, example_inputs: Inputs) -> 
     narrower = {
         name: (_widths(old[name]), _widths(module))
         for name, module in new.items()
-        if isinstance(module, _LAYERS) and name in old and _widths(module) != _widths(old[name])
+        if isinstance(module, WEIGHTED) and name in old and _widths(module) != _widths(old[name])
     }
     slow, fast = layer_times(dense, example_inputs), layer_times(small, example_inputs)
     stuck = [name for name in narrower if name in slow and name in fast and fast[name] >= _FASTER_BELOW * slow[name]]
@@ -71,9 +63,9 @@ def speed_advice(dense: nn.Module, small: nn.Module, example_inputs: Inputs) -> 
     if not stuck:
         return "its layers are faster one by one: the time goes elsewhere; try more examples at once, or compiled=..."
     told = ", ".join(
-        f"{n} ({_width_change(*narrower[n])}: {slow[n]:.2g} -> {fast[n]:.2g} ms)" for n in stuck[:_MAX_LAYERS_NAMED]
+        f"{n} ({_width_change(*narrower[n])}: {slow[n]:.2g} -> {fast[n]:.2g} ms)" for n in stuck[:_MAXWEIGHTED_NAMED]
     )
-    more = f" and {len(stuck) - _MAX_LAYERS_NAMED} more" if len(stuck) > _MAX_LAYERS_NAMED else ""
+    more = f" and {len(stuck) - _MAXWEIGHTED_NAMED} more" if len(stuck) > _MAXWEIGHTED_NAMED else ""
     awkward = any(width % KERNEL_WIDTH_MULTIPLE for name in stuck for width in narrower[name][1])
     help_ = f"plan with round_to={KERNEL_WIDTH_MULTIPLE}" if awkward else "exclude these layers, or cut others further"
     return f"layers that are narrower and take as long: {told}{more}; {help_}"

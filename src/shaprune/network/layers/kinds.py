@@ -20,6 +20,15 @@ from shaprune.players.layer_costs import Kind, Layer
 from shaprune.players.roles import Role
 
 _CONV = nn.modules.conv._ConvNd
+WEIGHTED: tuple[type[nn.Module], ...] = (  # torch's layers of one weight, by which channels of one side read the other
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 _BATCH = nn.modules.batchnorm._BatchNorm
 _INSTANCE = nn.modules.instancenorm._InstanceNorm
 PRODUCERS: tuple[Kind, ...] = ("conv", "linear", "embedding", "recurrent")  # they make channels of their own

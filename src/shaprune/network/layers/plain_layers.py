@@ -17,19 +17,11 @@ from torch.overrides import TorchFunctionMode
 from shaprune.network.batches import Inputs, call, copied_inputs
 from shaprune.network.borrow import borrowed, copied
 from shaprune.network.hooks import hooked
+from shaprune.network.layers.kinds import WEIGHTED
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.network.tolerance import relative_difference, tolerance_for
 
 _FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_PLAIN: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 
 @dataclass
@@ -104,7 +96,7 @@ def computing_layers(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
 
 
 def _base(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in _PLAIN if isinstance(module, kind)), None)
+    return next((kind for kind in WEIGHTED if isinstance(module, kind)), None)
 
 
 def _plain(module: nn.Module, calls: _Calls) -> nn.Module | None:
