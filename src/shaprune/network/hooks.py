@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from torch.utils.hooks import RemovableHandle
 
 
+class AllSeenError(BaseException):
+    """A hook has seen all that it is there for; the rest of the run is not needed."""
+
+
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Keep hooks for a while; also those so far are removed where registering another one fails.

@@ -11,7 +11,7 @@ Related: Li et al., *BRECQ* (2021), which reconstructs blocks after quantisation
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,16 +24,23 @@ from torch.nn import functional as F
 from shaprune.errors import InputError
 from shaprune.network.batches import Forward, Inputs, length, pick_rows, run
 from shaprune.network.borrow import device_of
-from shaprune.network.hooks import hooked
+from shaprune.network.hooks import AllSeenError, hooked
 from shaprune.options.step_values import check_step
 from shaprune.recovery.finetune import split_rows
 from shaprune.recovery.folded_norms import TrainedCopy
 from shaprune.recovery.lightning_trainer import TrainingResult
-from shaprune.recovery.step_training import StepSchedule, Task, TooFewSecondsError, train_steps
+from shaprune.recovery.step_training import (
+    AT_ONCE,
+    FEW,
+    StepSchedule,
+    Task,
+    TooFewSecondsError,
+    said_of_few,
+    train_steps,
+    trained_parameters,
+)
 
-_AT_ONCE = 256  # examples per forward pass without gradients
 _MOST_BYTES = 1 << 28  # that the inputs, and the outputs, of one block may take
-FEW = 100  # examples, below which only scales and biases are trained
 _LOOKS = 4  # measurements per block
 
 
@@ -107,8 +114,11 @@ def reconstruct_blocks(
             ended = f"the time ended after {number} of {len(names)} blocks"
             break
     mean = sum(shares) / len(shares) if shares else 1.0
-    few_said = f"{len(picked)} examples are few: only scales and biases were trained" if len(picked) < FEW else ""
-    notes = (f"{len(shares)} blocks", *filter(None, (few_said, ended)))
+    notes = (
+        f"{len(shares)} blocks",
+        *([said_of_few(len(picked))] if len(picked) < FEW else []),
+        *([ended] if ended else []),
+    )
     return TrainingResult((1.0, mean), 1 if mean < 1 else 0, None, step.steps * len(shares), notes)
 
 
@@ -117,24 +127,17 @@ def _train(block: nn.Module, ours: Tensor, theirs: Tensor, step: Blocks, left: f
     if left is not None and left <= 0:
         raise TooFewSecondsError("no time is left for this block")
     train, watched = split_rows(len(ours), 0.2, seed)
-    copy = TrainedCopy(block, None if len(train) < FEW else ours)
-    parameters = {name: p for name, p in copy.model.named_parameters() if p.requires_grad}
-    if len(train) < FEW:
-        parameters = {name: p for name, p in parameters.items() if p.ndim == 1} or parameters
+    few = len(train) < FEW
+    copy = TrainedCopy(block, None if few else ours)
     device = device_of(block)
     scale = theirs.float().var().clamp(min=1e-12).to(device)
 
     def loss_of(rows: Tensor) -> Tensor:
         return F.mse_loss(copy.model(ours[rows].to(device)), theirs[rows].to(device)) / scale
 
-    def watch() -> float:
-        with torch.no_grad():
-            found = [(len(part), float(loss_of(part))) for part in watched.split(_AT_ONCE)]
-        return sum(n * loss for n, loss in found) / sum(n for n, _ in found)
-
     every = max(1, step.steps // _LOOKS)
     schedule = StepSchedule(step.steps, step.lr, step.batch_size, seed, left, every=every)
-    result = train_steps(Task(parameters, train, loss_of, watch), schedule)
+    result = train_steps(Task(trained_parameters(copy.model, few), train, loss_of, watched), schedule)
     if result.kept:
         copy.write_back()
     first = result.losses[0]
@@ -154,36 +157,32 @@ def _pairs(
     for previous, (read, wanted) in before.items():
         if all(_feeds(network, previous, name, few, forward) for network in (model, teacher)):
             return read, _through(teacher.get_submodule(name), wanted)
-    sizes = [one[0][0].numel() * one[0].element_size() for one in _seen(model, name, few, forward)]
-    sizes += [one[1][0].numel() * one[1].element_size() for one in _seen(teacher, name, few, forward)]
+    sizes = [read[0].nbytes for read, _ in _seen(model, name, few, forward)]
+    sizes += [given[0].nbytes for _, given in _seen(teacher, name, few, forward)]
     rows = torch.arange(min(length(inputs), max(1, _MOST_BYTES // max(*sizes, 1))))
-    parts = [pick_rows(inputs, part) for part in rows.split(_AT_ONCE)]
-    read = torch.cat([one[0].cpu() for part in parts for one in _seen(model, name, part, forward)])
-    wanted = torch.cat([one[1].cpu() for part in parts for one in _seen(teacher, name, part, forward)])
-    return read, wanted
+    parts = [pick_rows(inputs, part) for part in rows.split(AT_ONCE)]
+    reads = torch.cat([read.cpu() for part in parts for read, _ in _seen(model, name, part, forward)])
+    wants = torch.cat([given.cpu() for part in parts for _, given in _seen(teacher, name, part, forward)])
+    return reads, wants
 
 
-class _Enough(BaseException):
-    """The block has been run; the rest is not needed."""
-
-
-def _seen(model: nn.Module, name: str, inputs: Inputs, forward: Forward | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a block reads and gives, on some examples."""
+def _seen(model: nn.Module, name: str, inputs: Inputs, forward: Forward | None) -> list[tuple[Tensor, Tensor]]:
+    """What a block reads and gives on some examples; empty where they go past it."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         found.append((args[0], output.clone()))
-        raise _Enough
+        raise AllSeenError
 
-    with suppress(_Enough), torch.no_grad(), hooked([model.get_submodule(name).register_forward_hook(hook)]):
+    with suppress(AllSeenError), torch.no_grad(), hooked([model.get_submodule(name).register_forward_hook(hook)]):
         run(model, inputs, forward, device_of(model))
-    yield from found
+    return found
 
 
 def _through(block: nn.Module, inputs: Tensor) -> Tensor:
     device = device_of(block)
     with torch.no_grad():
-        return torch.cat([block(part.to(device)).cpu() for part in inputs.split(_AT_ONCE)])
+        return torch.cat([block(part.to(device)).cpu() for part in inputs.split(AT_ONCE)])
 
 
 def _feeds(model: nn.Module, first: str, second: str, few: Inputs, forward: Forward | None) -> bool:
@@ -195,13 +194,13 @@ def _feeds(model: nn.Module, first: str, second: str, few: Inputs, forward: Forw
 
     def at(module: nn.Module, args: tuple[Any, ...]) -> None:
         seen["read"] = args[0]
-        raise _Enough
+        raise AllSeenError
 
     handles = (
         model.get_submodule(first).register_forward_hook(after),
         model.get_submodule(second).register_forward_pre_hook(at),
     )
-    with suppress(_Enough), torch.no_grad(), hooked(handles):
+    with suppress(AllSeenError), torch.no_grad(), hooked(handles):
         run(model, few, forward, device_of(model))
     return "given" in seen and seen["given"] is seen.get("read")
 

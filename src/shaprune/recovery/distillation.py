@@ -25,15 +25,22 @@ from shaprune.network.borrow import device_of
 from shaprune.network.game.fingerprint import add_tensor
 from shaprune.network.state_dicts import tensors_of
 from shaprune.options.step_values import check_checkpoint, check_step
-from shaprune.recovery.blocks import FEW
 from shaprune.recovery.finetune import split_rows, warn_of_failure
 from shaprune.recovery.folded_norms import TrainedCopy
 from shaprune.recovery.lessons import Lessons
 from shaprune.recovery.lightning_trainer import TrainingResult
-from shaprune.recovery.step_training import EVERY, StepSchedule, Task, train_steps
+from shaprune.recovery.step_training import (
+    AT_ONCE,
+    EVERY,
+    FEW,
+    StepSchedule,
+    Task,
+    said_of_few,
+    train_steps,
+    trained_parameters,
+)
 from shaprune.recovery.training_data import Augment, mean_loss
 
-_AT_ONCE = 256  # examples per forward pass without gradients
 _WATCHED = 1_000  # examples at most whose loss decides
 SQUARED = "the dense network's outputs are no logits: the squared distance to them was made smaller"
 
@@ -122,7 +129,7 @@ def distill(
     train, watched = where[: len(train)], where[len(train) :]
     lessons = Lessons(teacher, inputs, step.augment, forward or call, device_of(model), seed)
     lessons.prepare(watched)
-    kind = step.loss or _loss_for(lessons.answers(watched[:_AT_ONCE]), targets)
+    kind = step.loss or _loss_for(lessons.answers(watched[:AT_ONCE]), targets)
     copy = TrainedCopy(model, None if few or forward is not None else lessons.inputs(watched))
     run = forward or call
 
@@ -130,25 +137,18 @@ def distill(
         outputs = main_output(run(copy.model, lessons.inputs(rows)))
         return _loss(kind, outputs, lessons.answers(rows).to(outputs), step.temperature)
 
-    def watch() -> float:
-        with torch.no_grad():
-            found = [(len(part), float(loss_of(part))) for part in watched.split(_AT_ONCE)]
-        return sum(n * loss for n, loss in found) / sum(n for n, _ in found)
-
     for module in copy.model.modules():
         if isinstance(module, nn.RNNBase) and not module.dropout:
             module.train()  # cuDNN has gradients in training mode only, and without dropout it is the same function
-    task = Task(_trained(copy.model, few), lessons.rows(train), loss_of, watch, lessons.prepare)
+    task = Task(trained_parameters(copy.model, few), lessons.rows(train), loss_of, watched, lessons.prepare)
     with torch.random.fork_rng(devices=[]):
         result = train_steps(task, _schedule(step, seed, model, teacher, lessons, kind), began)
     if result.kept:
         copy.write_back()
-    notes = (
-        [SQUARED] if kind == "mse" and step.loss is None else [],
-        [f"{len(train)} examples are few: only scales and biases were trained"] if few else [],
-    )
+    notes: tuple[str, ...] = (SQUARED,) if kind == "mse" and step.loss is None else ()
+    notes += (said_of_few(len(train)),) if few else ()
     warn_of_failure(result, "distillation", "step", EVERY)
-    return replace(result, notes=tuple(note for found in notes for note in found))
+    return replace(result, notes=notes)
 
 
 def _schedule(
@@ -163,16 +163,6 @@ def _schedule(
             add_tensor(digest, name, tensor)
         key = digest.hexdigest()
     return StepSchedule(step.steps, step.lr, step.batch_size, seed, step.max_seconds, path, key)
-
-
-def _trained(model: nn.Module, few: bool) -> dict[str, nn.Parameter]:
-    """The parameters that are trained: all, or those along one axis where there are few examples."""
-    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if few:
-        found = {name: p for name, p in found.items() if p.ndim == 1} or found
-    if not found:
-        raise InputError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-    return found
 
 
 def _loss_for(answers: Tensor, targets: Tensor | None) -> DistillationLoss:

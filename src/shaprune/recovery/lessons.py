@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from shaprune.errors import InputError
 from shaprune.network.batches import Forward, Inputs, concatenate, length, main_output, pick_rows, tensors, transform
 from shaprune.network.disk_buffer import is_out_of_memory
+from shaprune.recovery.step_training import AT_ONCE
 from shaprune.recovery.training_data import Augment
 
-_AT_ONCE = 256  # examples per forward pass without gradients
 _SHIFT = 8  # an image is shifted by up to this part of its side
 _MOST_BYTES = 1 << 30  # of answers that are kept
 
@@ -51,7 +51,7 @@ class Lessons:
 
     def prepare(self, rows: Tensor) -> None:
         """Ask for the answers to some rows, which are then known."""
-        size = _AT_ONCE
+        size = AT_ONCE
         while True:
             try:
                 for part in rows.split(size):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shaprune.network.hooks import hooked
+from shaprune.network.hooks import AllSeenError, hooked
 from shaprune.network.layers.layer_inputs import input_of
 from shaprune.recovery.selected_rows import RowSelections
 
@@ -36,10 +36,6 @@ class LayerCall:
     added: Tensor | None = None
 
 
-class _AllSeenError(BaseException):
-    """Everything has been seen; the rest of the run is not needed."""
-
-
 class _Calls(TorchFunctionMode):
     """Records the calls of a layer, and follows the output of a single one to its first addition."""
 
@@ -58,7 +54,7 @@ class _Calls(TorchFunctionMode):
         self.calls.append(LayerCall(read.clone(), output.clone(), reordered))
         self._followed = output if len(self.calls) == 1 else None
         if 1 < len(self.calls) == self._n_calls:
-            raise _AllSeenError
+            raise AllSeenError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -68,7 +64,7 @@ class _Calls(TorchFunctionMode):
             if isinstance(other, Tensor) and other.shape == self.calls[0].given.shape:
                 self.calls[0].added, self._followed = other.clone(), None
                 if self._n_calls == 1:
-                    raise _AllSeenError
+                    raise AllSeenError
         output = func(*args, **(kwargs or {}))
         if self._selections is not None:
             self._selections.see(name, args, kwargs or {}, output)
@@ -89,7 +85,7 @@ def record_calls(
         selections: records, or compares, how rows are picked.
     """
     seen = _Calls(n_calls, selections)
-    with suppress(_AllSeenError), hooked([layer.register_forward_hook(seen.hook, with_kwargs=True)]), seen:
+    with suppress(AllSeenError), hooked([layer.register_forward_hook(seen.hook, with_kwargs=True)]), seen:
         run()
     if len(seen.calls) > 1:
         seen.calls[0].added = None

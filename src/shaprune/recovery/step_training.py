@@ -28,6 +28,8 @@ from shaprune.storage.atomic_files import replacing_file
 _BETAS = (0.9, 0.99)
 _WARM_UP = 0.05  # share of the steps
 EVERY = 50  # steps between two measurements of the loss on the rows set aside
+AT_ONCE = 256  # examples per forward pass without gradients
+FEW = 100  # examples, below which only scales and biases are trained
 _TRIED = 3  # steps that are timed, and taken back, where seconds are limited
 
 
@@ -68,15 +70,40 @@ class Task:
         parameters: what is trained, by name.
         rows: (n,) the numbers of the rows to train on.
         loss_of: the mean loss of some rows, with its graph.
-        watch: the loss on the rows set aside.
+        watched: the numbers of the rows set aside, whose loss decides.
         prepare: makes ready what `loss_of` wants of some rows, which are then cheaper.
     """
 
     parameters: Mapping[str, nn.Parameter]
     rows: Tensor
     loss_of: Callable[[Tensor], Tensor]
-    watch: Callable[[], float]
+    watched: Tensor
     prepare: Callable[[Tensor], None] = lambda rows: None
+
+    def watch(self) -> float:
+        """The mean loss of the rows set aside."""
+        with torch.no_grad():
+            found = [(len(part), float(self.loss_of(part))) for part in self.watched.split(AT_ONCE)]
+        return sum(n * loss for n, loss in found) / sum(n for n, _ in found)
+
+
+def trained_parameters(model: nn.Module, few: bool) -> dict[str, nn.Parameter]:
+    """The parameters that are trained: all, or those along one axis where there are few examples.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if few:
+        found = {name: p for name, p in found.items() if p.ndim == 1} or found
+    if not found:
+        raise InputError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+    return found
+
+
+def said_of_few(examples: int) -> str:
+    """What a result says where there were few examples."""
+    return f"{examples} examples are few: only scales and biases were trained"
 
 
 def train_steps(task: Task, schedule: StepSchedule, began: float | None = None) -> TrainingResult:
